@@ -1,0 +1,232 @@
+"""The one place that runs child processes.
+
+Everything that calls pg_dump, pg_restore, initdb or postgres comes through here: argv lists,
+never a shell; a minimal environment; a deadline on whatever can hang; children that die with
+their parent; and an error that shows the command (it holds no secrets), its code and its last
+stderr lines. What to run is decided elsewhere.
+"""
+
+import contextlib
+import ctypes
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import IO
+
+from backup_pipeline.errors import ToolError
+
+CHUNK_BYTES = 1024 * 1024
+_TAIL_BYTES = 4096
+_INHERITED = ("PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "SYSTEMROOT")
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class Identity:
+    """The user that a child runs as; PostgreSQL's server refuses to run as root."""
+
+    uid: int
+    gid: int
+
+
+@dataclass(frozen=True)
+class Command:
+    """One child process to be: argv, what it adds to the environment, and who runs it.
+
+    Secrets travel in `environment` (PGPASSWORD) or in files, never in `argv`, because argv is
+    shown in errors and in process lists. Nothing of our own environment is handed on but PATH,
+    HOME, locale and the like: a planted PGOPTIONS or PGSSLMODE must not change a backup.
+    """
+
+    argv: tuple[str, ...]
+    environment: Mapping[str, str] = field(default_factory=dict, repr=False)
+    identity: Identity | None = None
+    cwd: str | None = None
+
+    def __str__(self) -> str:
+        return shlex.join(self.argv)
+
+
+@dataclass(frozen=True)
+class Completed:
+    """What a finished child left: exit code and both outputs, decoded leniently."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def _libc() -> ctypes.CDLL | None:
+    if sys.platform != "linux":
+        return None
+    with contextlib.suppress(OSError):
+        return ctypes.CDLL(None, use_errno=True)
+    return None
+
+
+def _die_with_parent(signum: int) -> Callable[[], None] | None:
+    """A hook for the forked child: ask the kernel for `signum` when our thread ends (Linux)."""
+    libc = _libc()
+    if libc is None:
+        return None
+    prctl, parent = libc.prctl, os.getpid()
+
+    def ask() -> None:
+        prctl(_PR_SET_PDEATHSIG, signum)
+        if os.getppid() != parent:
+            os._exit(127)
+
+    return ask
+
+
+def start(
+    command: Command,
+    *,
+    stdin: int | IO[bytes] = subprocess.DEVNULL,
+    stdout: int | IO[bytes] = subprocess.DEVNULL,
+    stderr: int | IO[bytes] = subprocess.DEVNULL,
+    parent_death_signal: int = signal.SIGKILL,
+    pass_fds: Sequence[int] = (),
+) -> subprocess.Popen[bytes]:
+    """Start `command`; it dies when the calling thread dies. The caller waits for it.
+
+    Raises ToolError when the program cannot be started.
+    """
+    environment = {name: os.environ[name] for name in _INHERITED if name in os.environ}
+    environment.update(command.environment)
+    identity = command.identity
+    try:
+        return subprocess.Popen(
+            list(command.argv),
+            env=environment,
+            cwd=command.cwd,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            pass_fds=tuple(pass_fds),
+            user=identity.uid if identity else None,
+            group=identity.gid if identity else None,
+            extra_groups=[] if identity else None,
+            preexec_fn=_die_with_parent(parent_death_signal),  # noqa: PLW1509 - the hook makes one system call
+        )
+    except OSError as error:
+        raise ToolError(
+            f"cannot start {command.argv[0]}: {error.strerror}",
+            hint="Check that the program is installed and that this user may run it.",
+        ) from error
+
+
+def run(command: Command, *, timeout_s: float, stdin: bytes | None = None, check: bool = True) -> Completed:
+    """Run `command` to its end and return its outputs.
+
+    Raises ToolError when it fails (unless `check` is false) or outlives `timeout_s`.
+    """
+    process = start(
+        command,
+        stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    with process:
+        try:
+            out, err = process.communicate(stdin, timeout=timeout_s)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            out, err = process.communicate()
+            raise failure(command, None, err.decode(errors="replace"), timeout_s=timeout_s) from None
+        except BaseException:
+            process.kill()
+            raise
+    done = Completed(process.returncode, out.decode(errors="replace"), err.decode(errors="replace"))
+    if check and done.returncode != 0:
+        raise failure(command, done.returncode, done.stderr)
+    return done
+
+
+@contextlib.contextmanager
+def stream(command: Command, *, stall_s: float) -> Iterator[Iterator[bytes]]:
+    """Run `command` and yield its standard output as it comes, in chunks of at most 1 MiB.
+
+    The iterator ends only after the child has ended with exit code 0; otherwise it raises
+    ToolError, so a consumer that publishes on exhaustion never publishes a truncated stream.
+    A child that writes nothing for `stall_s` seconds counts as hung. Leaving the context ends
+    the child, whatever happened.
+    """
+    with tempfile.TemporaryFile() as errors:
+        process = start(command, stdout=subprocess.PIPE, stderr=errors)
+        try:
+            yield _read(command, process, errors, stall_s)
+        finally:
+            terminate(process, grace_s=2.0)
+            if process.stdout:
+                process.stdout.close()
+
+
+def _read(
+    command: Command, process: subprocess.Popen[bytes], errors: IO[bytes], stall_s: float
+) -> Iterator[bytes]:
+    import select
+
+    pipe = process.stdout
+    if pipe is None:
+        raise ToolError(f"{command.argv[0]} was started without a pipe")
+    poll = select.poll()
+    poll.register(pipe, select.POLLIN | select.POLLHUP)
+    while True:
+        if not poll.poll(stall_s * 1000):
+            process.kill()
+            raise failure(command, None, tail(errors), timeout_s=stall_s)
+        chunk = os.read(pipe.fileno(), CHUNK_BYTES)
+        if not chunk:
+            break
+        yield chunk
+    try:
+        code = process.wait(timeout=stall_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise failure(command, None, tail(errors), timeout_s=stall_s) from None
+    if code != 0:
+        raise failure(command, code, tail(errors))
+
+
+def terminate(process: subprocess.Popen[bytes], *, grace_s: float, signum: int = signal.SIGTERM) -> None:
+    """End a child: `signum`, then SIGKILL after `grace_s` seconds; return when it is gone."""
+    if process.poll() is not None:
+        return
+    process.send_signal(signum)
+    deadline = time.monotonic() + grace_s
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=max(0.0, deadline - time.monotonic()))
+        return
+    process.kill()
+    process.wait()
+
+
+def tail(file: IO[bytes]) -> str:
+    """The last 4 KiB of a file that a child writes its errors to."""
+    end = file.seek(0, os.SEEK_END)
+    file.seek(max(0, end - _TAIL_BYTES))
+    return file.read().decode(errors="replace")
+
+
+def failure(command: Command, code: int | None, stderr: str, *, timeout_s: float = 0.0) -> ToolError:
+    """The error for a child that failed: its command, its code, the last lines that it wrote."""
+    program = os.path.basename(command.argv[0])
+    lines = [line for line in stderr.strip().splitlines() if line.strip()][-6:]
+    if code is None:
+        ending = f"did not answer within {timeout_s:g} s and was ended"
+    elif code < 0:
+        ending = f"was killed by {signal.Signals(-code).name}"
+    else:
+        ending = f"ended with exit code {code}"
+    said = f": {lines[-1]}" if lines else ""
+    return ToolError(
+        f"{program} {ending}{said}",
+        detail={"command": str(command), **({"stderr": "\n    ".join(lines)} if lines else {})},
+    )
