@@ -2,13 +2,24 @@
 
 `Store` is what every place can do; `open_store` picks the implementation by URL. A store knows
 objects by key and nothing of backups. Keys are relative to the store's prefix, use `/` between
-parts, and are made by domain/layout.py.
+parts, and are made by domain/layout.py. This module imports no client of any place.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+from backup_pipeline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from backup_pipeline.config import StoreConfig
+
+SPOOL = ".partial"
+"""The first part of no key: where a directory keeps what is not yet published."""
+
+_KEY_BYTES = 900  # S3 allows 1,024, the store's own prefix included
+_PART_BYTES = 255
 
 
 @dataclass(frozen=True)
@@ -26,7 +37,9 @@ class Store(Protocol):
 
     Every method raises StoreError when the place fails or does not answer within a bounded
     time; no error text holds a secret. An object is visible only when it is whole and durable,
-    and a read never sees a mixture of two writes.
+    and a read never sees a mixture of two writes. A key that `check_key` refuses is a ConfigError.
+    A key that is also the folder of another key (`a` beside `a/b`) is not portable: some places
+    refuse it.
     """
 
     @property
@@ -47,18 +60,22 @@ class Store(Protocol):
         ...
 
     def put_if_absent(self, key: str, data: bytes) -> None:
-        """Store a small object unless the key is taken, then raise ObjectExists.
+        """Store a small object, durable on return, unless the key is taken: then ObjectExists.
 
         Some S3 servers ignore the condition (see the probe), so no safety rests on it alone.
         """
         ...
 
     def read(self, key: str) -> Iterator[bytes]:
-        """The object's bytes in chunks of a few MiB. Raises ObjectNotFound at the first chunk."""
+        """The object's bytes in chunks of a few MiB, none of them empty.
+
+        Raises ObjectNotFound at the first chunk. An object that is replaced meanwhile is read to
+        its end as it was, or the reading fails.
+        """
         ...
 
     def read_range(self, key: str, *, offset: int, length: int) -> bytes:
-        """`length` bytes from `offset`, fewer at the end of the object."""
+        """`length` bytes from `offset`, fewer at the end of the object, none beyond it."""
         ...
 
     def head(self, key: str) -> ObjectInfo:
@@ -66,17 +83,24 @@ class Store(Protocol):
         ...
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        """All objects whose key begins with `prefix`, in the order of their keys, page by page."""
+        """All objects whose key begins with `prefix`, in the order of their keys' UTF-8, page by page.
+
+        An object that comes or goes meanwhile may be told or not; every other is told once.
+        """
         ...
 
     def delete(self, keys: Sequence[str]) -> dict[str, str]:
-        """Delete objects, absent ones included; return, per key that could not be deleted, why."""
+        """Delete objects, absent ones included; return, per key that could not be deleted, why.
+
+        Durable on return; in no particular order within one call.
+        """
         ...
 
     def copy(self, source: str, target: str, *, storage_class: str = "") -> None:
         """Copy one object within the store, without moving its bytes through us.
 
-        Raises CopyUnsupported where the place cannot, ObjectNotFound when the source is absent.
+        The copy is an independent object, durable on return, replacing what was there. Raises
+        CopyUnsupported where the place cannot, ObjectNotFound when the source is absent.
         """
         ...
 
@@ -84,3 +108,52 @@ class Store(Protocol):
 def read_all(store: Store, key: str) -> bytes:
     """The whole of a small object."""
     return b"".join(store.read(key))
+
+
+def check_key(key: str) -> tuple[str, ...]:
+    """The parts of a key that every place can hold. Raises ConfigError for any other."""
+    parts = tuple(key.split("/"))
+    try:
+        encoded = [part.encode() for part in parts]
+    except UnicodeEncodeError:
+        raise _bad_key(key, "is not valid Unicode") from None
+    if parts[0] == SPOOL:
+        raise _bad_key(key, f"begins with {SPOOL}, which is reserved")
+    if any(part in ("", ".", "..") for part in parts):
+        raise _bad_key(key, "has an empty part, or one that is . or ..")
+    if any(char < " " or char == "\x7f" for char in key):
+        raise _bad_key(key, "holds a control character")
+    if max(len(part) for part in encoded) > _PART_BYTES:
+        raise _bad_key(key, f"has a part of more than {_PART_BYTES} bytes")
+    if len(key.encode()) > _KEY_BYTES:
+        raise _bad_key(key, f"is longer than {_KEY_BYTES} bytes")
+    return parts
+
+
+def check_prefix(prefix: str) -> None:
+    """Refuse, as `check_key` does, what no key could begin with; anything may follow its last part."""
+    if prefix:
+        check_key(prefix + "x" if prefix.endswith(("/", ".")) else prefix)
+
+
+def open_store(config: "StoreConfig") -> Store:
+    """The store that `config.url` names: `file:///folder` or `s3://bucket/prefix`.
+
+    A folder must exist; a bucket is looked at with the first request. Raises ConfigError for a
+    URL that is neither, StoreError for a folder that is missing.
+    """
+    if config.url.startswith("file://"):
+        from backup_pipeline.storage.directory import (  # noqa: PLC0415 - only the one that is used
+            DirectoryStore,
+            folder_of,
+        )
+
+        return DirectoryStore(folder_of(config.url))
+    raise ConfigError(
+        f"store URL {config.url!r} is neither s3://bucket/prefix nor file:///folder",
+        hint="Write the place for backups as s3://bucket/prefix, or as file:// and an absolute path.",
+    )
+
+
+def _bad_key(key: str, why: str) -> ConfigError:
+    return ConfigError(f"object key {key[:200]!r} {why}")
