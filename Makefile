@@ -1,0 +1,34 @@
+# Every target makes what it needs, in .venv: Python 3.11 or newer and make are all it takes.
+PYTHON ?= python3
+VENV := .venv/bin/python
+
+.PHONY: demo dev test soak lint bench lock clean venv
+
+demo: venv  ## one backup taken, broken, restored and proven, on real servers of its own
+	@$(VENV) -m backup_pipeline.demo
+
+dev: venv  ## the same servers, and Dagster's UI beside them
+	@$(VENV) -m backup_pipeline.demo dev
+
+test: venv
+	$(VENV) -m pytest
+
+soak: venv  ## the slow campaigns
+	$(VENV) -m pytest -m slow --timeout 3600
+
+lint: venv
+	$(VENV) -m ruff check
+	$(VENV) -m ruff format --check
+	$(VENV) -m mypy
+
+bench: venv
+	$(VENV) -m benchmarks
+
+lock: venv  ## constraints.txt anew, after pyproject.toml changed; UPGRADE=--upgrade for the newest of all
+	$(VENV) tools/lock.py $(UPGRADE)
+
+clean:
+	rm -rf .venv .venv.lock .demo .dagster_home build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+venv:
+	@$(PYTHON) tools/setup_venv.py
