@@ -1,0 +1,182 @@
+"""The configuration as frozen values: what backups.toml says, parsed once, then trusted.
+
+`load` finds and reads the file; the shape of the file is in config_file.py. Secrets are named in
+the file and read only when an action needs them, so that a machine that may only list needs no
+database's password. Times of schedules are UTC.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+
+from backup_pipeline.errors import ConfigError
+
+CONFIG_VARIABLE = "BACKUP_PIPELINE_CONFIG"
+CONFIG_NAME = "backups.toml"
+
+
+@dataclass(frozen=True)
+class Secret:
+    """A value that is never shown: given as it is, or named by variable or file and read late."""
+
+    value: str = field(default="", repr=False)
+    env: str = ""
+    file: str = ""
+    key: str = ""  # where in the configuration it stands
+
+    def reveal(self) -> str:
+        """The value. Raises ConfigError when its variable is not set or its file not readable."""
+        if self.env:
+            if self.env not in os.environ:
+                raise ConfigError(
+                    f"{self.key}: the environment variable {self.env} is not set",
+                    hint=f"Set {self.env}, or name another source with {{ env = … }} or {{ file = … }}.",
+                )
+            return os.environ[self.env]
+        if self.file:
+            try:
+                return Path(self.file).read_text(encoding="utf-8").rstrip("\r\n")
+            except (OSError, UnicodeDecodeError) as error:
+                reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+                raise ConfigError(
+                    f"{self.key}: cannot read the secret's file {self.file}: {reason}",
+                    hint="The file must be readable by the user that runs backup-pipeline.",
+                ) from error
+        return self.value
+
+
+@dataclass(frozen=True)
+class StoreConfig:
+    """Where backups lie, and how to get there. "" where nothing was said."""
+
+    url: str
+    endpoint: str = ""
+    region: str = ""
+    storage_class: str = ""
+    access_key_id: Secret | None = None
+    secret_access_key: Secret | None = None
+    timeout_s: float = 60.0
+
+
+@dataclass(frozen=True)
+class TierConfig:
+    """When a dump is taken (cron, UTC) and how many are kept."""
+
+    name: str
+    cron: str
+    keep: int
+    storage_class: str = ""
+
+
+DEFAULT_TIERS = (
+    TierConfig("daily", "0 2 * * *", 7),
+    TierConfig("weekly", "0 2 * * 0", 4),
+    TierConfig("monthly", "0 2 1 * *", 12),
+)
+
+
+@dataclass(frozen=True)
+class ProvePolicy:
+    """Which dumps are proven right away, and when the newest one is proven besides."""
+
+    always: bool = True
+    up_to_bytes: int | None = None  # of the source database; None: whatever its size
+    cron: str = ""
+
+    def at_once(self, source_bytes: int) -> bool:
+        """Whether a dump of a database of this size is proven right after it was taken."""
+        return self.always and (self.up_to_bytes is None or source_bytes <= self.up_to_bytes)
+
+
+@dataclass(frozen=True)
+class DatabaseConfig:
+    """One database to protect."""
+
+    name: str
+    dsn: Secret
+    password: Secret | None = None
+    restore_dsn: Secret | None = None
+    restore_password: Secret | None = None
+    critical_tables: tuple[str, ...] = ()
+    jobs: int = 1
+    proof: str = "content"  # "content" | "counts"
+    prove: ProvePolicy = ProvePolicy()
+    import_from: str = ""
+    tiers: tuple[TierConfig, ...] = DEFAULT_TIERS
+    engine: str = "postgresql"
+    bin_dir: str = ""
+    owner: str = ""
+    lock_timeout: timedelta = timedelta(seconds=60)
+    stall_timeout: timedelta = timedelta(minutes=15)
+    manual_keep: timedelta = timedelta(days=14)
+    role_passwords: bool = False
+    fingerprint_connections: int = 1
+
+    def tier(self, name: str) -> TierConfig:
+        """The tier of this name. Raises ConfigError naming those that exist."""
+        for tier in self.tiers:
+            if tier.name == name:
+                return tier
+        known = ", ".join(tier.name for tier in self.tiers)
+        raise ConfigError(
+            f"database {self.name} has no tier {name}", hint=f"Its tiers are {known}; without one the backup is manual."
+        )
+
+
+@dataclass(frozen=True)
+class ScratchConfig:
+    """Where proofs restore to. Nothing said: a local cluster of our own."""
+
+    dsn: Secret | None = None
+    password: Secret | None = None
+    bin_dir: str = ""
+
+
+@dataclass(frozen=True)
+class Config:
+    """The whole configuration; `path` is where it was read from."""
+
+    path: Path
+    store: StoreConfig
+    databases: Mapping[str, DatabaseConfig] = field(default_factory=dict)
+    scratch: ScratchConfig = ScratchConfig()
+
+    def database(self, name: str) -> DatabaseConfig:
+        """The database of this name. Raises ConfigError naming the nearest one."""
+        if name in self.databases:
+            return self.databases[name]
+        from backup_pipeline.config_file import nearest
+
+        raise ConfigError(
+            f"{self.path}: no database {name} is configured",
+            hint=nearest(name, list(self.databases)) or "Add it as [databases.<name>].",
+        )
+
+
+def find(explicit: str | None = None) -> Path:
+    """The configuration's file: `explicit`, else $BACKUP_PIPELINE_CONFIG, else ./backups.toml.
+
+    Raises ConfigError when there is none.
+    """
+    named = explicit or os.environ.get(CONFIG_VARIABLE) or CONFIG_NAME
+    path = Path(named)
+    if not path.is_file():
+        raise ConfigError(
+            f"no configuration at {path.absolute()}",
+            hint=f"Name it with --config or {CONFIG_VARIABLE}, or write one with `backup-pipeline init`.",
+        )
+    return path.absolute()
+
+
+def load(explicit: str | None = None) -> Config:
+    """Find, read and check the configuration. No secret is read. Raises ConfigError."""
+    from backup_pipeline.config_file import parse
+
+    path = find(explicit)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from error
+    return parse(text, path)

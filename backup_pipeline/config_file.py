@@ -1,0 +1,330 @@
+"""The shape of backups.toml, and the errors that name its keys. Called by config.load.
+
+The models mirror the file, key by key; nothing else of the program sees them.
+"""
+
+import difflib
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from cronsim import CronSim, CronSimError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from backup_pipeline.config import (
+    DEFAULT_TIERS,
+    Config,
+    DatabaseConfig,
+    ProvePolicy,
+    ScratchConfig,
+    Secret,
+    StoreConfig,
+    TierConfig,
+)
+from backup_pipeline.domain.backup import MANUAL_TIER, is_subject_name
+from backup_pipeline.errors import ConfigError
+from backup_pipeline.units import parse_duration, parse_size_bytes
+
+RESERVED_TIERS = ("backups", "base_backup", "wal")
+"""Names of other assets of a database or cluster; no tier may take them."""
+
+
+def _cron(text: str) -> str:
+    try:
+        CronSim(text, datetime(2026, 1, 1, tzinfo=UTC))
+    except CronSimError as error:
+        raise ValueError(f'found "{text}", expected five cron fields such as "0 2 * * *" ({error})') from error
+    return text
+
+
+def _size(text: str) -> str:
+    parse_size_bytes(text)
+    return text
+
+
+def _duration(text: str) -> str:
+    parse_duration(text)
+    return text
+
+
+def _store_url(text: str) -> str:
+    parts = urlsplit(text)
+    if parts.scheme == "s3" and parts.netloc and "@" not in parts.netloc and not parts.query:
+        return text.rstrip("/")
+    if parts.scheme == "file" and not parts.netloc and parts.path.strip("/"):
+        return text.rstrip("/")
+    raise ValueError('expected "s3://bucket/prefix" or "file:///folder", without keys in it')
+
+
+def _dsn(text: str) -> str:
+    password = re.search(r"://[^/@]*:[^/@]+@|password\s*=", text)
+    if password:
+        raise ValueError('it holds a password; move it to `password = { env = "…" }` or use libpq\'s passfile')
+    if not re.match(r"postgres(ql)?://|\w+\s*=", text):
+        raise ValueError('expected "postgresql://user@host/database" or "host=… dbname=…"')
+    return text
+
+
+Cron = Annotated[str, AfterValidator(_cron)]
+Size = Annotated[str, AfterValidator(_size)]
+Duration = Annotated[str, AfterValidator(_duration)]
+StoreUrl = Annotated[str, AfterValidator(_store_url)]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, hide_input_in_errors=True)
+
+
+class _FromEnv(_Table):
+    env: str = Field(min_length=1)
+
+
+class _FromFile(_Table):
+    file: str = Field(min_length=1)
+
+
+_Source = _FromEnv | _FromFile
+_Dsn = Annotated[str, AfterValidator(_dsn)] | _FromEnv | _FromFile
+
+
+class _StoreTable(_Table):
+    url: StoreUrl
+    endpoint: str = Field(default="", pattern=r"^(https?://.+)?$")
+    region: str = ""
+    storage_class: str = ""
+    access_key_id: _Source | None = None
+    secret_access_key: _Source | None = None
+    timeout: Duration = "60s"
+
+
+class _TierTable(_Table):
+    cron: Cron
+    keep: int = Field(ge=1)
+    storage_class: str = ""
+
+
+class _UpTo(_Table):
+    up_to: Size
+    cron: Cron
+
+
+class _Defaults(_Table):
+    """Any key of a database; all of them may be left out here."""
+
+    engine: Literal["postgresql"] = "postgresql"
+    dsn: _Dsn | None = None
+    password: _Source | None = None
+    restore_dsn: _Dsn | None = None
+    restore_password: _Source | None = None
+    critical_tables: list[str] = []
+    jobs: int = Field(default=1, ge=1, le=64)
+    proof: Literal["content", "counts"] = "content"
+    prove: Literal["always"] | Cron | _UpTo = "always"
+    import_from: StoreUrl | Literal[""] = ""
+    tiers: dict[str, _TierTable] = {}
+    bin_dir: str = ""
+    owner: str = ""
+    lock_timeout: Duration = "60s"
+    stall_timeout: Duration = "15m"
+    manual_keep: Duration = "14d"
+    role_passwords: bool = False
+    fingerprint_connections: int = Field(default=1, ge=1, le=16)
+
+
+class _DatabaseTable(_Defaults):
+    dsn: _Dsn
+
+
+class _ScratchTable(_Table):
+    dsn: _Dsn | None = None
+    password: _Source | None = None
+    bin_dir: str = ""
+
+
+class _File(_Table):
+    store: _StoreTable
+    databases: dict[str, _DatabaseTable] = {}
+    defaults: _Defaults = _Defaults()
+    scratch: _ScratchTable = _ScratchTable()
+
+
+def parse(text: str, path: Path) -> Config:
+    """Read the file's text. Raises ConfigError that names the file, the key and the nearest valid one."""
+    try:
+        raw = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from error
+    _validate({name: value for name, value in raw.items() if name != "databases"}, path)
+    databases = raw.get("databases", {})
+    if isinstance(databases, dict):
+        defaults = raw.get("defaults", {})
+        raw["databases"] = {
+            name: {**defaults, **table} if isinstance(table, dict) else table
+            for name, table in databases.items()
+        }
+    file = _validate(raw, path)
+    _check_names(path, "databases", list(file.databases))
+    return Config(
+        path=path,
+        store=_store(file.store, path),
+        databases={name: _database(name, table, path) for name, table in file.databases.items()},
+        scratch=ScratchConfig(
+            dsn=_secret(file.scratch.dsn, "scratch.dsn", path),
+            password=_secret(file.scratch.password, "scratch.password", path),
+            bin_dir=_local(file.scratch.bin_dir, path),
+        ),
+    )
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """A sentence with the likeliest of `known`, or all of them; "" when there are none."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    if close:
+        return f"Did you mean {close[0]}?"
+    return f"Known here: {', '.join(sorted(known))}." if known else ""
+
+
+def _validate(raw: Mapping[str, Any], path: Path) -> _File:
+    try:
+        return _File.model_validate(raw)
+    except ValidationError as invalid:
+        errors = invalid.errors(include_url=False, include_input=False)
+    unknown = [error for error in errors if error["type"] == "extra_forbidden"]
+    error = (unknown or errors)[0]
+    where = tuple(part for part in error["loc"] if not _is_union_branch(part))
+    key = ".".join(str(part) for part in where)
+    if error["type"] == "extra_forbidden":
+        hint = nearest(str(where[-1]), _known_keys(where[:-1]))
+        raise ConfigError(f"{path}: {key}: unknown key", hint=hint)
+    if error["type"] == "missing":
+        raise ConfigError(f"{path}: {key}: missing", hint="This key must be given.")
+    expected = _EXPECTED.get(str(where[-1]), "")
+    said = error["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
+    raise ConfigError(f"{path}: {key}: {expected or said}", hint=_HINTS.get(str(where[-1]), ""))
+
+
+_SECRET_EXPECTED = 'expected { env = "VARIABLE" } or { file = "/path" }, never the secret itself'
+_EXPECTED = {
+    "password": _SECRET_EXPECTED,
+    "restore_password": _SECRET_EXPECTED,
+    "access_key_id": _SECRET_EXPECTED,
+    "secret_access_key": _SECRET_EXPECTED,
+    "prove": 'expected "always", a cron such as "0 4 * * 6", or { up_to = "200GB", cron = "0 4 * * 6" }',
+}
+_HINTS = {"endpoint": 'For example "https://s3.example.net"; leave it out for AWS.'}
+
+
+def _is_union_branch(part: int | str) -> bool:
+    """Whether pydantic put this part into the location to name a branch of a union."""
+    return isinstance(part, str) and bool(re.match(r"_[A-Z]|function-|literal\[|str$|constrained", part))
+
+
+def _known_keys(where: Sequence[int | str]) -> list[str]:
+    match [str(part) for part in where]:
+        case []:
+            model: type[BaseModel] = _File
+        case ["store"]:
+            model = _StoreTable
+        case ["scratch"]:
+            model = _ScratchTable
+        case ["defaults"] | ["databases", _]:
+            model = _DatabaseTable
+        case [*_, "tiers", _]:
+            model = _TierTable
+        case [*_, "prove"]:
+            model = _UpTo
+        case _:
+            return ["env", "file"]
+    return list(model.model_fields)
+
+
+def _check_names(path: Path, where: str, names: Sequence[str], *, reserved: Sequence[str] = ()) -> None:
+    """Names become object keys, Dagster keys and tags: refuse what cannot, and what would be the same."""
+    seen: dict[str, str] = {}
+    for name in names:
+        if not is_subject_name(name) or name in reserved:
+            raise ConfigError(
+                f"{path}: {where}.{name}: this name cannot be used",
+                hint="Use letters, digits, _ and - (63 at most, beginning and ending with none of - )"
+                + (f"; {', '.join(reserved)} are taken." if reserved else "."),
+            )
+        same = re.sub(r"[^a-z0-9]", "_", name.lower())
+        if same in seen:
+            raise ConfigError(
+                f"{path}: {where}: {seen[same]} and {name} become one name in Dagster ({same})",
+                hint="Rename one of them so that they differ in letters or digits.",
+            )
+        seen[same] = name
+
+
+def _secret(source: str | _FromEnv | _FromFile | None, key: str, path: Path) -> Secret | None:
+    match source:
+        case None:
+            return None
+        case str():
+            return Secret(value=source, key=key)
+        case _FromEnv():
+            return Secret(env=source.env, key=key)
+        case _FromFile():
+            return Secret(file=_local(source.file, path), key=key)
+
+
+def _local(text: str, path: Path) -> str:
+    """A path in the file is meant from the file's folder."""
+    return str(path.parent / text) if text else ""
+
+
+def _store_location(url: str, path: Path) -> str:
+    return f"file://{_local(url.removeprefix('file:').removeprefix('//'), path)}" if url.startswith("file:") else url
+
+
+def _store(table: _StoreTable, path: Path) -> StoreConfig:
+    return StoreConfig(
+        url=_store_location(table.url, path),
+        endpoint=table.endpoint,
+        region=table.region,
+        storage_class=table.storage_class,
+        access_key_id=_secret(table.access_key_id, "store.access_key_id", path),
+        secret_access_key=_secret(table.secret_access_key, "store.secret_access_key", path),
+        timeout_s=parse_duration(table.timeout).total_seconds(),
+    )
+
+
+def _database(name: str, table: _DatabaseTable, path: Path) -> DatabaseConfig:
+    key = f"databases.{name}"
+    _check_names(path, f"{key}.tiers", list(table.tiers), reserved=(MANUAL_TIER, *RESERVED_TIERS))
+    dsn = _secret(table.dsn, f"{key}.dsn", path)
+    if dsn is None:
+        raise ConfigError(f"{path}: {key}.dsn: missing", hint="This key must be given.")
+    return DatabaseConfig(
+        name=name,
+        engine=table.engine,
+        dsn=dsn,
+        password=_secret(table.password, f"{key}.password", path),
+        restore_dsn=_secret(table.restore_dsn, f"{key}.restore_dsn", path),
+        restore_password=_secret(table.restore_password, f"{key}.restore_password", path),
+        critical_tables=tuple(table.critical_tables),
+        jobs=table.jobs,
+        proof=table.proof,
+        prove=_prove(table.prove),
+        import_from=_store_location(table.import_from, path),
+        tiers=tuple(TierConfig(tier, t.cron, t.keep, t.storage_class) for tier, t in table.tiers.items())
+        or DEFAULT_TIERS,
+        bin_dir=_local(table.bin_dir, path),
+        owner=table.owner,
+        lock_timeout=parse_duration(table.lock_timeout),
+        stall_timeout=parse_duration(table.stall_timeout),
+        manual_keep=parse_duration(table.manual_keep),
+        role_passwords=table.role_passwords,
+        fingerprint_connections=table.fingerprint_connections,
+    )
+
+
+def _prove(raw: str | _UpTo) -> ProvePolicy:
+    if isinstance(raw, _UpTo):
+        return ProvePolicy(up_to_bytes=parse_size_bytes(raw.up_to), cron=raw.cron)
+    return ProvePolicy() if raw == "always" else ProvePolicy(always=False, cron=raw)

@@ -1,0 +1,155 @@
+"""What backups.toml may say, and the errors that name file, key and the nearest valid one."""
+
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from backup_pipeline.config import CONFIG_VARIABLE, Secret, find, load
+from backup_pipeline.config_file import parse
+from backup_pipeline.errors import ConfigError
+
+PATH = Path("/etc/backups.toml")
+MINIMAL = """
+[store]
+url = "file:///srv/backups"
+[databases.app]
+dsn = "postgresql://backup@db/app"
+"""
+
+
+def changed(**replacements: str) -> str:
+    text = MINIMAL
+    for old, new in replacements.items():
+        text = text.replace(old, new)
+    return text
+
+
+def test_a_minimal_file_has_the_three_tiers() -> None:
+    database = parse(MINIMAL, PATH).database("app")
+    assert [(tier.name, tier.cron, tier.keep) for tier in database.tiers] == [
+        ("daily", "0 2 * * *", 7),
+        ("weekly", "0 2 * * 0", 4),
+        ("monthly", "0 2 1 * *", 12),
+    ]
+    assert database.proof == "content"
+    assert database.prove.at_once(10**15)
+    assert database.manual_keep == timedelta(days=14)
+
+
+def test_defaults_reach_every_database_and_yield_to_its_own_keys() -> None:
+    text = MINIMAL + 'jobs = 3\n[defaults]\njobs = 2\nowner = "platform"\n'
+    database = parse(text, PATH).database("app")
+    assert (database.jobs, database.owner) == (3, "platform")
+
+
+def test_prove_takes_three_forms() -> None:
+    def policy(value: str) -> tuple[bool, bool, str]:
+        prove = parse(MINIMAL + f"prove = {value}\n", PATH).database("app").prove
+        return prove.at_once(10), prove.at_once(10**12), prove.cron
+
+    assert policy('"always"') == (True, True, "")
+    assert policy('"0 4 * * 6"') == (False, False, "0 4 * * 6")
+    assert policy('{ up_to = "200GB", cron = "0 4 * * 6" }') == (True, False, "0 4 * * 6")
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "hint"),
+    [
+        (MINIMAL + "jbs = 2\n", "databases.app.jbs: unknown key", "jobs"),
+        (MINIMAL + "[defaults]\nbindir = '/x'\n", "defaults.bindir: unknown key", "bin_dir"),
+        (MINIMAL + "[stor]\n", "stor: unknown key", "store"),
+        (MINIMAL + 'jobs = "2"\n', "databases.app.jobs: expected a valid integer", ""),
+        (MINIMAL + "jobs = 0\n", "databases.app.jobs: expected greater than or equal to 1", ""),
+        (MINIMAL + 'proof = "sha"\n', "databases.app.proof: expected 'content' or 'counts'", ""),
+        (MINIMAL + 'password = "hunter2"\n', "databases.app.password: expected { env", ""),
+        (MINIMAL + 'password = { envv = "X" }\n', "databases.app.password.envv: unknown key", "env"),
+        (MINIMAL + 'prove = "sometimes"\n', 'databases.app.prove: expected "always", a cron', ""),
+        (
+            MINIMAL + '[databases.app.tiers.daily]\ncron = "0 2 * *"\nkeep = 7\n',
+            'databases.app.tiers.daily.cron: found "0 2 * *", expected five cron fields',
+            "",
+        ),
+        (
+            MINIMAL + '[databases.app.tiers.daily]\ncron = "0 2 * * *"\nkep = 7\n',
+            "databases.app.tiers.daily.kep: unknown key",
+            "keep",
+        ),
+        (
+            MINIMAL + '[databases.app.tiers.daily]\ncron = "0 2 * * *"\n',
+            "databases.app.tiers.daily.keep: missing",
+            "must be given",
+        ),
+        (
+            MINIMAL + '[databases.app.tiers.manual]\ncron = "0 2 * * *"\nkeep = 1\n',
+            "databases.app.tiers.manual: this name cannot be used",
+            "manual",
+        ),
+        ("[store]\nurl = 's3://b'\n[databases.app]\n", "databases.app.dsn: missing", ""),
+        (changed(file="ftp"), "store.url: expected \"s3://bucket/prefix\"", ""),
+        (MINIMAL + "[databases.'a.b']\ndsn = 'host=x'\n", "databases.a.b: this name cannot be used", "letters"),
+        (
+            MINIMAL + "[databases.App]\ndsn = 'host=x'\n",
+            "databases: app and App become one name in Dagster (app)",
+            "Rename",
+        ),
+        ("[store\n", "not valid TOML", ""),
+    ],
+)
+def test_an_error_names_the_file_the_key_and_the_nearest(text: str, message: str, hint: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(text, PATH)
+    assert caught.value.message.startswith(f"{PATH}: ")
+    assert message in caught.value.message
+    assert hint in caught.value.hint
+
+
+@pytest.mark.parametrize("dsn", ["postgresql://u:hunter2@db/app", "host=db password=hunter2", "hunter2"])
+def test_a_password_in_a_dsn_is_refused_and_not_shown(dsn: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(changed(**{"postgresql://backup@db/app": dsn}), PATH)
+    assert "databases.app.dsn" in str(caught.value)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_secrets_are_read_late_and_never_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("hunter2\n")
+    config = parse(
+        MINIMAL + 'password = { env = "APP_PASSWORD" }\nrestore_password = { file = "secret" }\n',
+        tmp_path / "backups.toml",
+    )
+    database = config.database("app")
+    assert database.password is not None
+    assert database.restore_password is not None
+    with pytest.raises(ConfigError, match=r"databases\.app\.password: .* APP_PASSWORD is not set"):
+        database.password.reveal()
+    monkeypatch.setenv("APP_PASSWORD", "hunter2")
+    assert database.password.reveal() == database.restore_password.reveal() == "hunter2"
+    assert "hunter2" not in repr(config)
+    assert "hunter2" not in repr(Secret("hunter2"))
+
+
+def test_paths_are_meant_from_the_file(tmp_path: Path) -> None:
+    config = parse(changed(**{"file:///srv/backups": "file:store"}), tmp_path / "backups.toml")
+    assert config.store.url == f"file://{tmp_path}/store"
+
+
+def test_the_file_is_found_by_option_then_variable_then_folder(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv(CONFIG_VARIABLE, raising=False)
+    with pytest.raises(ConfigError, match=r"no configuration at .*backups\.toml"):
+        find()
+    for name in ("backups.toml", "by-variable.toml", "by-option.toml"):
+        (tmp_path / name).write_text(MINIMAL)
+    assert find().name == "backups.toml"
+    monkeypatch.setenv(CONFIG_VARIABLE, "by-variable.toml")
+    assert find().name == "by-variable.toml"
+    assert load("by-option.toml").path == tmp_path / "by-option.toml"
+
+
+def test_an_unknown_database_is_answered_with_the_nearest() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(MINIMAL, PATH).database("ap")
+    assert caught.value.hint == "Did you mean app?"
