@@ -1,0 +1,352 @@
+"""A PostgreSQL server of our own: made, started, stopped and removed on this machine.
+
+Called by scratch.py for proofs, by the demo, and by the tests. The server is a child of ours and ends
+with us. It listens on a socket that only we may open, and on TCP only when a port is asked for.
+Servers that belong to someone else are never started or stopped here.
+"""
+
+import contextlib
+import grp
+import os
+import pwd
+import secrets
+import shutil
+import signal
+import socket
+import stat
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from subprocess import Popen
+
+from psycopg.conninfo import make_conninfo
+
+from backup_pipeline import process
+from backup_pipeline.config import Secret
+from backup_pipeline.engines.postgres.server import Endpoint, connect
+from backup_pipeline.errors import ConfigError, ServerError, ToolError
+from backup_pipeline.process import Command, Identity
+
+SUPERUSER = "postgres"
+FREE_PORT = 0
+"""As a port: any that is free."""
+
+_SOCKET_PATH_BYTES = 107  # sun_path, less its closing zero
+_INITDB_TIMEOUT_S = 120.0
+_POLL_S = 0.02
+_PRIVATE_GIDS = range(59817, 59900)
+
+_OURS = {
+    # A cluster of ours takes nothing from other clusters' settings and gives nothing away.
+    "archive_mode": "off",
+    "shared_preload_libraries": "",
+    "logging_collector": "off",
+    "log_destination": "stderr",
+    "unix_socket_permissions": "0700",
+    "max_logical_replication_workers": "0",
+}
+_RELAXED = {
+    # Nothing here has to outlive a crash: the whole cluster is thrown away.
+    "fsync": "off",
+    "full_page_writes": "off",
+    "synchronous_commit": "off",
+    "wal_level": "minimal",
+    "max_wal_senders": "0",
+    "max_wal_size": "2GB",
+    "checkpoint_timeout": "1h",
+    "maintenance_work_mem": "256MB",
+    "autovacuum": "off",
+    "jit": "off",
+}
+_SMALL_SHM_BYTES = 512 * 1024 * 1024
+
+
+@dataclass
+class LocalCluster:
+    """One cluster in `folder`: its data, its log, and, when we are root, whatever its user needs.
+
+    `bin_dir` holds initdb and postgres. With `relaxed` it is fast and may lose everything in a crash.
+    A TCP port (FREE_PORT takes any) listens on 127.0.0.1 only and asks for `password`; the socket
+    lies in a folder of mode 0700 and asks for nothing. Run as root, the server runs as `nobody`,
+    in a group that no one else is in.
+
+    The server gets `death_signal` when the thread that started it ends: SIGINT stops it in order,
+    SIGQUIT at once.
+    """
+
+    bin_dir: str
+    folder: Path
+    relaxed: bool = False
+    port: int | None = None
+    password: Secret | None = None
+    settings: Mapping[str, str] = field(default_factory=dict)
+    locale: str = "C"
+    death_signal: int = signal.SIGINT
+    _server: Popen[bytes] | None = field(default=None, init=False, repr=False)
+    _socket_folder: Path | None = field(default=None, init=False, repr=False)
+
+    @property
+    def data(self) -> Path:
+        """The data directory."""
+        return self.folder / "data"
+
+    @property
+    def log(self) -> Path:
+        """What the server writes to its standard error."""
+        return self.folder / "server.log"
+
+    def create(self) -> None:
+        """Make the folder and, where there is none yet, the cluster. Done twice, it does nothing.
+
+        A cluster that was half made is made anew: its data directory appears only when complete.
+        """
+        if self.port is not None and self.password is None:
+            raise ConfigError(
+                f"the cluster in {self.folder} would accept anyone on this machine by TCP",
+                hint="Give a password, or no port.",
+            )
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        identity = server_identity()
+        if identity is not None:
+            _open_to(self.folder, identity)
+        if (self.data / "PG_VERSION").exists():
+            return
+        unfinished = self.folder / "data.new"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(mode=0o700)
+        password_file = self.folder / "data.password"
+        try:
+            password = self.password.reveal() if self.password else secrets.token_urlsafe(24)
+            _write_private(password_file, password + "\n", identity)
+            if identity is not None:
+                os.chown(unfinished, identity.uid, identity.gid)
+            initdb = self._program("initdb")
+            argv = initdb_argv(initdb, unfinished, password_file, locale=self.locale, sync=not self.relaxed)
+            process.run(Command(argv, identity=identity, cwd="/"), timeout_s=_INITDB_TIMEOUT_S)
+        finally:
+            password_file.unlink(missing_ok=True)
+        unfinished.rename(self.data)
+
+    def start(self, *, timeout_s: float = 30.0) -> None:
+        """Start the server and return when it answers. Raises ToolError with its last words if not."""
+        if self._server is not None and self._server.poll() is None:
+            return
+        if self.port == FREE_PORT:
+            self.port = free_port()
+        self._socket_folder = _socket_folder(self.folder, self.port or 5432)
+        identity = server_identity()
+        if identity is not None:
+            os.chown(self._socket_folder, identity.uid, identity.gid)
+        command = Command(
+            postgres_argv(
+                self._program("postgres"),
+                self.data,
+                _OURS
+                | (relaxed_settings() if self.relaxed else {})
+                | dict(self.settings)
+                | {
+                    "listen_addresses": "" if self.port is None else "127.0.0.1",
+                    "port": str(self.port or 5432),
+                    "unix_socket_directories": f'"{self._socket_folder}"',
+                },
+            ),
+            identity=identity,
+            cwd="/",
+        )
+        with self.log.open("ab") as log:
+            self._server = process.start(command, stderr=log, parent_death_signal=self.death_signal)
+        try:
+            self._await(command, self._server, timeout_s)
+        except BaseException:
+            self.stop()
+            raise
+
+    def _await(self, command: Command, server: Popen[bytes], timeout_s: float) -> None:
+        deadline = time.monotonic() + timeout_s
+        while True:
+            if (code := server.poll()) is not None:
+                raise process.failure(command, code, self._last_words())
+            try:
+                connect(self.endpoint()).close()
+                return
+            except ServerError as error:
+                if time.monotonic() > deadline:
+                    raise ToolError(
+                        f"the server in {self.data} did not answer within {timeout_s:g} s",
+                        detail={"said": error.message, "log": self._last_words()},
+                    ) from error
+            time.sleep(_POLL_S)
+
+    def _last_words(self) -> str:
+        with contextlib.suppress(OSError), self.log.open("rb") as log:
+            return process.tail(log)
+        return ""
+
+    def stop(self, *, grace_s: float = 30.0) -> None:
+        """Stop the server: sessions are ended and all is written; at once after `grace_s` seconds."""
+        server, self._server = self._server, None
+        if server is not None:
+            if server.poll() is None:
+                server.send_signal(signal.SIGQUIT if self.relaxed else signal.SIGINT)
+                with contextlib.suppress(TimeoutError):
+                    _wait(server, grace_s)
+            process.terminate(server, grace_s=5.0, signum=signal.SIGQUIT)
+        if self._socket_folder is not None:
+            shutil.rmtree(self._socket_folder, ignore_errors=True)
+            self._socket_folder = None
+
+    def remove(self) -> None:
+        """Stop the server and delete the folder, data and all."""
+        self.stop()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def endpoint(self, database: str = "postgres", *, user: str = SUPERUSER, tcp: bool = False) -> Endpoint:
+        """How to connect while the server runs; by TCP the superuser's password comes along."""
+        if self._socket_folder is None:
+            raise ServerError(f"the server in {self.data} was not started")
+        host = "127.0.0.1" if tcp else str(self._socket_folder)
+        if tcp and self.port is None:
+            raise ServerError(f"the server in {self.data} listens on no TCP port")
+        dsn = make_conninfo("", host=host, port=self.port or 5432, user=user, dbname=database)
+        return Endpoint(dsn, self.password if tcp and user == SUPERUSER else None)
+
+    def _program(self, name: str) -> str:
+        """The program's path, from a copy where the server's user cannot run the original."""
+        path = Path(self.bin_dir) / name
+        identity = server_identity()
+        if identity is None or runs_as(path, identity):
+            return str(path)
+        copy = self.folder / "postgresql"
+        if not copy.exists():
+            _copy_installation(Path(self.bin_dir).parent, copy, identity)
+        path = copy / Path(self.bin_dir).name / name
+        if not runs_as(path, identity):
+            raise ToolError(
+                f"user nobody cannot run {Path(self.bin_dir) / name}, nor a copy of it",
+                hint="Install PostgreSQL where every user may read it, or do not run this as root.",
+            )
+        return str(path)
+
+
+def initdb_argv(initdb: str, data: Path, password_file: Path, *, locale: str, sync: bool) -> tuple[str, ...]:
+    """The command that makes a cluster: no password on the socket, SCRAM on TCP."""
+    return (
+        initdb,
+        f"--pgdata={data}",
+        f"--username={SUPERUSER}",
+        f"--pwfile={password_file}",
+        "--auth-local=trust",
+        "--auth-host=scram-sha-256",
+        "--encoding=UTF8",
+        "--locale-provider=libc",
+        f"--locale={locale}",
+        "--no-instructions",
+        *(() if sync else ("--no-sync",)),
+    )
+
+
+def postgres_argv(postgres: str, data: Path, settings: Mapping[str, str]) -> tuple[str, ...]:
+    """The command that runs a server; settings given here win over every file in the data directory."""
+    given = (part for name, value in settings.items() for part in ("-c", f"{name}={value}"))
+    return (postgres, "-D", str(data), *given)
+
+
+def relaxed_settings() -> dict[str, str]:
+    """Settings for a cluster that is thrown away, on this machine."""
+    settings = dict(_RELAXED)
+    with contextlib.suppress(OSError):
+        shm = os.statvfs("/dev/shm")  # noqa: S108 - it is measured, nothing is put there
+        if shm.f_bavail * shm.f_frsize < _SMALL_SHM_BYTES:
+            # A container's 64 MB: a parallel index build would fail for want of shared memory.
+            settings["dynamic_shared_memory_type"] = "mmap"
+    return settings
+
+
+def server_identity() -> Identity | None:
+    """Who the server runs as: None for ourselves, and `nobody` when we are root, which it refuses.
+
+    The group is one that no account is in, so that other processes of `nobody` cannot enter the
+    folder that the cluster lies in.
+    """
+    if os.getuid() != 0:
+        return None
+    try:
+        uid = pwd.getpwnam("nobody").pw_uid
+    except KeyError:
+        raise ToolError(
+            "PostgreSQL does not run as root, and there is no user nobody to run it as",
+            hint="Run this as a user other than root.",
+        ) from None
+    taken = {group.gr_gid for group in grp.getgrall()}
+    return Identity(uid, next(gid for gid in _PRIVATE_GIDS if gid not in taken))
+
+
+def runs_as(program: Path, identity: Identity) -> bool:
+    """Whether `identity` can run `program`, with the libraries that it needs."""
+    with contextlib.suppress(ToolError):
+        command = Command((str(program), "--version"), identity=identity, cwd="/")
+        return process.run(command, timeout_s=20.0, check=False).returncode == 0
+    return False
+
+
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _open_to(folder: Path, identity: Identity) -> None:
+    """Let the server's user pass through `folder`. Raises ToolError when a parent keeps it out."""
+    os.chown(folder, 0, identity.gid)
+    folder.chmod(0o710)
+    for parent in folder.resolve().parents:
+        if not parent.stat().st_mode & stat.S_IXOTH:
+            raise ToolError(
+                f"a cluster in {folder} cannot be used: its user nobody may not enter {parent}",
+                hint="Set TMPDIR to a folder that every user may enter, or do not run this as root.",
+            )
+
+
+def _copy_installation(prefix: Path, target: Path, identity: Identity) -> None:
+    """Copy a PostgreSQL that finds its libraries beside itself to where the server's user may read it."""
+    if not (prefix / "share").is_dir():
+        raise ToolError(
+            f"user nobody cannot run the programs below {prefix}",
+            hint="Install PostgreSQL where every user may read it, or do not run this as root.",
+        )
+    shutil.copytree(prefix, target, symlinks=True)
+    for path in (target, *target.rglob("*")):
+        if not path.is_symlink():
+            os.chown(path, 0, identity.gid)
+            path.chmod(path.stat().st_mode | (0o050 if path.is_dir() else (path.stat().st_mode & 0o500) >> 3))
+
+
+def _socket_folder(folder: Path, port: int) -> Path:
+    """A new private folder for the socket: in `folder`, or elsewhere when its path is too long."""
+    places = (str(folder), tempfile.gettempdir(), "/tmp", "/var/tmp")  # noqa: S108 - mkdtemp makes it private
+    for place in places:
+        name = f"{place}/backup-xxxxxxxx/.s.PGSQL.{port}"
+        # PostgreSQL reads a list: a quote would end the name, and a comma or space begin another.
+        if len(os.fsencode(name)) <= _SOCKET_PATH_BYTES and '"' not in place and os.access(place, os.W_OK):
+            return Path(tempfile.mkdtemp(prefix="backup-", dir=place))
+    raise ToolError("no folder for a server's socket is writable and short of path, not even /tmp")
+
+
+def _write_private(path: Path, text: str, identity: Identity | None) -> None:
+    path.unlink(missing_ok=True)
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        if identity is not None:
+            os.fchown(handle, identity.uid, identity.gid)
+        file.write(text)
+
+
+def _wait(server: Popen[bytes], timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
+    while server.poll() is None:
+        if time.monotonic() > deadline:
+            raise TimeoutError
+        time.sleep(_POLL_S)
