@@ -64,7 +64,7 @@ def requirement(package: Mapping[str, Any]) -> str:
     hashes = sorted(wheel_hashes(package))
     if not hashes:
         raise SystemExit(f"{package['name']} {package['version']} has no wheel for Linux")
-    return f"{package['name']}=={package['version']}{marker}" + "".join(f" \\\n    {h}" for h in hashes) + "\n"
+    return " \\\n    ".join([f"{package['name']}=={package['version']}{marker}", *hashes]) + "\n"
 
 
 def wheel_hashes(package: Mapping[str, Any]) -> Iterator[str]:

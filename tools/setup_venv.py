@@ -22,6 +22,9 @@ PYTHON = VENV / "bin" / "python"
 STAMP = VENV / "ready"
 CONSTRAINTS = CHECKOUT / "constraints.txt"
 
+# Only what the file names, with its hashes; it is complete, and `pip check` says so.
+LOCKED = ("--require-hashes", "--no-deps", "--only-binary", ":all:")
+
 
 def main() -> int:
     if sys.version_info < OLDEST:
@@ -97,8 +100,7 @@ def install() -> None:
             print(f"uv could not (exit {error.returncode}); going on with pip", file=sys.stderr, flush=True)
         else:
             return
-    # --no-deps: the list is complete, and `pip check` says so.
-    pip("install", "--require-hashes", "--no-deps", "--only-binary", ":all:", "--no-compile", "-r", CONSTRAINTS)
+    pip("install", *LOCKED, "--no-compile", "-r", CONSTRAINTS)
     pip("install", "--no-deps", "--no-build-isolation", "--editable", CHECKOUT)
     pip("check")
 
@@ -109,16 +111,16 @@ def install_uv() -> None:
         raise SystemExit(f"{CONSTRAINTS} does not name uv")
     only_uv = VENV / "uv.txt"
     only_uv.write_text(requirement.group())
-    pip("install", "--require-hashes", "--no-deps", "--only-binary", ":all:", "-r", only_uv)
+    pip("install", *LOCKED, "-r", only_uv)
 
 
 def pip_has_its_own_index() -> bool:
     if "PIP_INDEX_URL" in os.environ:
         return True
-    settings = subprocess.run(
-        [PYTHON, "-m", "pip", "config", "list"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
+    settings = subprocess.check_output(
+        [PYTHON, "-m", "pip", "config", "list"], stdin=subprocess.DEVNULL, text=True
     )
-    return re.search(r"^(global|install)\.(index-url|no-index)=", settings.stdout, re.MULTILINE) is not None
+    return re.search(r"^(global|install)\.(index-url|no-index)=", settings, re.MULTILINE) is not None
 
 
 def pip(verb: str, *arguments: "str | Path") -> None:
