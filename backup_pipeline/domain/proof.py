@@ -1,0 +1,349 @@
+"""Whether a restored database equals its source: fingerprints in, differences and a verdict out. Pure.
+
+Called by the action that proves a backup. Each difference is one line for a tired person: what it is
+of, what was expected, what was found.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+
+from backup_pipeline.domain.backup import DatabaseProperties, Verdict
+from backup_pipeline.domain.fingerprint import (
+    Fingerprint,
+    LargeObjectGroup,
+    Statement,
+    TableContent,
+)
+from backup_pipeline.units import show_bytes
+
+ArchiveSequences = Mapping[tuple[str, str], tuple[int, bool]]
+"""(schema, name) to (last_value, is_called), as the dump itself sets them."""
+
+MAX_DIFFERENCES = 100
+"""More are counted, not listed: a verdict is a small record."""
+
+_SHOWN_CHARACTERS = 160
+# A restore takes these from where it restores to; the name is the operator's choice.
+_PLACEMENT = ("name", "tablespace", "allow_connections", "is_template")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What was found equal, each as a sentence with numbers; what was not; what cannot be compared."""
+
+    differences: tuple[str, ...]
+    checked: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+@dataclass
+class _Findings:
+    differences: list[str] = field(default_factory=list)
+    checked: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def compare(
+    source: Fingerprint,
+    restored: Fingerprint,
+    archive_sequences: ArchiveSequences,
+    *,
+    rendered: Iterable[Statement] = (),
+) -> Comparison:
+    """Hold a restored database's fingerprint against its source's.
+
+    `archive_sequences` is what the dump sets sequences to: they ignore snapshots, so the source's
+    own values only bound them. `rendered` is the source's schema as a server renders it after
+    having read it once: PostgreSQL writes some expressions differently the second time
+    (engines/postgres/schema.py makes it; without differences in the schema it is not needed).
+    """
+    findings = _Findings()
+    _compare_tables(source, restored, findings)
+    _compare_newest(source, restored, findings)
+    _compare_large_objects(source, restored, findings)
+    _compare_sequences(source, restored, archive_sequences, findings)
+    _compare_schema(source, restored, tuple(rendered), findings)
+    _compare_validity(source, restored, findings)
+    _compare_extensions(source, restored, findings)
+    _compare_properties(source.properties, restored.properties, findings)
+    found = findings.differences
+    if len(found) > MAX_DIFFERENCES:
+        found = [*found[:MAX_DIFFERENCES], f"and {len(found) - MAX_DIFFERENCES:,} more differences"]
+    notes = dict.fromkeys([*source.notes, *findings.notes])
+    return Comparison(tuple(found), tuple(findings.checked), tuple(notes))
+
+
+def verdict_of(comparison: Comparison, mode: str) -> Verdict:
+    """FAILED with any difference; PROVEN when contents were compared ("content"); else RESTORED."""
+    if comparison.differences:
+        return Verdict.FAILED
+    return Verdict.PROVEN if mode == "content" else Verdict.RESTORED
+
+
+def schema_differs(source: Fingerprint, restored: Fingerprint) -> bool:
+    """Whether `compare` needs `rendered` before it may call a difference in the schema one."""
+    findings = _Findings()
+    _compare_schema(source, restored, (), findings)
+    return bool(findings.differences)
+
+
+def _compare_tables(source: Fingerprint, restored: Fingerprint, findings: _Findings) -> None:
+    expected = {(table.schema, table.name): table for table in source.tables}
+    found = {(table.schema, table.name): table for table in restored.tables}
+    equal: list[TableContent] = []
+    for key, table in expected.items():
+        if key not in found:
+            findings.differences.append(
+                f"table {table}: expected {table.rows:,} rows, found no such table in the restored database"
+            )
+        elif difference := _table_difference(table, found[key]):
+            findings.differences.append(f"table {table}: {difference}")
+        else:
+            equal.append(table)
+    for key in found.keys() - expected.keys():
+        findings.differences.append(f"table {found[key]}: not in the source, found in the restored database")
+    hashed = all(table.digest for table in (*source.tables, *restored.tables))
+    how = "equal row for row" if hashed else "with equal numbers of rows; their contents were not compared"
+    findings.checked.append(
+        f"{_of(len(equal), len(expected), 'table')}, {sum(table.rows for table in equal):,} rows {how}"
+    )
+
+
+def _table_difference(expected: TableContent, found: TableContent) -> str:
+    if expected.rows != found.rows:
+        return f"expected {expected.rows:,} rows, found {found.rows:,}"
+    if expected.digest and found.digest and expected.digest != found.digest:
+        return f"{found.rows:,} rows as expected, but their content differs"
+    return ""
+
+
+def _compare_newest(source: Fingerprint, restored: Fingerprint, findings: _Findings) -> None:
+    found = {(item.table, item.column): item.value for item in restored.newest}
+    for item in source.newest:
+        value = found.get((item.table, item.column))
+        if value == item.value:
+            findings.checked.append(f"newest data: {item.table}.{item.column} {value or 'none'}")
+        else:
+            findings.differences.append(
+                f"newest {item.table}.{item.column}: expected {item.value or 'none'}, found {value or 'none'}"
+            )
+
+
+def _compare_large_objects(source: Fingerprint, restored: Fingerprint, findings: _Findings) -> None:
+    expected, found = source.large_objects, restored.large_objects
+    before = len(findings.differences)
+    if expected.width != found.width:
+        findings.differences.append(
+            f"large objects: expected {expected.count:,} ({show_bytes(expected.size_bytes)}), "
+            f"found {found.count:,} ({show_bytes(found.size_bytes)})"
+        )
+    else:
+        theirs = {group.first_oid: group for group in found.groups}
+        ours = {group.first_oid: group for group in expected.groups}
+        for oid in sorted(ours.keys() | theirs.keys()):
+            if difference := _large_object_difference(ours.get(oid), theirs.get(oid)):
+                title = f"large object {oid}" if expected.width == 1 else _range(oid, expected.width)
+                findings.differences.append(f"{title}: {difference}")
+    if expected.count and len(findings.differences) == before:
+        hashed = all(group.content for group in (*expected.groups, *found.groups))
+        how = "equal byte for byte" if hashed else "of equal sizes; their contents were not compared"
+        findings.checked.append(
+            f"{_count(expected.count, 'large object')}, {show_bytes(expected.size_bytes)} {how}, "
+            "with their owners and grants"
+        )
+
+
+def _large_object_difference(expected: LargeObjectGroup | None, found: LargeObjectGroup | None) -> str:
+    if expected is None:
+        return "not in the source, found in the restored database"
+    if found is None:
+        return f"expected {show_bytes(expected.size_bytes)}, found none"
+    if (expected.count, expected.size_bytes) != (found.count, found.size_bytes):
+        count = "" if expected.count == found.count == 1 else f"{expected.count:,} with "
+        other = "" if expected.count == found.count == 1 else f"{found.count:,} with "
+        return f"expected {count}{expected.size_bytes:,} bytes, found {other}{found.size_bytes:,}"
+    if expected.content and found.content and expected.content != found.content:
+        return f"{found.size_bytes:,} bytes as expected, but their content differs"
+    if expected.rights != found.rights:
+        return "its owner, grants or comment differ"
+    return ""
+
+
+def _compare_sequences(
+    source: Fingerprint, restored: Fingerprint, archive: ArchiveSequences, findings: _Findings
+) -> None:
+    before, after, found = (
+        {(item.schema, item.name): (item.last_value, item.is_called) for item in items}
+        for items in (source.sequences_before, source.sequences_after, restored.sequences_before)
+    )
+    equal = 0
+    for key in sorted(before.keys() | found.keys()):
+        name = ".".join(key)
+        bounds = [values[key] for values in (before, after) if key in values]
+        expected = archive.get(key)
+        if key not in found:
+            findings.differences.append(f"sequence {name}: not found in the restored database")
+        elif not bounds:
+            findings.differences.append(f"sequence {name}: not in the source, found in the restored database")
+        elif expected is None:
+            findings.differences.append(f"sequence {name}: the dump does not set it")
+        elif expected != found[key]:
+            findings.differences.append(
+                f"sequence {name}: expected {_position(expected)} as the dump sets it, "
+                f"found {_position(found[key])}"
+            )
+        elif len(set(bounds)) == 1 and len(bounds) == 2 and expected != bounds[0]:
+            findings.differences.append(
+                f"sequence {name}: expected {_position(bounds[0])}, where the source stood all the time, "
+                f"found {_position(expected)}"
+            )
+        else:
+            equal += 1
+            if not min(bounds) <= expected <= max(bounds):
+                findings.notes.append(
+                    f"sequence {name} was set anew while the dump was taken: it stood at "
+                    f"{_position(bounds[0])} before and {_position(bounds[-1])} after, "
+                    f"at {_position(expected)} in the dump"
+                )
+    total = len(before)
+    if total:
+        findings.checked.append(f"{_of(equal, total, 'sequence')} where the dump set them")
+
+
+def _position(value: tuple[int, bool]) -> str:
+    return f"{value[0]:,}" if value[1] else f"{value[0]:,} (not used yet)"
+
+
+def _compare_schema(
+    source: Fingerprint, restored: Fingerprint, rendered: tuple[Statement, ...], findings: _Findings
+) -> None:
+    """A restored statement equals the source's of before or after the dump, or its rendering."""
+    if not source.schema_before:
+        if not restored.schema_before:
+            return
+        findings.notes.append("the schema was not compared: the fingerprint of the source has none")
+        return
+    before, after, found, anew = (
+        _by_identity(items)
+        for items in (source.schema_before, source.schema_after, restored.schema_before, rendered)
+    )
+    majors = {source.server_version // 10000, restored.server_version // 10000}
+    clients = {source.client_version // 10000, restored.client_version // 10000}
+    comparable = len(majors) == len(clients) == 1
+    equal = total = 0
+    for key in sorted(before.keys() | after.keys() | found.keys()):
+        counts = {len(before.get(key, ())), len(after.get(key, ()))}
+        bodies = found.get(key, [])
+        total += max(counts)
+        acceptable = Counter(before.get(key, [])) | Counter(after.get(key, [])) | Counter(anew.get(key, []))
+        strange = list((Counter(bodies) - acceptable).elements())
+        if len(bodies) > max(counts):
+            findings.differences.append(f"{_title(key)}: not in the source, found in the restored database")
+        elif len(bodies) < min(counts):
+            findings.differences.append(f"{_title(key)}: not found in the restored database")
+        elif strange and comparable:
+            wanted = next(iter((acceptable - Counter(bodies)).elements()), "")
+            findings.differences.append(f"{_title(key)}: {_first_difference(wanted, strange[0])}")
+        elif not strange:
+            equal += len(bodies)
+    findings.checked.append(f"{_of(equal, total, 'schema statement')} equal")
+    if not comparable:
+        findings.notes.append(
+            f"{total - equal:,} schema statements are written differently by PostgreSQL "
+            f"{max(majors | clients)} than by {min(majors | clients)} and were compared by name only"
+        )
+
+
+def _by_identity(statements: Sequence[Statement]) -> dict[tuple[str, str, str], list[str]]:
+    bodies = defaultdict(list)
+    for statement in statements:
+        bodies[statement.identity].append(statement.body)
+    return bodies
+
+
+def _title(identity: tuple[str, str, str]) -> str:
+    kind, schema, name = identity
+    return f"{kind.lower()} {schema}.{name}" if schema else f"{kind.lower()} {name}"
+
+
+def _first_difference(expected: str, found: str) -> str:
+    """The first lines that one has and the other lacks."""
+    ours, theirs = expected.splitlines(), found.splitlines()
+    missing = list((Counter(ours) - Counter(theirs)).elements())
+    extra = list((Counter(theirs) - Counter(ours)).elements())
+    if not missing and not extra:
+        return "the same lines in another order"
+    return f"expected {_quoted(missing)}, found {_quoted(extra)}"
+
+
+def _quoted(lines: list[str]) -> str:
+    text = " ".join(lines[0].split()) if lines else ""
+    if not text:
+        return "no such line" if not lines else "an empty line"
+    return f"`{text[:_SHOWN_CHARACTERS]}…`" if len(text) > _SHOWN_CHARACTERS else f"`{text}`"
+
+
+def _compare_validity(source: Fingerprint, restored: Fingerprint, findings: _Findings) -> None:
+    before = len(findings.differences)
+    for name in sorted(set(restored.unvalidated) - set(source.unvalidated)):
+        findings.differences.append(f"constraint {name}: expected to be validated, found NOT VALID")
+    for name in sorted(set(restored.invalid_indexes) - set(source.invalid_indexes)):
+        findings.differences.append(f"index {name}: expected to be valid, found INVALID")
+    if len(findings.differences) == before:
+        findings.checked.append(
+            f"{_count(restored.constraints, 'constraint')} and "
+            f"{_count(restored.indexes, 'index', 'indexes')} valid"
+        )
+
+
+def _compare_extensions(source: Fingerprint, restored: Fingerprint, findings: _Findings) -> None:
+    found = dict(restored.extensions)
+    for name, version in source.extensions:
+        if name not in found:
+            findings.differences.append(f"extension {name}: not found in the restored database")
+        elif found[name] != version:
+            findings.notes.append(f"extension {name} is {version} in the source, {found[name]} here")
+    if source.extensions:
+        present = [name for name, _ in source.extensions if name in found]
+        findings.checked.append(
+            f"{_of(len(present), len(source.extensions), 'extension')} present: {', '.join(present)}"
+        )
+
+
+def _compare_properties(
+    expected: DatabaseProperties | None, found: DatabaseProperties | None, findings: _Findings
+) -> None:
+    if expected is None or found is None:
+        findings.notes.append("the database's owner, settings and grants were not compared")
+        return
+    names = [item.name for item in fields(DatabaseProperties) if item.name not in _PLACEMENT]
+    different = [name for name in names if getattr(expected, name) != getattr(found, name)]
+    for name in different:
+        findings.differences.append(
+            f"the database's {name.replace('_', ' ')}: expected {_shown(getattr(expected, name))}, "
+            f"found {_shown(getattr(found, name))}"
+        )
+    if not different:
+        findings.checked.append(
+            f"the database's owner, encoding, locale, comment, connection limit, "
+            f"{_count(len(expected.settings), 'setting')} and grants equal"
+        )
+
+
+def _shown(value: object) -> str:
+    if value is None or value in ("", ()):
+        return "none"
+    return str(value) if len(str(value)) <= _SHOWN_CHARACTERS else f"{str(value)[:_SHOWN_CHARACTERS]}…"
+
+
+def _count(number: int, one: str, many: str = "") -> str:
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
+def _of(equal: int, total: int, one: str) -> str:
+    return _count(total, one) if equal == total else f"{equal:,} of {_count(total, one)}"
+
+
+def _range(oid: int, width: int) -> str:
+    return f"large objects {oid} to {oid + width - 1}"
