@@ -129,7 +129,8 @@ def pip(verb: str, *arguments: "str | Path") -> None:
 
 
 def uv(verb: str, *arguments: "str | Path") -> None:
-    run(PYTHON, "-m", "uv", "pip", verb, "--quiet", "--python", PYTHON, *arguments)
+    # The machine's own certificates, for where a proxy or a mirror has one of the house's.
+    run(PYTHON, "-m", "uv", "--quiet", "--system-certs", "pip", verb, "--python", PYTHON, *arguments)
 
 
 def run(*argv: "str | Path") -> None:
