@@ -6,8 +6,9 @@ database's password. Times of schedules are UTC.
 """
 
 import os
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -58,6 +59,19 @@ class StoreConfig:
     access_key_id: Secret | None = None
     secret_access_key: Secret | None = None
     timeout_s: float = 60.0
+    endpoint_from: Secret | None = None  # instead of `endpoint`: where it is read from, when the store is opened
+
+    def located(self) -> "StoreConfig":
+        """The same with `endpoint` read from where it stands. Raises ConfigError when it cannot be."""
+        if self.endpoint_from is None:
+            return self
+        endpoint = self.endpoint_from.reveal()
+        if not re.match(r"https?://.", endpoint):
+            raise ConfigError(
+                f"{self.endpoint_from.key}: found {endpoint!r}, expected an address",
+                hint='For example "https://s3.example.net".',
+            )
+        return replace(self, endpoint=endpoint, endpoint_from=None)
 
 
 @dataclass(frozen=True)

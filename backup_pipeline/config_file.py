@@ -60,6 +60,12 @@ def _store_url(text: str) -> str:
     raise ValueError('expected "s3://bucket/prefix" or "file:///folder", without keys in it')
 
 
+def _endpoint_url(text: str) -> str:
+    if text and not re.match(r"https?://.", text):
+        raise ValueError(f'found "{text}", expected "https://…"')
+    return text
+
+
 def _dsn(text: str) -> str:
     password = re.search(r"://[^/@]*:[^/@]+@|password\s*=", text)
     if password:
@@ -73,6 +79,7 @@ Cron = Annotated[str, AfterValidator(_cron)]
 Size = Annotated[str, AfterValidator(_size)]
 Duration = Annotated[str, AfterValidator(_duration)]
 StoreUrl = Annotated[str, AfterValidator(_store_url)]
+EndpointUrl = Annotated[str, AfterValidator(_endpoint_url)]
 
 
 class _Table(BaseModel):
@@ -93,7 +100,7 @@ _Dsn = Annotated[str, AfterValidator(_dsn)] | _FromEnv | _FromFile
 
 class _StoreTable(_Table):
     url: StoreUrl
-    endpoint: str = Field(default="", pattern=r"^(https?://.+)?$")
+    endpoint: EndpointUrl | _FromEnv | _FromFile = ""
     region: str = ""
     storage_class: str = ""
     access_key_id: _Source | None = None
@@ -278,14 +285,16 @@ def _local(text: str, path: Path) -> str:
     return str(path.parent / text) if text else ""
 
 
-def _store_location(url: str, path: Path) -> str:
+def store_location(url: str, path: Path) -> str:
+    """The store's URL; the folder of a file: URL is meant from the folder of `path`."""
     return f"file://{_local(url.removeprefix('file:').removeprefix('//'), path)}" if url.startswith("file:") else url
 
 
 def _store(table: _StoreTable, path: Path) -> StoreConfig:
     return StoreConfig(
-        url=_store_location(table.url, path),
-        endpoint=table.endpoint,
+        url=store_location(table.url, path),
+        endpoint=table.endpoint if isinstance(table.endpoint, str) else "",
+        endpoint_from=None if isinstance(table.endpoint, str) else _secret(table.endpoint, "store.endpoint", path),
         region=table.region,
         storage_class=table.storage_class,
         access_key_id=_secret(table.access_key_id, "store.access_key_id", path),
@@ -311,7 +320,7 @@ def _database(name: str, table: _DatabaseTable, path: Path) -> DatabaseConfig:
         jobs=table.jobs,
         proof=table.proof,
         prove=_prove(table.prove),
-        import_from=_store_location(table.import_from, path),
+        import_from=store_location(table.import_from, path),
         tiers=tuple(TierConfig(tier, t.cron, t.keep, t.storage_class) for tier, t in table.tiers.items())
         or DEFAULT_TIERS,
         bin_dir=_local(table.bin_dir, path),

@@ -153,3 +153,16 @@ def test_an_unknown_database_is_answered_with_the_nearest() -> None:
     with pytest.raises(ConfigError) as caught:
         parse(MINIMAL, PATH).database("ap")
     assert caught.value.hint == "Did you mean app?"
+
+
+def test_an_endpoint_may_be_named_by_a_variable_that_is_read_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("S3_ENDPOINT", raising=False)
+    text = '[store]\nurl = "s3://backups/team"\nendpoint = { env = "S3_ENDPOINT" }\n'
+    store = parse(text, PATH).store
+    with pytest.raises(ConfigError, match=r"store\.endpoint: the environment variable S3_ENDPOINT is not set"):
+        store.located()
+    monkeypatch.setenv("S3_ENDPOINT", "127.0.0.1:9000")
+    with pytest.raises(ConfigError, match=r"store\.endpoint: found '127\.0\.0\.1:9000'"):
+        store.located()
+    monkeypatch.setenv("S3_ENDPOINT", "http://127.0.0.1:9000")
+    assert store.located().endpoint == "http://127.0.0.1:9000"
