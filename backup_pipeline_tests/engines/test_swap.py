@@ -1,0 +1,494 @@
+"""Swaps on a real server: under reconnecting clients, killed at each step, and without the rights."""
+
+import contextlib
+import os
+import re
+import secrets
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from backup_pipeline.engines.postgres.cluster import LocalCluster
+from backup_pipeline.engines.postgres.rename import NAME_BYTES
+from backup_pipeline.engines.postgres.server import Connection, Endpoint, advisory_lock, connect
+from backup_pipeline.engines.postgres.swap import (
+    cut_name,
+    kept_at,
+    kept_copies,
+    kept_name,
+    left_behind,
+    publish,
+    swap,
+    undo,
+    undone_name,
+)
+from backup_pipeline.errors import BackupNotFound, Busy, Refused, ServerError
+
+AT = datetime(2026, 3, 1, 2, 0, 0, tzinfo=UTC)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A live database whose only row is 'old', and a new one whose only row is 'new'."""
+
+    admin: Endpoint
+    session: Connection
+    live: str
+    new: str
+
+    @property
+    def kept(self) -> str:
+        return kept_name(self.live, AT)
+
+    def content(self, name: str) -> str:
+        return content(self.admin.with_database(name))
+
+    def names(self) -> set[str]:
+        stem = self.live[:12]
+        rows = self.session.execute(
+            "SELECT datname FROM pg_database WHERE datallowconn AND datconnlimit = -1"
+        )
+        return {str(name) for (name,) in rows if str(name).startswith(stem)}
+
+
+def enter(endpoint: Endpoint) -> Connection:
+    """A session as an application has it."""
+    return psycopg.connect(psycopg.conninfo.make_conninfo("", **endpoint.conninfo), autocommit=True)
+
+
+def content(endpoint: Endpoint) -> str:
+    with contextlib.closing(connect(endpoint)) as session:
+        return str(session.execute("SELECT which FROM public.marker").fetchall())
+
+
+def make(session: Connection, admin: Endpoint, name: str, which: str) -> None:
+    session.execute(sql.SQL("CREATE DATABASE {} TEMPLATE template0").format(sql.Identifier(name)))
+    with contextlib.closing(connect(admin.with_database(name))) as inside:
+        inside.execute("CREATE TABLE public.marker (which text)")
+        inside.execute("INSERT INTO public.marker VALUES (%s)", [which])
+
+
+@pytest.fixture(params=["plain", "hostile"])
+def pair(request: pytest.FixtureRequest, postgres: LocalCluster) -> Iterator[Pair]:
+    admin = postgres.endpoint()
+    stem = f"swap{secrets.token_hex(4)}"
+    live = stem if request.param == "plain" else f"{stem} = \"x' -d\n;é--" + "é" * 16
+    with contextlib.closing(connect(admin)) as session:
+        make(session, admin, live, "old")
+        make(session, admin, f"{stem}_new", "new")
+        yield Pair(admin, session, live, f"{stem}_new")
+        names = session.execute(
+            "SELECT datname FROM pg_database WHERE datname LIKE %s", [f"{stem}%"]
+        ).fetchall()
+        for (name,) in names:
+            drop = sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)")
+            session.execute(drop.format(sql.Identifier(str(name))))
+
+
+# --- names ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("live", ["app", "a" * 63, "é" * 31, "x" * 39, "x" * 40, "日本" * 10, "a\n=b'"])
+def test_a_kept_name_fits_and_reads_back(live: str) -> None:
+    name = kept_name(live, AT)
+    assert len(name.encode()) <= NAME_BYTES
+    assert name.endswith("_before_20260301T020000Z")
+    assert kept_at(name, live) == AT
+    assert kept_at(undone_name(live, AT), live) is None
+
+
+def test_long_names_that_begin_alike_keep_apart() -> None:
+    one, other = "a" * 50 + "1", "a" * 50 + "2"
+    assert kept_name(one, AT) != kept_name(other, AT)
+    assert kept_at(kept_name(one, AT), other) is None
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["app", "app_before_20261301T020000Z", "app_before_20260301T020000Z_x", "xapp_before_20260301T020000Z"],
+)
+def test_other_names_are_no_kept_copies(name: str) -> None:
+    assert kept_at(name, "app") is None
+
+
+def test_a_cut_name_never_splits_a_character() -> None:
+    for limit in range(20, 40):
+        cut = cut_name("é" * 40, limit)
+        assert len(cut.encode()) <= limit
+        assert re.fullmatch(r"é+~[0-9a-f]{8}", cut)
+
+
+# --- swaps ---------------------------------------------------------------------------------
+
+
+def test_a_swap_exchanges_the_names_and_undo_goes_back(pair: Pair) -> None:
+    report = swap(pair.admin, pair.live, pair.new, pair.kept)
+    assert (report.live, report.kept, report.sessions_ended, report.left_behind) == (
+        pair.live,
+        pair.kept,
+        0,
+        (),
+    )
+    assert (pair.content(pair.live), pair.content(pair.kept)) == ("[('new',)]", "[('old',)]")
+    assert [copy.name for copy in kept_copies(pair.session, pair.live)] == [pair.kept]
+
+    back = undo(pair.admin, pair.live, AT + timedelta(hours=1))
+    assert back.kept == undone_name(pair.live, AT + timedelta(hours=1))
+    assert (pair.content(pair.live), pair.content(back.kept)) == ("[('old',)]", "[('new',)]")
+    assert kept_copies(pair.session, pair.live) == ()
+    with pytest.raises(BackupNotFound, match="no kept copy"):
+        undo(pair.admin, pair.live, AT)
+
+
+def test_undo_takes_the_newest_kept_copy(pair: Pair) -> None:
+    older = kept_name(pair.live, AT - timedelta(days=1))
+    make(pair.session, pair.admin, older, "older")
+    swap(pair.admin, pair.live, pair.new, pair.kept)
+    assert [copy.name for copy in kept_copies(pair.session, pair.live)] == [pair.kept, older]
+    undo(pair.admin, pair.live, AT)
+    assert pair.content(pair.live) == "[('old',)]"
+
+
+def test_a_finished_database_is_published_under_a_free_name_only(pair: Pair) -> None:
+    with pytest.raises(Refused, match="exists already"):
+        publish(pair.admin, pair.new, pair.live)
+    watcher = enter(pair.admin.with_database(pair.new))
+    publish(pair.admin, pair.new, pair.kept)
+    with pytest.raises(psycopg.OperationalError), watcher:
+        watcher.execute("SELECT 1")
+    assert pair.content(pair.kept) == "[('new',)]"
+
+
+@dataclass
+class Clients:
+    """Threads that connect again whenever they are thrown out, and note what they see."""
+
+    endpoint: Endpoint
+    count: int
+    seen: list[str] = field(default_factory=list)
+    errors: set[str] = field(default_factory=set)
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        stop, ready = threading.Event(), threading.Barrier(self.count + 1)
+        threads = [threading.Thread(target=self._run, args=(stop, ready)) for _ in range(self.count)]
+        for thread in threads:
+            thread.start()
+        ready.wait(30)
+        try:
+            yield
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
+
+    def _run(self, stop: threading.Event, ready: threading.Barrier) -> None:
+        waiting = True
+        while not stop.is_set():
+            try:
+                with contextlib.closing(enter(self.endpoint)) as session:
+                    while not stop.is_set():
+                        row = session.execute("SELECT which FROM public.marker").fetchone()
+                        self.seen.append(str(row[0] if row else None))
+                        if waiting:
+                            ready.wait(30)
+                            waiting = False
+            except psycopg.OperationalError as error:
+                self.errors.add(str(error))
+
+    def await_sight_of(self, which: str) -> None:
+        deadline = time.monotonic() + 10
+        start = len(self.seen)
+        while which not in self.seen[start:]:
+            assert time.monotonic() < deadline, (which, self.errors)
+            time.sleep(0.01)
+
+
+def test_reconnecting_clients_see_the_old_database_or_the_new_one(pair: Pair) -> None:
+    clients = Clients(pair.admin.with_database(pair.live), 8)
+    with clients.running():
+        report = swap(pair.admin, pair.live, pair.new, pair.kept)
+        clients.await_sight_of("new")
+        back = undo(pair.admin, pair.live, AT)
+        clients.await_sight_of("old")
+    assert report.sessions_ended >= 8
+    assert back.sessions_ended >= 1
+    assert max(report.held_s, back.held_s) < 5
+    assert set(clients.seen) == {"old", "new"}
+    # Someone who was already waiting when the name moved is told so, and comes again.
+    assert all("terminat" in each or "dropped or renamed" in each for each in clients.errors), clients.errors
+
+
+def test_a_swap_waits_for_no_dump_unless_asked_to(pair: Pair) -> None:
+    with (
+        advisory_lock(pair.admin.with_database(pair.live), pair.live, purpose="dump", wait_s=0),
+        pytest.raises(Busy, match="held by another"),
+    ):
+        swap(pair.admin, pair.live, pair.new, pair.kept)
+    assert pair.content(pair.live) == "[('old',)]"
+
+
+@pytest.mark.parametrize("case", ["live gone", "new gone", "kept taken", "itself", "too long", "our own"])
+def test_a_swap_that_cannot_work_is_refused_untouched(pair: Pair, case: str) -> None:
+    live, new, kept, admin = pair.live, pair.new, pair.kept, pair.admin
+    if case == "live gone":
+        live = f"{pair.live[:20]}_gone"
+    elif case == "new gone":
+        new = f"{pair.new}_gone"
+    elif case == "kept taken":
+        kept = pair.new
+    elif case == "itself":
+        new = live
+    elif case == "too long":
+        kept = "k" * 64
+    else:
+        admin = pair.admin.with_database(pair.live)
+    before = pair.names()
+    with contextlib.closing(enter(pair.admin.with_database(pair.live))) as client:
+        with pytest.raises(Refused):
+            swap(admin, live, new, kept)
+        client.execute("SELECT 1")
+    assert pair.names() == before
+
+
+def test_what_replicates_is_listed(postgres_logical: Endpoint) -> None:
+    with contextlib.closing(connect(postgres_logical)) as session:
+        session.execute("CREATE DATABASE shop")
+        with contextlib.closing(connect(postgres_logical.with_database("shop"))) as inside:
+            inside.execute("CREATE PUBLICATION everything FOR ALL TABLES")
+            inside.execute("SELECT pg_create_logical_replication_slot('stream', 'pgoutput')")
+            inside.execute(
+                "CREATE SUBSCRIPTION feed CONNECTION 'host=nowhere' PUBLICATION p WITH (connect = false)"
+            )
+    assert left_behind(postgres_logical, "shop") == (
+        "replication slot stream (idle) belongs to the former database",
+        "subscription feed (disabled) goes on in the former database",
+        "publication everything: its subscribers follow the former database",
+    )
+
+
+def test_prepared_transactions_are_found_before_anything_is_touched(postgres_logical: Endpoint) -> None:
+    with contextlib.closing(connect(postgres_logical)) as session:
+        make(session, postgres_logical, "bank", "old")
+        make(session, postgres_logical, "bank_new", "new")
+        bank = postgres_logical.with_database("bank")
+        with contextlib.closing(connect(bank)) as inside:
+            inside.execute("BEGIN")
+            inside.execute("INSERT INTO public.marker VALUES ('prepared')")
+            inside.execute("PREPARE TRANSACTION 'tx 1'")
+        with contextlib.closing(connect(bank)) as client:
+            with pytest.raises(Refused, match="prepared transactions") as caught:
+                swap(postgres_logical, "bank", "bank_new", "bank_old")
+            client.execute("SELECT 1")
+            client.execute("ROLLBACK PREPARED 'tx 1'")
+    assert "'tx 1'" in str(caught.value)
+    swap(postgres_logical, "bank", "bank_new", "bank_old")
+
+
+@pytest.fixture(scope="module")
+def postgres_logical() -> Iterator[Endpoint]:
+    """A server that replicates logically and takes prepared transactions."""
+    from backup_pipeline_tests.servers import postgres as servers
+
+    settings = {"wal_level": "logical", "max_wal_senders": "4", "max_prepared_transactions": "4"}
+    with servers.running_cluster(servers.bin_dir_17(), **settings) as cluster:
+        yield cluster.endpoint()
+
+
+# --- rights --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def role(pair: Pair) -> Iterator[str]:
+    name = f"op {secrets.token_hex(4)}"
+    pair.session.execute(sql.SQL("CREATE ROLE {} LOGIN").format(sql.Identifier(name)))
+    yield name
+    for database in pair.names():
+        owner = sql.SQL("ALTER DATABASE {} OWNER TO postgres")
+        pair.session.execute(owner.format(sql.Identifier(database)))
+    pair.session.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(name)))
+
+
+def own(pair: Pair, role: str) -> None:
+    for database in pair.names():
+        statement = sql.SQL("ALTER DATABASE {} OWNER TO {}")
+        pair.session.execute(statement.format(sql.Identifier(database), sql.Identifier(role)))
+
+
+def endpoint_of(pair: Pair, role: str) -> Endpoint:
+    conninfo = {
+        name: value for name, value in pair.admin.conninfo.items() if name in {"host", "port", "dbname"}
+    }
+    return Endpoint(psycopg.conninfo.make_conninfo("", **conninfo, user=role))
+
+
+def test_missing_rights_are_named_with_their_fix(pair: Pair, role: str) -> None:
+    endpoint = endpoint_of(pair, role)
+    with pytest.raises(Refused, match="only a superuser may"):
+        swap(endpoint, pair.live, pair.new, pair.kept)
+    group = f"group {role}"
+    pair.session.execute(sql.SQL("CREATE ROLE {}").format(sql.Identifier(group)))
+    pair.session.execute(sql.SQL("CREATE ROLE {} LOGIN").format(sql.Identifier(f"app {role}")))
+    try:
+        own(pair, group)
+        client = enter(endpoint_of(pair, f"app {role}").with_database(pair.live))
+        with contextlib.closing(client):
+            with pytest.raises(Refused, match="may not rename") as caught:
+                swap(endpoint, pair.live, pair.new, pair.kept)
+            assert caught.value.hint == (
+                f'As a superuser: ALTER ROLE "{role}" CREATEDB; GRANT "{group}" TO "{role}"; '
+                f'GRANT "pg_signal_backend" TO "{role}";'
+            )
+            client.execute("SELECT 1")
+            pair.session.execute(caught.value.hint.removeprefix("As a superuser: ").encode())
+            report = swap(endpoint, pair.live, pair.new, pair.kept)
+        assert report.sessions_ended == 1
+        assert pair.content(pair.live) == "[('new',)]"
+    finally:
+        own(pair, "postgres")
+        for name in (group, f"app {role}"):
+            pair.session.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(name)))
+
+
+def test_sessions_of_superusers_are_found_before_anything_is_touched(pair: Pair, role: str) -> None:
+    own(pair, role)
+    pair.session.execute(sql.SQL("ALTER ROLE {} CREATEDB").format(sql.Identifier(role)))
+    with contextlib.closing(connect(pair.admin.with_database(pair.live))) as superuser:
+        with pytest.raises(Refused, match="only a superuser may") as caught:
+            swap(endpoint_of(pair, role), pair.live, pair.new, pair.kept)
+        assert f"pid {superuser.info.backend_pid} of role postgres" in str(caught.value)
+        superuser.execute("SELECT 1")
+    swap(endpoint_of(pair, role), pair.live, pair.new, pair.kept)
+
+
+# --- interruptions -------------------------------------------------------------------------
+
+CHILD = """
+import sys
+from backup_pipeline.engines.postgres.server import Endpoint
+from backup_pipeline.engines.postgres.swap import swap
+dsn, live, new, kept = sys.argv[1:]
+print("begun", flush=True)
+swap(Endpoint(dsn), live, new, kept)
+print("done", flush=True)
+"""
+
+
+@contextlib.contextmanager
+def swapping(pair: Pair) -> Iterator["subprocess.Popen[bytes]"]:
+    child = subprocess.Popen(
+        [sys.executable, "-c", CHILD, pair.admin.dsn, pair.live, pair.new, pair.kept], stdout=subprocess.PIPE
+    )
+    assert child.stdout is not None
+    with child:
+        assert child.stdout.readline() == b"begun\n"
+        yield child
+
+
+def until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def lock_is_held(pair: Pair, name: str) -> bool:
+    row = pair.session.execute(
+        "SELECT count(*) FROM pg_locks l JOIN pg_database d ON d.oid = l.objid WHERE l.locktype = 'object'"
+        " AND l.mode = 'AccessExclusiveLock' AND l.granted AND d.datname = %s",
+        [name],
+    ).fetchone()
+    return row == (1,)
+
+
+def nobody_renames(pair: Pair) -> bool:
+    row = pair.session.execute(
+        "SELECT count(*) FROM pg_stat_activity WHERE application_name IN"
+        " ('backup_pipeline rename', 'backup_pipeline swap')"
+    ).fetchone()
+    return row == (0,)
+
+
+@pytest.mark.parametrize("step", ["first rename", "second rename"])
+def test_a_swap_killed_while_it_holds_its_locks_changes_nothing(pair: Pair, step: str) -> None:
+    name = pair.live if step == "first rename" else pair.new
+    session = connect(pair.admin.with_database(name))
+    os.kill(session.info.backend_pid, signal.SIGSTOP)  # it will not leave
+    try:
+        with swapping(pair) as child:
+            until(lambda: lock_is_held(pair, name))
+            child.kill()
+    finally:
+        os.kill(session.info.backend_pid, signal.SIGCONT)
+    with contextlib.suppress(psycopg.Error):
+        session.close()
+    until(lambda: nobody_renames(pair))
+    assert pair.names() == {pair.live, pair.new}
+    assert pair.content(pair.live) == "[('old',)]"
+    swap(pair.admin, pair.live, pair.new, pair.kept)  # nothing was left in the way
+    assert pair.content(pair.live) == "[('new',)]"
+
+
+@pytest.mark.parametrize("delay_ms", range(0, 150, 30))
+def test_a_swap_killed_at_any_moment_leaves_one_whole_database(pair: Pair, delay_ms: int) -> None:
+    client = connect(pair.admin.with_database(pair.live))
+    with swapping(pair) as child:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(delay_ms / 1000)
+        child.kill()
+    until(lambda: nobody_renames(pair))
+    client.close()
+    if pair.names() == {pair.live, pair.new}:
+        assert pair.content(pair.live) == "[('old',)]"
+    else:
+        assert pair.names() == {pair.live, pair.kept}
+        assert (pair.content(pair.live), pair.content(pair.kept)) == ("[('new',)]", "[('old',)]")
+
+
+def test_a_session_that_never_leaves_ends_the_swap_with_nothing_changed(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("backup_pipeline.engines.postgres.rename._ATTEMPTS", 1)
+    session = connect(pair.admin.with_database(pair.live))
+    os.kill(session.info.backend_pid, signal.SIGSTOP)
+    try:
+        with pytest.raises(ServerError, match="nothing was changed") as caught:
+            swap(pair.admin, pair.live, pair.new, pair.kept)
+    finally:
+        os.kill(session.info.backend_pid, signal.SIGCONT)
+    session.close()
+    assert "1 other session" in str(caught.value)
+    assert pair.content(pair.live) == "[('old',)]"
+
+
+def test_a_renaming_session_that_is_lost_is_asked_about(pair: Pair) -> None:
+    session = connect(pair.admin.with_database(pair.new))
+    os.kill(session.info.backend_pid, signal.SIGSTOP)
+
+    def shoot() -> None:
+        until(lambda: lock_is_held(pair, pair.new))
+        with contextlib.closing(connect(pair.admin)) as other:
+            other.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'object'"
+                " AND mode = 'AccessExclusiveLock' AND granted"
+            )
+
+    shooter = threading.Thread(target=shoot)
+    shooter.start()
+    try:
+        with pytest.raises(ServerError, match="was lost; nothing was changed"):
+            swap(pair.admin, pair.live, pair.new, pair.kept)
+    finally:
+        shooter.join()
+        os.kill(session.info.backend_pid, signal.SIGCONT)
+    session.close()
+    assert pair.content(pair.live) == "[('old',)]"
