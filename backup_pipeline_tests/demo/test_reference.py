@@ -1,0 +1,77 @@
+"""The top-level backups.toml: what the demo runs, and the reference for every key."""
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from backup_pipeline import config_file
+from backup_pipeline.config import DEFAULT_TIERS, Config
+from backup_pipeline.config_file import parse
+
+PATH = Path(__file__).parents[2] / "backups.toml"
+COMMENTED_KEY = re.compile(r"^#(?=[a-z_]+ = )", re.MULTILINE)
+
+
+def complete_text() -> str:
+    """The file with every commented key taken in."""
+    return COMMENTED_KEY.sub("", PATH.read_text(encoding="utf-8"))
+
+
+def reference() -> dict[str, Any]:
+    return tomllib.loads(complete_text())
+
+
+@pytest.mark.parametrize(
+    ("where", "model"),
+    [
+        ((), config_file._File),
+        (("store",), config_file._StoreTable),
+        (("databases", "agentweave"), config_file._DatabaseTable),
+        (("databases", "agentweave", "tiers", "daily"), config_file._TierTable),
+        (("scratch",), config_file._ScratchTable),
+    ],
+)
+def test_every_key_stands_in_the_reference(where: tuple[str, ...], model: type[BaseModel]) -> None:
+    table = reference()
+    for part in where:
+        table = table[part]
+    assert set(table) == set(model.model_fields)
+
+
+def test_every_table_of_the_file_is_held_against_its_model() -> None:
+    models = {value for value in vars(config_file).values() if isinstance(value, type)}
+    tables = {model.__name__ for model in models if issubclass(model, config_file._Table)}
+    one_of_a_key = {"_FromEnv", "_FromFile", "_UpTo"}
+    same_as_a_database = {"_Defaults"}
+    checked = {"_File", "_StoreTable", "_DatabaseTable", "_TierTable", "_ScratchTable"}
+    assert tables == {"_Table"} | checked | one_of_a_key | same_as_a_database
+
+
+def test_the_file_parses_as_it_is_and_with_every_key() -> None:
+    as_it_is: Config = parse(PATH.read_text(encoding="utf-8"), PATH)
+    complete: Config = parse(complete_text(), PATH)
+    for config in (as_it_is, complete):
+        assert list(config.databases) == ["agentweave"]
+        assert config.databases["agentweave"].tiers == DEFAULT_TIERS
+
+
+def test_commented_keys_show_the_default_unless_called_an_example() -> None:
+    text = PATH.read_text(encoding="utf-8")
+    shown = parse(COMMENTED_KEY.sub("", _without_examples(text)), PATH)
+    assert shown == parse(text, PATH)
+
+
+def _without_examples(text: str) -> str:
+    """The text without the keys that follow a comment that says "example"."""
+    kept: list[str] = []
+    comment = ""
+    for line in text.splitlines():
+        if COMMENTED_KEY.match(line) and "xample" in comment:
+            continue
+        comment = comment + line if line.startswith("# ") else ""
+        kept.append(line)
+    return "\n".join(kept)
