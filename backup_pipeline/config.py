@@ -59,7 +59,7 @@ class StoreConfig:
     access_key_id: Secret | None = None
     secret_access_key: Secret | None = None
     timeout_s: float = 60.0
-    endpoint_from: Secret | None = None  # instead of `endpoint`: where it is read from, when the store is opened
+    endpoint_from: Secret | None = None  # instead of `endpoint`: read when the store is opened
 
     def located(self) -> "StoreConfig":
         """The same with `endpoint` read from where it stands. Raises ConfigError when it cannot be."""

@@ -294,7 +294,7 @@ def _store(table: _StoreTable, path: Path) -> StoreConfig:
     return StoreConfig(
         url=store_location(table.url, path),
         endpoint=table.endpoint if isinstance(table.endpoint, str) else "",
-        endpoint_from=None if isinstance(table.endpoint, str) else _secret(table.endpoint, "store.endpoint", path),
+        endpoint_from=_secret(None if isinstance(table.endpoint, str) else table.endpoint, "store.endpoint", path),
         region=table.region,
         storage_class=table.storage_class,
         access_key_id=_secret(table.access_key_id, "store.access_key_id", path),

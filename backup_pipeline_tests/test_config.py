@@ -159,7 +159,7 @@ def test_an_endpoint_may_be_named_by_a_variable_that_is_read_late(monkeypatch: p
     monkeypatch.delenv("S3_ENDPOINT", raising=False)
     text = '[store]\nurl = "s3://backups/team"\nendpoint = { env = "S3_ENDPOINT" }\n'
     store = parse(text, PATH).store
-    with pytest.raises(ConfigError, match=r"store\.endpoint: the environment variable S3_ENDPOINT is not set"):
+    with pytest.raises(ConfigError, match=r"store\.endpoint: the environment variable S3_ENDPOINT"):
         store.located()
     monkeypatch.setenv("S3_ENDPOINT", "127.0.0.1:9000")
     with pytest.raises(ConfigError, match=r"store\.endpoint: found '127\.0\.0\.1:9000'"):
