@@ -59,7 +59,7 @@ def contents() -> str:
     return digest.hexdigest()
 
 
-def stamped() -> list[str]:
+def stamped() -> "list[str]":
     try:
         return STAMP.read_text().splitlines()
     except OSError:
