@@ -11,27 +11,20 @@ import errno
 import os
 import secrets
 import stat
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import unquote
 
 from backup_pipeline.errors import ConfigError, ObjectExists, ObjectNotFound, StoreError
+from backup_pipeline.storage import files
 from backup_pipeline.storage.store import SPOOL, ObjectInfo, check_key, check_prefix
 
-READ_BYTES = 4 * 1024 * 1024
 STALE_AFTER_S = 24 * 3600
 """How long nothing was written to an unpublished file before it counts as left by a crash."""
 
-_COPY_BYTES = 256 * 1024 * 1024
 _RACES = 100
-_FOLDER_MODE, _FILE_MODE = 0o700, 0o600
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
-_NO_KERNEL_COPY = (errno.ENOSYS, errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM)
 _PERMISSION_HINT = "Let the user that runs this read and write the store's folder and all below it."
 _HINTS = {
     errno.ENOSPC: "Free space on the disk of the store, or give it a larger one.",
@@ -62,10 +55,10 @@ def create_root(root: Path) -> None:
     missing = [folder for folder in (root, *root.parents) if not folder.exists()]
     try:
         for folder in reversed(missing):
-            folder.mkdir(_FOLDER_MODE, exist_ok=True)
-            with _folder(folder) as parent, _folder(folder.parent) as above:
-                sync_folder(parent)
-                sync_folder(above)
+            folder.mkdir(files.FOLDER_MODE, exist_ok=True)
+            with files.folder_at(folder) as parent, files.folder_at(folder.parent) as above:
+                files.sync_folder(parent)
+                files.sync_folder(above)
     except OSError as error:
         raise StoreError(f"cannot create the store's folder {root}: {error.strerror}") from error
 
@@ -96,23 +89,23 @@ class DirectoryStore:
         with self._unpublished(key) as (spool, name, file):
             for chunk in chunks:
                 with self._telling("write", key):
-                    _write(file, chunk)
-            self._publish(key, parts, spool, name, file, _rename)
+                    files.write_all(file, chunk)
+            self._publish(key, parts, spool, name, file, files.rename)
 
     def put_if_absent(self, key: str, data: bytes) -> None:
         """See Store. Of several writers exactly one succeeds."""
         parts = check_key(key)
         with self._unpublished(key) as (spool, name, file):
             with self._telling("write", key):
-                _write(file, data)
-            self._publish(key, parts, spool, name, file, _link)
+                files.write_all(file, data)
+            self._publish(key, parts, spool, name, file, files.link)
 
     def read(self, key: str) -> Iterator[bytes]:
         """See Store. What was opened is read to its end, whatever replaces it."""
         with self._object(key) as file:
             while True:
                 with self._telling("read", key):
-                    chunk = os.read(file, READ_BYTES)
+                    chunk = os.read(file, files.READ_BYTES)
                 if not chunk:
                     return
                 yield chunk
@@ -161,8 +154,8 @@ class DirectoryStore:
         parts = check_key(target)
         with self._object(source) as original, self._unpublished(target) as (spool, name, file):
             with self._telling("copy", target):
-                _copy_bytes(original, file)
-            self._publish(target, parts, spool, name, file, _rename)
+                files.copy_bytes(original, file)
+            self._publish(target, parts, spool, name, file, files.rename)
 
     # Folders
 
@@ -176,7 +169,7 @@ class DirectoryStore:
                 raise self._no_root(error) from error
             stack.callback(os.close, folders[0])
             for part in parts:
-                folders.append(_open_below(folders[-1], part, create=create))
+                folders.append(files.open_below(folders[-1], part, create=create))
                 stack.callback(os.close, folders[-1])
             yield folders
 
@@ -190,7 +183,7 @@ class DirectoryStore:
                         yield _info(path + name, found)
                 continue
             try:
-                below = os.open(name, _FOLDER, dir_fd=folder)
+                below = os.open(name, files.FOLDER, dir_fd=folder)
             except OSError as error:
                 if error.errno in _ABSENT:
                     continue
@@ -224,7 +217,7 @@ class DirectoryStore:
                     except OSError as error:
                         if error.errno not in _ABSENT:
                             refused[path + name] = error.strerror or str(error)
-                sync_folder(folders[-1])
+                files.sync_folder(folders[-1])
                 with contextlib.suppress(OSError):
                     for depth in range(len(above), 0, -1):
                         os.rmdir(above[depth - 1], dir_fd=folders[depth - 1])
@@ -244,7 +237,7 @@ class DirectoryStore:
         with contextlib.ExitStack() as stack:
             try:
                 folders = stack.enter_context(self._open(above))
-                file = os.open(name, _READ, dir_fd=folders[-1])
+                file = os.open(name, files.READ, dir_fd=folders[-1])
                 stack.callback(os.close, file)
                 regular = stat.S_ISREG(os.fstat(file).st_mode)
             except StoreError:
@@ -264,10 +257,10 @@ class DirectoryStore:
         with contextlib.ExitStack() as stack:
             with self._telling("write", key):
                 spool = stack.enter_context(self._open([SPOOL], create=True))[-1]
-                file = os.open(name, _CREATE, _FILE_MODE, dir_fd=spool)
-                stack.callback(_remove, spool, name)
+                file = os.open(name, files.CREATE, files.FILE_MODE, dir_fd=spool)
+                stack.callback(files.remove, spool, name)
                 stack.callback(os.close, file)
-                _collect_stale(spool, os.fstat(file).st_mtime - STALE_AFTER_S)
+                files.collect_stale(spool, os.fstat(file).st_mtime - STALE_AFTER_S)
             yield spool, name, file
 
     def _publish(
@@ -281,7 +274,7 @@ class DirectoryStore:
     ) -> None:
         """Make a complete file durable, then visible under its key, then that durable too."""
         with self._telling("write", key):
-            sync_file(file)
+            files.sync_file(file)
             for _ in range(_RACES):
                 try:
                     with self._open(parts[:-1], create=True) as folders:
@@ -289,7 +282,7 @@ class DirectoryStore:
                         # Every folder up to the root: another writer may have made one of them
                         # and not yet have synced it.
                         for folder in reversed(folders):
-                            sync_folder(folder)
+                            files.sync_folder(folder)
                     return
                 except FileNotFoundError:
                     continue  # a delete took the empty folder away
@@ -328,91 +321,6 @@ class DirectoryStore:
             f"cannot {doing} {key or 'objects'} in {self.url}: {error.strerror or error}",
             hint=_HINTS.get(error.errno or 0, ""),
         )
-
-
-def sync_file(file: int) -> None:
-    """Have the disk hold what was written to `file`."""
-    if sys.platform == "darwin":
-        import fcntl  # noqa: PLC0415 - not on every system
-
-        fcntl.fcntl(file, fcntl.F_FULLFSYNC)
-    else:
-        os.fsync(file)
-
-
-def sync_folder(folder: int) -> None:
-    """Have the disk hold the names in `folder`, where the file system can be asked for it."""
-    try:
-        os.fsync(folder)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.EBADF):
-            raise
-
-
-@contextlib.contextmanager
-def _folder(path: Path) -> Iterator[int]:
-    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield folder
-    finally:
-        os.close(folder)
-
-
-def _open_below(parent: int, name: str, *, create: bool) -> int:
-    try:
-        return os.open(name, _FOLDER, dir_fd=parent)
-    except FileNotFoundError:
-        if not create:
-            raise
-    with contextlib.suppress(FileExistsError):
-        os.mkdir(name, _FOLDER_MODE, dir_fd=parent)
-    return os.open(name, _FOLDER, dir_fd=parent)
-
-
-def _rename(name: str, target: str, spool: int, folder: int) -> None:
-    os.replace(name, target, src_dir_fd=spool, dst_dir_fd=folder)
-
-
-def _link(name: str, target: str, spool: int, folder: int) -> None:
-    os.link(name, target, src_dir_fd=spool, dst_dir_fd=folder, follow_symlinks=False)
-
-
-def _remove(spool: int, name: str) -> None:
-    with contextlib.suppress(OSError):
-        os.unlink(name, dir_fd=spool)
-
-
-def _collect_stale(spool: int, before: float) -> None:
-    """Remove unpublished files that nothing was written to since `before` (the file system's clock)."""
-    with os.scandir(spool) as entries:
-        names = [entry.name for entry in entries]
-    for name in names:
-        with contextlib.suppress(FileNotFoundError):
-            if os.stat(name, dir_fd=spool, follow_symlinks=False).st_mtime < before:
-                _remove(spool, name)
-
-
-def _write(file: int, chunk: bytes) -> None:
-    rest = memoryview(chunk)
-    while rest:
-        rest = rest[os.write(file, rest) :]
-
-
-def _copy_bytes(source: int, target: int) -> None:
-    """Within the kernel where it can, so that a file system with shared blocks shares them."""
-    if sys.platform == "linux":
-        try:
-            while os.copy_file_range(source, target, _COPY_BYTES):
-                pass
-        except OSError as error:
-            if error.errno not in _NO_KERNEL_COPY:
-                raise
-        else:
-            return
-        os.lseek(source, 0, os.SEEK_SET)
-        os.lseek(target, 0, os.SEEK_SET)
-    while chunk := os.read(source, READ_BYTES):
-        _write(target, chunk)
 
 
 def _info(key: str, found: os.stat_result) -> ObjectInfo:
