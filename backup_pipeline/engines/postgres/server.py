@@ -138,9 +138,10 @@ class Endpoint:
 
     def _wanted(self, *, overriding: Mapping[str, str]) -> dict[str, str]:
         given = dict(self._given)
-        wanted = {"connect_timeout": str(_CONNECT_TIMEOUT_S), "application_name": APPLICATION, **_KEEPALIVES}
-        if not _service(given):  # what a service file says would lose against what is set here
-            wanted |= {**overriding, "dbname": self.database, "user": self.user}
+        wanted = {} if _service(given) else dict(overriding)  # what a service file says would lose against it
+        wanted |= {"connect_timeout": str(_CONNECT_TIMEOUT_S), "application_name": APPLICATION, **_KEEPALIVES}
+        if not _service(given):
+            wanted |= {"dbname": self.database, "user": self.user}
             if not given.get("host") and not given.get("hostaddr"):
                 wanted["host"] = _socket_folder(given)
         wanted |= given

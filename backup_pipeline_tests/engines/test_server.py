@@ -1,0 +1,317 @@
+"""Endpoints: parsed, shown without secrets, the same for sessions and tools; and the lock."""
+
+import contextlib
+import os
+import socket
+import threading
+from pathlib import Path
+
+import psycopg
+import pytest
+from psycopg import pq, sql
+from psycopg.conninfo import make_conninfo
+
+from backup_pipeline import process
+from backup_pipeline.config import Secret
+from backup_pipeline.engines.postgres.cluster import LocalCluster
+from backup_pipeline.engines.postgres.server import (
+    Endpoint,
+    advisory_lock,
+    connect,
+    is_pooled,
+    lock_key,
+    read_server_info,
+)
+from backup_pipeline.errors import Busy, ConfigError, ServerError
+from backup_pipeline.process import Command
+from backup_pipeline_tests.servers.postgres import bin_dir_17, fresh_database
+
+HOSTILE = (
+    "a=b",
+    "-x",
+    " sp ace ",
+    "quo\"te'",
+    "new\nline",
+    ";$(touch /nonexistent/x)",
+    "../x",
+    "host=other.example",
+    "postgresql://other/",
+    "back\\slash %41 %s",
+    "ü" * 31 + "x",
+)
+"""Names that are legal in PostgreSQL and poison to whoever pastes them into a command or a DSN."""
+
+
+def one(endpoint: Endpoint, query: str) -> object:
+    with contextlib.closing(connect(endpoint)) as session:
+        row = session.execute(query.encode()).fetchone()
+        return row[0] if row else None
+
+
+# Parsing and showing
+
+
+@pytest.mark.parametrize(
+    "dsn",
+    [
+        "postgresql://me:hunter2@db.example:6543/shop?sslmode=require",
+        "host=db.example port=6543 user=me password=hunter2 dbname=shop sslmode=require",
+    ],
+)
+def test_both_forms_of_a_dsn_are_read_and_neither_shows_its_password(dsn: str) -> None:
+    endpoint = Endpoint(dsn)
+    assert endpoint.shown == "me@db.example:6543/shop"
+    assert repr(endpoint) == "Endpoint(me@db.example:6543/shop)"
+    environment = endpoint.environment()
+    assert environment["PGPASSWORD"] == "hunter2"
+    assert {
+        name: environment[name] for name in ("PGHOST", "PGPORT", "PGUSER", "PGDATABASE", "PGSSLMODE")
+    } == {
+        "PGHOST": "db.example",
+        "PGPORT": "6543",
+        "PGUSER": "me",
+        "PGDATABASE": "shop",
+        "PGSSLMODE": "require",
+    }
+    assert "hunter2" not in endpoint.tool_dbname
+
+
+def test_a_password_kept_apart_wins() -> None:
+    endpoint = Endpoint("host=db.example password=old", Secret("new"))
+    assert endpoint.environment()["PGPASSWORD"] == "new"
+    assert endpoint.conninfo["password"] == "new"
+    assert endpoint.with_database("other").conninfo["password"] == "new"
+
+
+def test_an_unreadable_dsn_is_refused_without_showing_it() -> None:
+    with pytest.raises(ConfigError) as refused:
+        Endpoint("host=db.example passw0rd hunter2")
+    assert "hunter2" not in str(refused.value)
+    assert refused.value.__cause__ is None
+
+
+def test_a_key_with_a_passphrase_cannot_be_given_to_a_tool() -> None:
+    with pytest.raises(ConfigError, match="sslpassword"):
+        _ = Endpoint("host=db.example sslpassword=hunter2").tool_dbname
+
+
+def test_what_libpq_takes_from_no_variable_goes_beside_it() -> None:
+    assert Endpoint("host=db.example keepalives_idle=7 tcp_user_timeout=9000 dbname='a b'").tool_dbname == (
+        "keepalives=1 keepalives_idle=7 keepalives_interval=10 keepalives_count=6 tcp_user_timeout=9000"
+    )
+
+
+def test_the_dump_is_not_recoded_by_a_client_encoding_of_the_dsn() -> None:
+    assert "PGCLIENTENCODING" not in Endpoint("host=db.example client_encoding=LATIN1").environment()
+
+
+def test_a_service_and_its_passfile_work(
+    postgres: LocalCluster, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    host = postgres.endpoint().conninfo["host"]
+    (tmp_path / "services").write_text(f"[prod]\nhost={host}\nport=5432\nuser=postgres\ndbname=template1\n")
+    monkeypatch.setenv("PGSERVICEFILE", str(tmp_path / "services"))
+    endpoint = Endpoint("service=prod")
+    assert endpoint.shown == "service prod"
+    assert one(endpoint, "SELECT current_database()") == "template1"
+    assert one(endpoint.with_database("postgres"), "SELECT current_database()") == "postgres"
+    psql = Command(
+        (f"{bin_dir_17()}/psql", "-X", "-A", "-t", f"--dbname={endpoint.tool_dbname}", "--command=SELECT 1"),
+        endpoint.environment(),
+    )
+    assert process.run(psql, timeout_s=20).stdout == "1\n"
+
+
+# Sessions and tools
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_database_of_any_name_is_reached_by_sessions_and_by_tools(
+    postgres: LocalCluster, name: str
+) -> None:
+    with fresh_database(postgres, name) as endpoint:
+        assert endpoint.database == name
+        assert one(endpoint, "SELECT current_database()") == name
+        with contextlib.closing(connect(endpoint)) as session:
+            session.execute("CREATE TABLE public.found_here ()")
+        said = [
+            process.run(
+                Command(
+                    (f"{bin_dir_17()}/{tool}", option, f"--dbname={endpoint.tool_dbname}"),
+                    endpoint.environment(),
+                ),
+                timeout_s=20,
+            ).stdout
+            for tool, option in (("pg_dump", "--schema-only"), ("pg_dumpall", "--globals-only"))
+        ]
+        assert "CREATE TABLE public.found_here" in said[0]
+        assert "CREATE ROLE" in said[1]
+
+
+def test_variables_around_us_change_neither_sessions_nor_tools(
+    database: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for option in pq.Conninfo.get_defaults():
+        if option.envvar and option.envvar not in (b"PGSERVICE", b"PGPASSFILE"):
+            monkeypatch.setenv(option.envvar.decode(), "planted")
+    monkeypatch.setenv("PGTZ", "Asia/Tokyo")
+    monkeypatch.setenv("PGDATESTYLE", "German")
+    assert (
+        one(database, "SELECT current_setting('TimeZone') || current_setting('DateStyle')") == "UTCISO, YMD"
+    )
+    assert not any("planted" in value for value in database.environment().values())
+
+
+def test_a_session_ignores_what_role_and_database_set(postgres: LocalCluster, database: Endpoint) -> None:
+    with contextlib.closing(connect(database)) as session:
+        name = sql.Identifier(database.database)
+        for setting in (
+            "search_path = public",
+            "idle_in_transaction_session_timeout = 5",
+            "DateStyle = German",
+        ):
+            session.execute(sql.SQL("ALTER DATABASE {} SET ").format(name) + sql.SQL(setting))
+    query = "SELECT current_setting('search_path') || current_setting('idle_in_transaction_session_timeout')"
+    assert one(database, query) == "0"
+
+
+def test_deadlines_are_set(database: Endpoint) -> None:
+    with contextlib.closing(connect(database, statement_timeout_s=0.05, purpose="test")) as session:
+        assert session.execute("SHOW application_name").fetchone() == ("backup_pipeline test",)
+        with pytest.raises(psycopg.errors.QueryCanceled):
+            session.execute("SELECT pg_sleep(5)")
+
+
+def test_a_session_may_hold_a_transaction(database: Endpoint) -> None:
+    with contextlib.closing(connect(database, autocommit=False)) as session:
+        states = [session.info.transaction_status.name]
+        session.execute("SELECT 1")
+        states.append(session.info.transaction_status.name)
+    assert states == ["IDLE", "INTRANS"]
+
+
+def test_a_server_that_is_not_there_is_named_with_a_hint() -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        port = silent.getsockname()[1]
+        with pytest.raises(ServerError) as failed:
+            connect(Endpoint(f"postgresql://me:hunter2@127.0.0.1:{port}/shop"))
+    assert failed.value.message.startswith(f"cannot connect (me@127.0.0.1:{port}/shop): ")
+    assert "Check the address and port" in failed.value.hint
+    assert "hunter2" not in str(failed.value)
+
+
+def test_a_server_that_never_answers_is_given_up() -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        port = silent.getsockname()[1]
+        with pytest.raises(ServerError, match="timeout"):
+            connect(Endpoint(f"host=127.0.0.1 port={port} connect_timeout=2"))
+
+
+def test_a_database_that_does_not_exist_is_named_with_a_hint(postgres: LocalCluster) -> None:
+    with pytest.raises(ServerError, match='database "nowhere" does not exist') as failed:
+        connect(postgres.endpoint("nowhere"))
+    assert "psql -l" in failed.value.hint
+
+
+def test_a_server_says_what_it_is(postgres15: LocalCluster) -> None:
+    with contextlib.closing(connect(postgres15.endpoint())) as session:
+        session.execute("CREATE ROLE plain LOGIN")
+    with contextlib.closing(connect(postgres15.endpoint(user="plain"))) as session:
+        info = read_server_info(session)
+        assert not is_pooled(session)
+    assert (info.major, info.is_superuser, info.in_recovery) == (15, False, False)
+    assert len(info.system_identifier) == 19
+
+
+# The lock
+
+
+def test_the_lock_of_a_database_never_changes() -> None:
+    assert lock_key("agentweave") == -3859609351735919742
+
+
+def test_a_second_holder_is_refused_and_told_who_holds(database: Endpoint) -> None:
+    name = database.database
+    with advisory_lock(database, name, purpose="dump", wait_s=0) as lock:
+        assert lock.still_held()
+        for renames in (False, True):
+            with (
+                pytest.raises(Busy) as busy,
+                advisory_lock(database, name, purpose="swap", wait_s=0.05, renames=renames),
+            ):
+                pass
+            assert "backup_pipeline dump, pid" in str(busy.value.detail["held by"])
+        with advisory_lock(database, "another", purpose="dump", wait_s=0, renames=True):
+            pass
+    with advisory_lock(database, name, purpose="dump", wait_s=0):
+        pass
+
+
+def test_a_second_holder_waits_for_the_first(database: Endpoint) -> None:
+    released = threading.Event()
+    with contextlib.ExitStack() as first:
+        first.enter_context(advisory_lock(database, database.database, purpose="dump", wait_s=0))
+
+        def second() -> None:
+            with advisory_lock(database, database.database, purpose="swap", wait_s=20, renames=True):
+                released.set()
+
+        waiting = threading.Thread(target=second)
+        waiting.start()
+        assert not released.wait(0.2)
+    assert released.wait(20)
+    waiting.join()
+
+
+def test_a_rename_is_possible_under_its_lock_and_keeps_dumps_out(postgres: LocalCluster) -> None:
+    with fresh_database(postgres) as endpoint, contextlib.closing(connect(postgres.endpoint())) as session:
+        name = sql.Identifier(endpoint.database)
+        with advisory_lock(endpoint, endpoint.database, purpose="swap", wait_s=0, renames=True):
+            session.execute(sql.SQL("ALTER DATABASE {} RENAME TO renamed").format(name))
+            session.execute(sql.SQL("ALTER DATABASE renamed RENAME TO {}").format(name))
+            with pytest.raises(Busy), advisory_lock(endpoint, endpoint.database, purpose="dump", wait_s=0):
+                pass
+
+
+def test_a_role_that_may_not_enter_postgres_still_meets_a_swap(postgres15: LocalCluster) -> None:
+    with contextlib.closing(connect(postgres15.endpoint())) as session:
+        session.execute("CREATE ROLE kept_out LOGIN")
+        session.execute("REVOKE CONNECT ON DATABASE postgres FROM PUBLIC")
+        try:
+            with fresh_database(postgres15) as endpoint:
+                name = endpoint.database
+                dumping = Endpoint(make_conninfo(endpoint.dsn, user="kept_out"))
+                with (
+                    advisory_lock(dumping, name, purpose="dump", wait_s=0),
+                    pytest.raises(Busy),
+                    advisory_lock(endpoint, name, purpose="swap", wait_s=0, renames=True),
+                ):
+                    pass
+                with (
+                    pytest.raises(ServerError),
+                    advisory_lock(dumping, name, purpose="s", wait_s=0, renames=True),
+                ):
+                    pass
+        finally:
+            session.execute("GRANT CONNECT ON DATABASE postgres TO PUBLIC")
+
+
+def test_a_lost_session_is_a_lost_lock(postgres: LocalCluster, database: Endpoint) -> None:
+    with advisory_lock(database, database.database, purpose="dump", wait_s=0) as lock:
+        for session in lock.sessions:
+            one(postgres.endpoint(), f"SELECT pg_terminate_backend({session.info.backend_pid}, 5000)")
+        assert not lock.still_held()
+        with advisory_lock(database, database.database, purpose="s", wait_s=0, renames=True) as other:
+            assert other.still_held()
+
+
+def test_no_secret_of_ours_is_in_the_process_list(database: Endpoint) -> None:
+    endpoint = Endpoint(database.dsn, Secret("hunter2"))
+    assert "hunter2" not in endpoint.tool_dbname
+    assert "hunter2" not in str(
+        Command(("pg_dump", f"--dbname={endpoint.tool_dbname}"), endpoint.environment())
+    )
+    assert "hunter2" not in os.environ.values()
