@@ -5,6 +5,7 @@ reading and writing in storage/catalog.py.
 """
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -17,7 +18,7 @@ MANUAL_TIER = "manual"
 IMPORTED_PREFIX = "imported-"
 """Begins the random part of an imported dump's stamp; such a dump has no manifest."""
 
-_STAMP = re.compile(r"(?P<time>\d{8}T\d{6}Z)-(?P<suffix>[0-9a-z-]{4,40})")
+_STAMP = re.compile(r"(?P<time>[0-9]{8}T[0-9]{6}Z)-(?P<suffix>[0-9a-z-]{4,40})")
 _STAMP_TIME = "%Y%m%dT%H%M%SZ"
 _SUBJECT = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
 
@@ -25,6 +26,16 @@ _SUBJECT = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
 def is_subject_name(name: str) -> bool:
     """Whether `name` may name a database, cluster or tier here: it becomes part of keys and tags."""
     return _SUBJECT.fullmatch(name) is not None
+
+
+def _is_stamp(stamp: str) -> bool:
+    if _STAMP.fullmatch(stamp) is None:
+        return False
+    try:
+        datetime.strptime(stamp[:16], _STAMP_TIME).replace(tzinfo=UTC)
+    except ValueError:
+        return False
+    return True
 
 
 @dataclass(frozen=True, order=True)
@@ -35,14 +46,19 @@ class BackupId:
     stamp: str
 
     def __post_init__(self) -> None:
-        if not is_subject_name(self.database) or _STAMP.fullmatch(self.stamp) is None:
+        if not is_subject_name(self.database) or not _is_stamp(self.stamp):
             raise ConfigError(
                 f"not a backup id: {self.database}/{self.stamp}",
-                hint="An id looks like agentweave/20260301T020000Z-3f9a1c; `backup-pipeline list` shows them.",
+                hint="An id looks like app/20260301T020000Z-3f9a1c; `backup-pipeline list` shows them.",
             )
 
     def __str__(self) -> str:
         return f"{self.database}/{self.stamp}"
+
+    @property
+    def imported(self) -> bool:
+        """Whether this is a dump of an older layout, which has no manifest."""
+        return self.stamp[17:].startswith(IMPORTED_PREFIX)
 
     @property
     def taken_at(self) -> datetime:
@@ -189,12 +205,42 @@ class Proof:
 
 
 @dataclass(frozen=True)
+class ProofRecord:
+    """What is known of a backup's proofs: the one that stands, and the newest when it is another.
+
+    A proof that looked less closely never replaces one that looked more closely: NOT_PROVABLE says
+    nothing of the backup, and RESTORED compared no contents. FAILED always stands until the backup
+    is PROVEN, whatever was found in between.
+    """
+
+    standing: Proof
+    latest: Proof | None = None
+
+    def followed_by(self, proof: Proof, *, comparable: bool = True) -> "ProofRecord":
+        """This record after one more proof. Of a backup that has nothing to compare with
+        (`comparable` is false) RESTORED is the best there is, and replaces FAILED.
+        """
+        replaces = {
+            Verdict.PROVEN: True,
+            Verdict.FAILED: True,
+            Verdict.RESTORED: self.standing.verdict not in (Verdict.PROVEN, Verdict.FAILED)
+            or (self.standing.verdict is Verdict.FAILED and not comparable),
+            Verdict.NOT_PROVABLE: self.standing.verdict in (Verdict.NOT_PROVABLE, Verdict.NONE),
+            Verdict.NONE: self.standing.verdict is Verdict.NONE,
+        }
+        return ProofRecord(proof) if replaces[proof.verdict] else ProofRecord(self.standing, proof)
+
+
+@dataclass(frozen=True)
 class Lease:
-    """A running upload's or restore's claim on a backup: prune keeps away until it ends."""
+    """A running upload's or restore's claim on a backup: prune keeps away until it ends.
+
+    The purpose "prune" is a prune's own: it keeps other prunes away, and shields nothing.
+    """
 
     id: BackupId
     token: str
-    purpose: str  # "dump" | "restore" | "proof"
+    purpose: str  # "dump" | "restore" | "proof" | "prune" | "unreadable"
     until: datetime
 
 
@@ -211,8 +257,25 @@ class Backup:
     pinned: bool = False
     expires_at: datetime | None = None
     imported_key: str = ""  # where an imported dump lies, below its own store's prefix
+    last_attempt: Proof | None = None  # the newest proof, when it is not the one that stands
+    unreadable_verdict: str = ""  # why the verdict's file cannot be read; then `proof` is None
 
     @property
     def verdict(self) -> Verdict:
-        """The newest verdict, or NONE."""
+        """The verdict that stands, or NONE."""
         return self.proof.verdict if self.proof else Verdict.NONE
+
+
+@dataclass(frozen=True)
+class CatalogListing:
+    """The backups that exist, newest first, and what lies in the catalog but cannot be read."""
+
+    backups: tuple[Backup, ...]
+    unreadable: tuple[tuple[str, str], ...] = ()  # (key, reason)
+
+
+def newest_first(backups: Iterable[Backup]) -> tuple[Backup, ...]:
+    """Ordered by the time in the id, then by the rest of it; never by when an object was written."""
+    return tuple(
+        sorted(backups, key=lambda item: (item.taken_at, item.id.stamp, item.id.database), reverse=True)
+    )

@@ -7,7 +7,7 @@ the names of databases and tiers in the configuration do, and are checked before
 import re
 from enum import StrEnum
 
-from backup_pipeline.domain.backup import BackupId
+from backup_pipeline.domain.backup import BackupId, is_subject_name
 from backup_pipeline.errors import ConfigError
 
 CATALOG = "catalog/"
@@ -25,7 +25,9 @@ class Beside(StrEnum):
     PIN = ".pin"
 
 
-_CATALOG_KEY = re.compile(r"catalog/(?P<database>[^/]+)/(?P<stamp>[^/.]+)(?P<beside>\.json|\.verdict\.json|\.pin)")
+_CATALOG_KEY = re.compile(
+    r"catalog/(?P<database>[^/]+)/(?P<stamp>[^/.]+)(?P<beside>\.json|\.verdict\.json|\.pin)"
+)
 _DATA_KEY = re.compile(r"databases/(?P<database>[^/]+)/dumps/(?P<tier>[^/]+)/(?P<stamp>[^/]+)/(?P<name>.+)")
 _LEASE_KEY = re.compile(r"leases/(?P<database>[^/]+)/(?P<stamp>[^/.]+)\.(?P<token>[0-9a-f]+)\.json")
 
@@ -56,15 +58,24 @@ def data_prefix(backup: BackupId, tier: str) -> str:
     return f"{DATA}{backup.database}/dumps/{tier}/{backup.stamp}/"
 
 
+COPY_NAMES = {Beside.MANIFEST: "manifest.json", Beside.VERDICT: "verdict.json", Beside.PIN: "pin"}
+"""How the copies of what lies in the catalog are called beside the objects; no object has such a name."""
+
+
+def copy_key(backup: BackupId, tier: str, beside: Beside) -> str:
+    """The copy, beside the objects, of a manifest, verdict or pin: a lost catalog is rebuilt from them."""
+    return data_prefix(backup, tier) + COPY_NAMES[beside]
+
+
 def manifest_copy_key(backup: BackupId, tier: str) -> str:
     """The copy of the manifest beside the objects, from which a lost catalog is rebuilt."""
-    return data_prefix(backup, tier) + "manifest.json"
+    return copy_key(backup, tier, Beside.MANIFEST)
 
 
 def parse_data_key(key: str) -> tuple[BackupId, str, str] | None:
     """(backup, tier, name) of an object's key; None for a key that we did not make."""
     match = _DATA_KEY.fullmatch(key)
-    if match is None:
+    if match is None or not is_subject_name(match["tier"]):
         return None
     try:
         return BackupId(match["database"], match["stamp"]), match["tier"], match["name"]

@@ -1,0 +1,357 @@
+"""The catalog: publish, read, list and annotate backups. The manifests are the truth.
+
+A backup exists when its manifest lies in the catalog. Publishing writes that object last, deleting
+(catalog_delete.py) removes it before anything that it names, so at no moment is a backup listed
+whose objects are not whole. Beside the objects lie copies of manifest, verdict and pin, from which
+catalog_rebuild.py makes a lost catalog anew. What is deleted is decided in domain/retention.py.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime
+
+from backup_pipeline.domain.backup import (
+    Backup,
+    BackupId,
+    CatalogListing,
+    Manifest,
+    Proof,
+    ProofRecord,
+    Verdict,
+    newest_first,
+)
+from backup_pipeline.domain.choice import find
+from backup_pipeline.domain.layout import (
+    Beside,
+    catalog_key,
+    catalog_prefix,
+    copy_key,
+    data_prefix,
+    parse_catalog_key,
+)
+from backup_pipeline.domain.manifest import (
+    MAX_RECORD_BYTES,
+    manifest_from_json,
+    manifest_to_json,
+    verdict_from_json,
+    verdict_to_json,
+)
+from backup_pipeline.errors import (
+    BackupNotFound,
+    Busy,
+    Corrupt,
+    ObjectExists,
+    ObjectNotFound,
+    Refused,
+)
+from backup_pipeline.storage import catalog_index, leases
+from backup_pipeline.storage.store import ObjectInfo, Store, read_all
+
+__all__ = [
+    "Marks",
+    "exists",
+    "find",
+    "imported_marks",
+    "list_backups",
+    "load",
+    "load_marks",
+    "missing_objects",
+    "pin",
+    "publish",
+    "read_or_none",
+    "record_proof",
+    "refresh_index",
+    "unpin",
+]
+
+READERS = 16
+"""Reads of small objects at the same time."""
+
+
+@dataclass(frozen=True)
+class Marks:
+    """What lies beside a manifest: the record of proofs, or why it cannot be read, and the pin."""
+
+    record: ProofRecord | None = None
+    pinned: bool = False
+    unreadable_verdict: str = ""
+
+
+def publish(store: Store, manifest: Manifest) -> Backup:
+    """List a finished backup: the copy beside the objects first, the catalog's manifest last.
+
+    Durable on return, and may be run again. Raises Refused when an object is missing or another
+    manifest has this id, Corrupt when the manifest could not be read back.
+    """
+    data, key = manifest_to_json(manifest), catalog_key(manifest.id)
+    manifest_from_json(data, key)
+    _refuse_missing(store, manifest)
+    _put_once(store, copy_key(manifest.id, manifest.tier, Beside.MANIFEST), data)
+    # From here on a prune that collects unlisted objects sees the copy; see leases.py.
+    for lease in leases.others(store, manifest.id, now=manifest.finished_at):
+        if lease.purpose == leases.PRUNE:
+            raise Busy(f"{manifest.id} is being collected by a prune, as objects that nobody published")
+    _refuse_missing(store, manifest)
+    _put_once(store, key, data)
+    return _backup(manifest, Marks())
+
+
+def load(store: Store, backup: BackupId) -> Backup:
+    """One backup as it is now, never from the index. Raises BackupNotFound, or Corrupt."""
+    key = catalog_key(backup)
+    try:
+        manifest = manifest_from_json(read_all(store, key), key)
+    except ObjectNotFound:
+        raise BackupNotFound(
+            f"there is no backup {backup}", hint="`backup-pipeline list` shows what there is."
+        ) from None
+    return _backup(manifest, load_marks(store, backup))
+
+
+def load_marks(store: Store, backup: BackupId) -> Marks:
+    """The record of proofs and the pin of one backup, imported or not, as they are now."""
+    pinned = exists(store, catalog_key(backup, Beside.PIN))
+    key = catalog_key(backup, Beside.VERDICT)
+    data = read_or_none(store, key)
+    record = _parse(key, data) if data is not None else None
+    if isinstance(record, Corrupt):
+        return Marks(None, pinned, _reason(record))
+    return Marks(record if isinstance(record, ProofRecord) else None, pinned)
+
+
+def list_backups(store: Store, database: str = "", *, fresh: bool = False) -> CatalogListing:
+    """The backups of one database, or of all. What exists is what the store lists.
+
+    Few requests for any number of backups, as long as the index is refreshed now and then. For
+    decisions on what to delete, `fresh` reads the manifests themselves.
+    """
+    found, unreadable = _catalog_keys(store, database)
+    records = _records(store, _infos(found), catalog_index.Index() if fresh else catalog_index.read(store))
+    backups = []
+    for backup, beside in found.items():
+        if Beside.MANIFEST not in beside:
+            if Beside.PIN in beside and not backup.imported:
+                unreadable.append((beside[Beside.PIN].key, "it pins a backup whose manifest is missing"))
+            continue
+        manifest = records.get(beside[Beside.MANIFEST].key)
+        if isinstance(manifest, Corrupt):
+            unreadable.append((beside[Beside.MANIFEST].key, _reason(manifest)))
+        elif isinstance(manifest, Manifest):  # else it was deleted since it was listed
+            marks = _marks(beside, records)
+            backups.append(_backup(manifest, marks))
+            if marks.unreadable_verdict:
+                unreadable.append((beside[Beside.VERDICT].key, marks.unreadable_verdict))
+    return CatalogListing(newest_first(backups), tuple(sorted(unreadable)))
+
+
+def imported_marks(store: Store, database: str, *, fresh: bool = False) -> Mapping[BackupId, Marks]:
+    """The verdicts and pins that our own store keeps for imported dumps, which have no manifest."""
+    found, _ = _catalog_keys(store, database)
+    found = {backup: beside for backup, beside in found.items() if backup.imported}
+    if not found:
+        return {}
+    records = _records(store, _infos(found), catalog_index.Index() if fresh else catalog_index.read(store))
+    return {backup: _marks(beside, records) for backup, beside in found.items()}
+
+
+def refresh_index(store: Store) -> int:
+    """Rewrite the index from the store; returns how many objects it holds. May be run at any time."""
+    infos = _infos(_catalog_keys(store, "")[0])
+    index = catalog_index.read(store)
+    bodies = {info: index.body(info) for info in infos}
+    missing = [
+        info for info, body in bodies.items() if body is None or isinstance(_parse(info.key, body), Corrupt)
+    ]
+    for info, body in zip(missing, _read_many(store, missing), strict=True):
+        bodies[info] = body if body and not isinstance(_parse(info.key, body), Corrupt) else None
+    whole = {info: body for info, body in bodies.items() if body is not None}
+    catalog_index.write(store, whole)
+    return len(whole)
+
+
+def record_proof(store: Store, backup: BackupId, proof: Proof) -> ProofRecord:
+    """Record the result of a proof; returns what now stands (see ProofRecord).
+
+    Raises BackupNotFound when the backup is gone. An unreadable record is replaced by all but
+    NOT_PROVABLE, which could hide that the backup was proven: then it raises Corrupt.
+    """
+    tier = "" if backup.imported else load(store, backup).tier
+    key = catalog_key(backup, Beside.VERDICT)
+    data = read_or_none(store, key)
+    try:
+        before = verdict_from_json(data, key) if data is not None else None
+    except Corrupt:
+        if proof.verdict is Verdict.NOT_PROVABLE:
+            raise
+        before = None
+    record = before.followed_by(proof, comparable=not backup.imported) if before else ProofRecord(proof)
+    _put_beside(store, backup, tier, Beside.VERDICT, verdict_to_json(backup, record))
+    return record
+
+
+def pin(store: Store, backup: BackupId, *, at: datetime, note: str = "") -> None:
+    """Keep a backup until it is unpinned, whatever the policy. Raises BackupNotFound."""
+    tier = "" if backup.imported else load(store, backup).tier
+    _put_beside(store, backup, tier, Beside.PIN, f"pinned at {at:%Y-%m-%dT%H:%M:%SZ}\n{note}\n".encode())
+    if not backup.imported and not exists(store, catalog_key(backup)):
+        # Deleted in between: the pin came too late. Looking after putting is what makes prune see it.
+        store.delete([copy_key(backup, tier, Beside.PIN), catalog_key(backup, Beside.PIN)])
+        raise BackupNotFound(
+            f"{backup} was pruned a moment ago", hint="`backup-pipeline list` shows what there is."
+        )
+
+
+def unpin(store: Store, backup: BackupId) -> None:
+    """Leave a backup to the policy again; nothing happens when it is not pinned."""
+    tier = "" if backup.imported else load(store, backup).tier
+    denied = store.delete([copy_key(backup, tier, Beside.PIN)]) if tier else {}
+    denied |= {} if denied else store.delete([catalog_key(backup, Beside.PIN)])
+    if denied:
+        raise Refused(
+            f"{backup} stays pinned: the store does not let go of its pin",
+            detail=denied,
+            hint="Unpin with credentials that may delete, once no object lock holds it.",
+        )
+
+
+def read_or_none(store: Store, key: str) -> bytes | None:
+    """The whole of a small object, None when there is none."""
+    try:
+        return read_all(store, key)
+    except ObjectNotFound:
+        return None
+
+
+def missing_objects(manifest: Manifest, present: Mapping[str, int]) -> str:
+    """Which of a backup's objects is missing or of another size, given the sizes in the store; "" if none."""
+    for item in manifest.objects:
+        if item.key not in present:
+            return f"its object {item.key} is missing"
+        if present[item.key] != item.size_bytes:
+            return f"its object {item.key} has {present[item.key]} bytes instead of {item.size_bytes}"
+    return ""
+
+
+def _refuse_missing(store: Store, manifest: Manifest) -> None:
+    present = {info.key: info.size_bytes for info in store.list(data_prefix(manifest.id, manifest.tier))}
+    problem = missing_objects(manifest, present)
+    if problem:
+        raise Refused(
+            f"{manifest.id} is not published: {problem}",
+            hint="Take the backup again; what is unlisted is collected.",
+        )
+
+
+def _put_once(store: Store, key: str, data: bytes) -> None:
+    before = read_or_none(store, key)
+    if before is None:
+        try:
+            store.put_if_absent(key, data)
+            return
+        except ObjectExists:  # another's, or our own whose answer was lost
+            before = read_or_none(store, key)
+    if before != data:
+        raise Refused(
+            f"{key} holds another manifest", hint="Manifests are never overwritten: take the backup again."
+        )
+
+
+def _put_beside(store: Store, backup: BackupId, tier: str, beside: Beside, data: bytes) -> None:
+    if tier:
+        store.put(copy_key(backup, tier, beside), [data])
+    store.put(catalog_key(backup, beside), [data])
+
+
+def _catalog_keys(
+    store: Store, database: str
+) -> tuple[dict[BackupId, dict[Beside, ObjectInfo]], list[tuple[str, str]]]:
+    """What lies in the catalog, by backup, and the keys that are none of ours."""
+    found: dict[BackupId, dict[Beside, ObjectInfo]] = {}
+    foreign = []
+    for info in store.list(catalog_prefix(database)):
+        named = parse_catalog_key(info.key)
+        if named is None:
+            foreign.append((info.key, "it is no name that we give"))
+        else:
+            found.setdefault(named[0], {})[named[1]] = info
+    return found, foreign
+
+
+def _infos(found: Mapping[BackupId, Mapping[Beside, ObjectInfo]]) -> list[ObjectInfo]:
+    return [info for beside in found.values() for kind, info in beside.items() if kind is not Beside.PIN]
+
+
+def _records(
+    store: Store, infos: Iterable[ObjectInfo], index: catalog_index.Index
+) -> dict[str, Manifest | ProofRecord | Corrupt]:
+    """Manifests and verdicts by key: from the index where it agrees and can be read, else from the store."""
+    records: dict[str, Manifest | ProofRecord | Corrupt] = {}
+    missing = []
+    for info in infos:
+        body = index.body(info)
+        record = _parse(info.key, body) if body is not None else None
+        if record is None or isinstance(record, Corrupt):
+            missing.append(info)
+        else:
+            records[info.key] = record
+    for info, body in zip(missing, _read_many(store, missing), strict=True):
+        if body is not None:
+            records[info.key] = _parse(info.key, body)
+    return records
+
+
+def _parse(key: str, body: bytes) -> Manifest | ProofRecord | Corrupt:
+    try:
+        return verdict_from_json(body, key) if key.endswith(Beside.VERDICT) else manifest_from_json(body, key)
+    except Corrupt as error:
+        return error
+
+
+def _read_many(store: Store, infos: Sequence[ObjectInfo]) -> list[bytes | None]:
+    """The bodies in the same order; None for an object that is gone, nothing for one that is too long."""
+
+    def read(info: ObjectInfo) -> bytes | None:
+        return b"" if info.size_bytes > MAX_RECORD_BYTES else read_or_none(store, info.key)
+
+    if not infos:
+        return []
+    with ThreadPoolExecutor(min(READERS, len(infos))) as pool:
+        return list(pool.map(read, infos))
+
+
+def _marks(
+    beside: Mapping[Beside, ObjectInfo], records: Mapping[str, Manifest | ProofRecord | Corrupt]
+) -> Marks:
+    record = records.get(beside[Beside.VERDICT].key) if Beside.VERDICT in beside else None
+    if isinstance(record, Corrupt):
+        return Marks(None, Beside.PIN in beside, _reason(record))
+    return Marks(record if isinstance(record, ProofRecord) else None, Beside.PIN in beside)
+
+
+def _backup(manifest: Manifest, marks: Marks) -> Backup:
+    return Backup(
+        id=manifest.id,
+        tier=manifest.tier,
+        taken_at=manifest.id.taken_at,
+        size_bytes=manifest.size_bytes,
+        manifest=manifest,
+        proof=marks.record.standing if marks.record else None,
+        pinned=marks.pinned,
+        expires_at=manifest.expires_at,
+        last_attempt=marks.record.latest if marks.record else None,
+        unreadable_verdict=marks.unreadable_verdict,
+    )
+
+
+def _reason(error: Corrupt) -> str:
+    return str(error.detail["reason"])
+
+
+def exists(store: Store, key: str) -> bool:
+    """Whether an object has this key."""
+    try:
+        store.head(key)
+    except ObjectNotFound:
+        return False
+    return True
