@@ -4,16 +4,16 @@ VENV := .venv/bin/python
 
 .PHONY: demo dev test soak lint bench lock clean venv
 
-demo: venv  ## one backup taken, broken, restored and proven, on real servers of its own
+demo: venv  # backups taken, proven and restored, on servers of its own
 	@$(VENV) -m backup_pipeline.demo
 
-dev: venv  ## the same servers, and Dagster's UI beside them
+dev: venv  # the same servers, and Dagster's UI beside them
 	@$(VENV) -m backup_pipeline.demo dev
 
 test: venv
 	$(VENV) -m pytest
 
-soak: venv  ## the slow campaigns
+soak: venv  # the slow campaigns
 	$(VENV) -m pytest -m slow --timeout 3600
 
 lint: venv
@@ -24,7 +24,7 @@ lint: venv
 bench: venv
 	$(VENV) -m benchmarks
 
-lock: venv  ## constraints.txt anew, after pyproject.toml changed; UPGRADE=--upgrade for the newest of all
+lock: venv  # constraints.txt anew, after pyproject.toml changed; UPGRADE=--upgrade for the newest of all
 	$(VENV) tools/lock.py $(UPGRADE)
 
 clean:
