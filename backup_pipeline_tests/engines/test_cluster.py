@@ -1,9 +1,96 @@
 """Clusters of our own: made, reached, stopped, removed, and never left behind."""
 
 import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
 
-from backup_pipeline.engines.postgres.cluster import LocalCluster
+import pytest
+
+from backup_pipeline.config import Secret
+from backup_pipeline.engines.postgres import cluster as clusters
+from backup_pipeline.engines.postgres.cluster import (
+    FREE_PORT,
+    LocalCluster,
+    initdb_argv,
+    postgres_argv,
+    relaxed_settings,
+)
+from backup_pipeline.engines.postgres.scratch import private_folder
 from backup_pipeline.engines.postgres.server import Endpoint, connect, read_server_info
+from backup_pipeline.errors import ConfigError, ServerError, ToolError
+from backup_pipeline_tests.servers.postgres import bin_dir_17
+
+AS_ROOT = os.getuid() == 0
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder that the server's user may enter, whoever runs the tests."""
+    with private_folder() as own:
+        yield own
+
+
+@contextlib.contextmanager
+def started(cluster: LocalCluster) -> Iterator[LocalCluster]:
+    try:
+        cluster.create()
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.remove()
+
+
+def value(endpoint: Endpoint, query: str) -> object:
+    with contextlib.closing(connect(endpoint)) as session:
+        row = session.execute(query.encode()).fetchone()
+        return row[0] if row else None
+
+
+def is_gone(pid: int) -> bool:
+    """Whether a process has ended, reaped or not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+def await_end(pid: int, within_s: float = 10.0) -> bool:
+    deadline = time.monotonic() + within_s
+    while not is_gone(pid) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return is_gone(pid)
+
+
+def test_the_commands_hold_no_secret_and_no_shell() -> None:
+    assert initdb_argv("/pg/initdb", Path("/d"), Path("/p"), locale="C", sync=False) == (
+        "/pg/initdb",
+        "--pgdata=/d",
+        "--username=postgres",
+        "--pwfile=/p",
+        "--auth-local=trust",
+        "--auth-host=scram-sha-256",
+        "--encoding=UTF8",
+        "--locale-provider=libc",
+        "--locale=C",
+        "--no-instructions",
+        "--no-sync",
+    )
+    assert postgres_argv("/pg/postgres", Path("/d"), {"port": "5432", "fsync": "off"}) == (
+        "/pg/postgres",
+        "-D",
+        "/d",
+        "-c",
+        "port=5432",
+        "-c",
+        "fsync=off",
+    )
 
 
 def test_a_running_cluster_answers_and_says_what_it_is(postgres: LocalCluster) -> None:
@@ -14,7 +101,129 @@ def test_a_running_cluster_answers_and_says_what_it_is(postgres: LocalCluster) -
 
 
 def test_a_fresh_database_is_empty(database: Endpoint) -> None:
-    with contextlib.closing(connect(database)) as session:
-        query = "SELECT count(*) FROM pg_class WHERE relnamespace = 'public'::regnamespace"
-        rows = session.execute(query).fetchall()
-    assert rows == [(0,)]
+    query = "SELECT count(*) FROM pg_class WHERE relnamespace = 'public'::regnamespace"
+    assert value(database, query) == 0
+
+
+def test_the_relaxed_cluster_listens_nowhere_and_writes_lazily(postgres: LocalCluster) -> None:
+    for name, wanted in (
+        ("listen_addresses", ""),
+        ("fsync", "off"),
+        ("archive_mode", "off"),
+        ("autovacuum", "off"),
+    ):
+        assert value(postgres.endpoint(), f"SELECT current_setting('{name}')") == wanted
+    with pytest.raises(ServerError, match="no TCP port"):
+        postgres.endpoint(tcp=True)
+
+
+@pytest.mark.skipif(not AS_ROOT, reason="needs root: the server runs as another user only then")
+def test_run_as_root_the_server_is_nobody_in_a_group_of_its_own(postgres: LocalCluster) -> None:
+    status = postgres.data.stat()
+    assert (status.st_uid, status.st_mode & 0o777) == (65534, 0o700)
+    assert status.st_gid not in {0, 65534}
+    assert (postgres.folder.stat().st_uid, postgres.folder.stat().st_mode & 0o777) == (0, 0o710)
+    looking = subprocess.run(
+        ["/bin/ls", postgres.folder], user=65534, group=65534, extra_groups=[], check=False
+    )
+    assert looking.returncode != 0
+
+
+def test_a_lasting_cluster_keeps_its_data_and_asks_for_a_password_by_tcp(folder: Path) -> None:
+    cluster = LocalCluster(
+        bin_dir_17(), folder / 'a cluster\'s "own" folder', port=FREE_PORT, password=Secret("s3cret")
+    )
+    with started(cluster):
+        assert value(cluster.endpoint(), "SELECT current_setting('fsync')") == "on"
+        with contextlib.closing(connect(cluster.endpoint(tcp=True))) as session:
+            session.execute("CREATE DATABASE kept")
+        without = Endpoint(cluster.endpoint(tcp=True).dsn, Secret("wrong"))
+        with pytest.raises(ServerError, match="password authentication failed"):
+            connect(without)
+        cluster.stop()
+        assert not list(cluster.folder.glob("backup-*"))
+        cluster.create()
+        cluster.start()
+        assert value(cluster.endpoint("kept"), "SELECT 1") == 1
+        assert not (cluster.folder / "data.password").exists()
+
+
+def test_a_port_without_a_password_is_refused(folder: Path) -> None:
+    with pytest.raises(ConfigError, match="accept anyone"):
+        LocalCluster(bin_dir_17(), folder / "c", port=FREE_PORT).create()
+
+
+def test_a_half_made_cluster_is_made_anew(folder: Path) -> None:
+    (folder / "c" / "data.new" / "base").mkdir(parents=True)
+    with started(LocalCluster(bin_dir_17(), folder / "c", relaxed=True)) as cluster:
+        assert value(cluster.endpoint(), "SELECT 1") == 1
+
+
+def test_a_long_path_gets_its_socket_elsewhere_and_loses_it_again(folder: Path) -> None:
+    cluster = LocalCluster(bin_dir_17(), folder / ("long" * 25), relaxed=True)
+    with started(cluster):
+        elsewhere = Path(cluster.endpoint().conninfo["host"])
+        assert value(cluster.endpoint(), "SELECT 1") == 1
+        assert not elsewhere.is_relative_to(folder)
+    assert not elsewhere.exists()
+
+
+def test_a_server_that_cannot_start_says_why(folder: Path) -> None:
+    cluster = LocalCluster(bin_dir_17(), folder / "c", relaxed=True, settings={"shared_buffers": "nonsense"})
+    cluster.create()
+    with pytest.raises(ToolError, match="postgres ended with exit code 1") as failed:
+        cluster.start()
+    assert "shared_buffers" in str(failed.value.detail["stderr"])
+
+
+@pytest.mark.skipif(not AS_ROOT, reason="needs root: a plain user runs the programs it can read")
+def test_programs_that_the_servers_user_cannot_read_are_copied(folder: Path) -> None:
+    closed = Path(tempfile.mkdtemp())  # 0700
+    try:
+        shutil.copytree(Path(bin_dir_17()).parent, closed / "pg", symlinks=True)
+        with started(LocalCluster(str(closed / "pg" / "bin"), folder / "c", relaxed=True)) as cluster:
+            assert value(cluster.endpoint(), "SELECT 1") == 1
+            assert (cluster.folder / "postgresql" / "bin" / "postgres").exists()
+    finally:
+        shutil.rmtree(closed)
+
+
+@pytest.mark.skipif(not AS_ROOT, reason="needs root: the server runs as another user only then")
+def test_a_folder_that_the_servers_user_may_not_enter_is_refused(tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    with pytest.raises(ToolError, match=f"may not enter {tmp_path}") as refused:
+        LocalCluster(bin_dir_17(), tmp_path / "c").create()
+    assert "TMPDIR" in refused.value.hint
+
+
+def test_small_shared_memory_is_not_relied_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clusters, "_SMALL_SHM_BYTES", 2**62)
+    assert relaxed_settings()["dynamic_shared_memory_type"] == "mmap"
+    monkeypatch.setattr(clusters, "_SMALL_SHM_BYTES", 0)
+    assert "dynamic_shared_memory_type" not in relaxed_settings()
+
+
+MAKES_ONE = """
+import sys, time
+from pathlib import Path
+from backup_pipeline.engines.postgres.cluster import LocalCluster
+cluster = LocalCluster(sys.argv[1], Path(sys.argv[2]), relaxed=sys.argv[3] == "relaxed")
+cluster.create()
+cluster.start()
+print((cluster.data / "postmaster.pid").read_text().split()[0], flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: its kernel ends a child with its parent")
+@pytest.mark.parametrize("kind", ["relaxed", "lasting"])
+def test_a_server_ends_with_a_parent_that_is_killed(folder: Path, kind: str) -> None:
+    argv = [sys.executable, "-c", MAKES_ONE, bin_dir_17(), str(folder / "c"), kind]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        assert not is_gone(pid)
+        parent.send_signal(signal.SIGKILL)
+    assert await_end(pid)
+    log = (folder / "c" / "server.log").read_text()
+    assert ("immediate" if kind == "relaxed" else "database system is shut down") in log

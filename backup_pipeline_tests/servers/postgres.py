@@ -2,9 +2,7 @@
 
 import contextlib
 import importlib
-import os
 import secrets
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import pytest
 from psycopg import sql
 
 from backup_pipeline.engines.postgres.cluster import LocalCluster
+from backup_pipeline.engines.postgres.scratch import private_folder
 from backup_pipeline.engines.postgres.server import Endpoint, connect
 
 DEBIAN_15 = Path("/usr/lib/postgresql/15/bin")
@@ -31,15 +30,15 @@ def bin_dir_15() -> str:
 
 @contextlib.contextmanager
 def running_cluster(bin_dir: str, **settings: str) -> Iterator[LocalCluster]:
-    """A relaxed cluster on its private socket, removed at the end."""
-    folder = Path(tempfile.mkdtemp(prefix="backup-test-", dir="/tmp" if os.getuid() == 0 else None))
-    cluster = LocalCluster(bin_dir, folder, relaxed=True, settings=settings)
-    try:
-        cluster.create()
-        cluster.start()
-        yield cluster
-    finally:
-        cluster.remove()
+    """A relaxed cluster on its private socket, removed at the end, or by the next one after a kill."""
+    with private_folder() as folder:
+        cluster = LocalCluster(bin_dir, folder / "cluster", relaxed=True, settings=settings)
+        try:
+            cluster.create()
+            cluster.start()
+            yield cluster
+        finally:
+            cluster.stop()
 
 
 @contextlib.contextmanager

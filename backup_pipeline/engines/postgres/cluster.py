@@ -33,6 +33,7 @@ SUPERUSER = "postgres"
 FREE_PORT = 0
 """As a port: any that is free."""
 
+_SOCKET_LINK = "socket"
 _SOCKET_PATH_BYTES = 107  # sun_path, less its closing zero
 _INITDB_TIMEOUT_S = 120.0
 _POLL_S = 0.02
@@ -72,8 +73,7 @@ class LocalCluster:
     lies in a folder of mode 0700 and asks for nothing. Run as root, the server runs as `nobody`,
     in a group that no one else is in.
 
-    The server gets `death_signal` when the thread that started it ends: SIGINT stops it in order,
-    SIGQUIT at once.
+    It ends when the thread that started it ends: in order, or at once with `relaxed`.
     """
 
     bin_dir: str
@@ -83,7 +83,6 @@ class LocalCluster:
     password: Secret | None = None
     settings: Mapping[str, str] = field(default_factory=dict)
     locale: str = "C"
-    death_signal: int = signal.SIGINT
     _server: Popen[bytes] | None = field(default=None, init=False, repr=False)
     _socket_folder: Path | None = field(default=None, init=False, repr=False)
 
@@ -91,6 +90,10 @@ class LocalCluster:
     def data(self) -> Path:
         """The data directory."""
         return self.folder / "data"
+
+    @property
+    def _stop_signal(self) -> int:
+        return signal.SIGQUIT if self.relaxed else signal.SIGINT
 
     @property
     def log(self) -> Path:
@@ -135,7 +138,8 @@ class LocalCluster:
             return
         if self.port == FREE_PORT:
             self.port = free_port()
-        self._socket_folder = _socket_folder(self.folder, self.port or 5432)
+        remove_socket_folder(self.folder)
+        self._socket_folder = _make_socket_folder(self.folder, self.port or 5432)
         identity = server_identity()
         if identity is not None:
             os.chown(self._socket_folder, identity.uid, identity.gid)
@@ -156,7 +160,7 @@ class LocalCluster:
             cwd="/",
         )
         with self.log.open("ab") as log:
-            self._server = process.start(command, stderr=log, parent_death_signal=self.death_signal)
+            self._server = process.start(command, stderr=log, parent_death_signal=self._stop_signal)
         try:
             self._await(command, self._server, timeout_s)
         except BaseException:
@@ -189,13 +193,12 @@ class LocalCluster:
         server, self._server = self._server, None
         if server is not None:
             if server.poll() is None:
-                server.send_signal(signal.SIGQUIT if self.relaxed else signal.SIGINT)
+                server.send_signal(self._stop_signal)
                 with contextlib.suppress(TimeoutError):
                     _wait(server, grace_s)
             process.terminate(server, grace_s=5.0, signum=signal.SIGQUIT)
-        if self._socket_folder is not None:
-            shutil.rmtree(self._socket_folder, ignore_errors=True)
-            self._socket_folder = None
+        remove_socket_folder(self.folder)
+        self._socket_folder = None
 
     def remove(self) -> None:
         """Stop the server and delete the folder, data and all."""
@@ -324,14 +327,28 @@ def _copy_installation(prefix: Path, target: Path, identity: Identity) -> None:
             path.chmod(path.stat().st_mode | (0o050 if path.is_dir() else (path.stat().st_mode & 0o500) >> 3))
 
 
-def _socket_folder(folder: Path, port: int) -> Path:
-    """A new private folder for the socket: in `folder`, or elsewhere when its path is too long."""
+def remove_socket_folder(folder: Path) -> None:
+    """Remove where the cluster in `folder` listens or, before a kill, has listened."""
+    link = folder / _SOCKET_LINK
+    with contextlib.suppress(OSError):
+        shutil.rmtree(folder / os.readlink(link), ignore_errors=True)
+        link.unlink()
+
+
+def _make_socket_folder(folder: Path, port: int) -> Path:
+    """A new private folder for the socket: in `folder`, or elsewhere when its path is too long.
+
+    A link in `folder` says where, for `remove_socket_folder`.
+    """
     places = (str(folder), tempfile.gettempdir(), "/tmp", "/var/tmp")  # noqa: S108 - mkdtemp makes it private
     for place in places:
         name = f"{place}/backup-xxxxxxxx/.s.PGSQL.{port}"
-        # PostgreSQL reads a list: a quote would end the name, and a comma or space begin another.
-        if len(os.fsencode(name)) <= _SOCKET_PATH_BYTES and '"' not in place and os.access(place, os.W_OK):
-            return Path(tempfile.mkdtemp(prefix="backup-", dir=place))
+        # PostgreSQL reads a quoted list there, and libpq an abstract name or a list.
+        odd = not place.startswith("/") or any(mark in place for mark in '",')
+        if len(os.fsencode(name)) <= _SOCKET_PATH_BYTES and not odd and os.access(place, os.W_OK):
+            made = Path(tempfile.mkdtemp(prefix="backup-", dir=place))
+            (folder / _SOCKET_LINK).symlink_to(made)
+            return made
     raise ToolError("no folder for a server's socket is writable and short of path, not even /tmp")
 
 

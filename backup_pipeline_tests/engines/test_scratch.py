@@ -1,0 +1,199 @@
+"""Scratch servers: of the right version, empty, and gone afterwards whatever happened."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
+
+from backup_pipeline.engines.postgres.cluster import LocalCluster
+from backup_pipeline.engines.postgres.scratch import (
+    DATABASE_PREFIX,
+    collect_stale,
+    private_folder,
+    scratch_cluster,
+    scratch_server,
+)
+from backup_pipeline.engines.postgres.server import Connection, Endpoint, connect, read_server_info
+from backup_pipeline.errors import NotProvable, ServerError
+from backup_pipeline_tests.servers.postgres import bin_dir_17
+
+
+def create(connection: Connection, database: str) -> None:
+    connection.execute(sql.SQL("CREATE DATABASE {} TEMPLATE template0").format(sql.Identifier(database)))
+
+
+def names(server: Endpoint, query: str) -> list[str]:
+    with contextlib.closing(connect(server)) as session:
+        return [str(name) for (name,) in session.execute(query.encode()).fetchall()]
+
+
+def scratch_databases(server: Endpoint) -> list[str]:
+    return [
+        name for name in names(server, "SELECT datname FROM pg_database") if name.startswith(DATABASE_PREFIX)
+    ]
+
+
+# A cluster of our own
+
+
+def test_a_scratch_cluster_is_of_the_version_asked_for_and_gone_afterwards(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2")
+    with private_folder() as parent:
+        with scratch_cluster(17, bin_dir=bin_dir_17(), folder=parent) as endpoint:
+            with contextlib.closing(connect(endpoint)) as session:
+                assert read_server_info(session).major == 17
+                pid = session.info.backend_pid
+                around = Path(f"/proc/{pid}/environ").read_bytes() if sys.platform == "linux" else b""
+            assert len(list(parent.glob("backup-scratch-*"))) == 1
+        assert b"hunter2" not in around
+        assert not list(parent.glob("backup-scratch-*"))
+
+
+def test_a_failing_proof_leaves_no_cluster() -> None:
+    with private_folder() as parent:
+        with (
+            contextlib.suppress(ZeroDivisionError),
+            scratch_server(17, bin_dir=bin_dir_17(), folder=parent) as scratch,
+        ):
+            assert scratch.ours
+            raise ZeroDivisionError
+        assert not list(parent.glob("backup-scratch-*"))
+
+
+def test_a_missing_version_is_not_provable_here_and_says_how_to_get_it() -> None:
+    with pytest.raises(NotProvable) as missing, scratch_cluster(18, bin_dir=bin_dir_17()):
+        pass
+    assert "the newest found is 17." in missing.value.message
+    assert "postgresql-18" in missing.value.hint
+    assert "[scratch] dsn" in missing.value.hint
+
+
+def test_a_cluster_that_cannot_start_is_not_provable_here() -> None:
+    with (
+        pytest.raises(NotProvable, match="cannot be started"),
+        scratch_cluster(17, bin_dir=bin_dir_17(), settings={"shared_buffers": "nonsense"}),
+    ):
+        pass
+
+
+MAKES_ONE = """
+import sys, time
+from pathlib import Path
+from backup_pipeline.engines.postgres.scratch import scratch_cluster
+with scratch_cluster(17, bin_dir=sys.argv[1], folder=Path(sys.argv[2])) as endpoint:
+    print(endpoint.conninfo["host"], flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: its kernel ends a child with its parent")
+def test_what_a_killed_proof_left_is_collected_by_the_next() -> None:
+    with private_folder() as parent:
+        argv = [sys.executable, "-c", MAKES_ONE, bin_dir_17(), str(parent)]
+        with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as proof:
+            assert proof.stdout is not None
+            host = Path(proof.stdout.readline().strip())
+            assert host.is_dir()
+            assert collect_stale(parent) == ()
+            proof.send_signal(signal.SIGKILL)
+        (left,) = parent.glob("backup-scratch-*")
+        assert collect_stale(parent) == (left,)
+        assert not left.exists()
+        assert not host.exists()
+
+
+def test_what_belongs_to_someone_is_not_collected() -> None:
+    with private_folder() as parent, private_folder(parent) as living:
+        (parent / "backup-scratch-link").symlink_to(living)
+        just_made = parent / "backup-scratch-justmade"
+        just_made.mkdir()
+        (parent / "elsewhere").mkdir()
+        assert collect_stale(parent) == ()
+        hours_ago = time.time() - 7200
+        os.utime(just_made, (hours_ago, hours_ago))
+        assert collect_stale(parent) == (just_made,)
+        assert living.exists()
+
+
+# An existing server
+
+
+def test_on_an_existing_server_database_and_roles_are_gone_afterwards(postgres: LocalCluster) -> None:
+    server = postgres.endpoint()
+    with scratch_server(17, existing=server) as scratch:
+        assert not scratch.ours
+        with contextlib.closing(connect(scratch.endpoint)) as session:
+            create(session, scratch.database)
+            session.execute('CREATE ROLE "of the dump"')
+            scratch.roles.append("of the dump")
+        with contextlib.closing(connect(server.with_database(scratch.database))) as session:
+            session.execute('CREATE TABLE public.t (); ALTER TABLE public.t OWNER TO "of the dump"')
+        assert scratch_databases(server) == [scratch.database]
+    assert scratch_databases(server) == []
+    assert "of the dump" not in names(server, "SELECT rolname FROM pg_roles")
+
+
+def test_a_failing_proof_leaves_nothing_on_an_existing_server(postgres: LocalCluster) -> None:
+    server = postgres.endpoint()
+    with contextlib.suppress(ZeroDivisionError), scratch_server(17, existing=server) as scratch:
+        with contextlib.closing(connect(server)) as session:
+            create(session, scratch.database)
+        raise ZeroDivisionError
+    assert scratch_databases(server) == []
+
+
+def test_what_cannot_be_dropped_is_said(postgres: LocalCluster) -> None:
+    server = postgres.endpoint()
+    with contextlib.closing(connect(server)) as session:
+        session.execute("CREATE ROLE in_use")
+        session.execute("CREATE DATABASE of_in_use OWNER in_use")
+    with (
+        pytest.raises(ServerError, match=r"roles stay on the scratch server .*: in_use"),
+        scratch_server(17, existing=server) as scratch,
+    ):
+        scratch.roles.append("in_use")
+    with contextlib.closing(connect(server)) as session:
+        session.execute("DROP DATABASE of_in_use")
+        session.execute("DROP ROLE in_use")
+
+
+def test_what_a_killed_proof_left_on_a_server_is_dropped_but_nothing_in_use(postgres: LocalCluster) -> None:
+    server = postgres.endpoint()
+    with contextlib.closing(connect(server)) as session, scratch_server(17, existing=server) as living:
+        create(session, living.database)
+        create(session, stale := f"{DATABASE_PREFIX}0123456789abcdef")
+        with scratch_server(17, existing=server):
+            found = scratch_databases(server)
+            assert stale not in found
+            assert living.database in found
+
+
+def test_another_version_or_the_source_itself_is_no_place_for_a_proof(postgres: LocalCluster) -> None:
+    server = postgres.endpoint()
+    with (
+        pytest.raises(NotProvable, match=r"is PostgreSQL 17\.\d+, not 16"),
+        scratch_server(16, existing=server),
+    ):
+        pass
+    with contextlib.closing(connect(server)) as session:
+        identifier = read_server_info(session).system_identifier
+    with (
+        pytest.raises(NotProvable, match="the cluster that the backup was taken from"),
+        scratch_server(17, existing=server, source_identifier=identifier),
+    ):
+        pass
+
+
+def test_an_existing_server_that_is_down_is_an_error_of_the_server() -> None:
+    nowhere = Endpoint(make_conninfo("", host="/nonexistent", dbname="postgres", user="postgres"))
+    with pytest.raises(ServerError, match="cannot connect"), scratch_server(17, existing=nowhere):
+        pass
