@@ -1,0 +1,41 @@
+"""The backups of one database: its own, and those of an older layout beside them.
+
+Called by every door that lists, finds or names a backup. Reading manifests is storage/catalog.py's.
+"""
+
+from backup_pipeline.actions.protected import Protected
+from backup_pipeline.domain.backup import Backup, BackupId, CatalogListing, newest_first
+from backup_pipeline.domain.choice import find as choose
+from backup_pipeline.errors import BackupNotFound
+from backup_pipeline.storage import catalog, imported
+
+
+def listing(protected: Protected, *, fresh: bool = False) -> CatalogListing:
+    """All backups of the database, newest first. Raises StoreError."""
+    own = catalog.list_backups(protected.store, protected.name, fresh=fresh)
+    if protected.imports is None:
+        return own
+    older = imported.list_imported(protected.imports, protected.store, protected.name, fresh=fresh)
+    return CatalogListing(
+        newest_first([*own.backups, *older.backups]), (*own.unreadable, *older.unreadable)
+    )
+
+
+def find(protected: Protected, text: str) -> Backup:
+    """The backup that `text` names: an id, a stamp or its beginning, a time, "latest" or "proven".
+
+    Raises BackupNotFound naming the nearest.
+    """
+    return choose(listing(protected), text)
+
+
+def load(protected: Protected, backup: BackupId) -> Backup:
+    """One backup as it is now. Raises BackupNotFound, Corrupt, StoreError."""
+    if not backup.imported:
+        return catalog.load(protected.store, backup)
+    if protected.imports is None:
+        raise BackupNotFound(
+            f"{backup} is of an older layout, and no import_from is configured for {protected.name}",
+            hint=f"Set databases.{protected.name}.import_from to where those dumps lie.",
+        )
+    return imported.load_imported(protected.imports, protected.store, backup)

@@ -1,0 +1,384 @@
+"""Take a dump: preflight, one snapshot for dump and fingerprint, upload as it comes, publish.
+
+Called by cli.py and by Dagster's ops, which call the three steps one by one. Nothing is listed
+before `publish`; a failure before it takes away what it had stored.
+"""
+
+import contextlib
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from importlib.metadata import version
+
+from backup_pipeline.actions.fetch import ARCHIVE_NAME, DIRECTORY_NAME, verified
+from backup_pipeline.actions.protected import Clock, Protected
+from backup_pipeline.actions.report import Progress, Report
+from backup_pipeline.domain import layout
+from backup_pipeline.domain.backup import (
+    MANUAL_TIER,
+    Backup,
+    BackupId,
+    Manifest,
+    ObjectDigest,
+    ObjectRole,
+    Source,
+    Verdict,
+)
+from backup_pipeline.domain.fingerprint import Fingerprint, fingerprint_to_json
+from backup_pipeline.engines.postgres import dump as tool, fingerprint, preflight as checks
+from backup_pipeline.engines.postgres.properties import read_source
+from backup_pipeline.engines.postgres.server import Endpoint, HeldLock, advisory_lock, connect, read_server_info
+from backup_pipeline.engines.postgres.snapshot import Snapshot, exported_snapshot
+from backup_pipeline.engines.postgres.tools import Compression, Tools, choose_compression, find_tools
+from backup_pipeline.errors import BackupNotFound, CopyUnsupported, Corrupt, ServerError, StoreError
+from backup_pipeline.spool import private_folder
+from backup_pipeline.storage import catalog, leases
+from backup_pipeline.units import show_bytes, show_seconds
+
+SOFTWARE = version("backup-pipeline")
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """What a dump will be made of; `warnings` do not stop it."""
+
+    server_version: str
+    client_version: str
+    client_path: str
+    source_bytes: int
+    compression: str
+    warnings: tuple[str, ...]
+
+
+def take(
+    protected: Protected, *, tier: str, scheduled_for: datetime | None, clock: Clock, report: Report
+) -> Backup:
+    """Preflight, dump, upload and publish; return the published backup.
+
+    Raises ServerError, ToolError, StoreError, Busy; nothing is listed then.
+    """
+    preflight(protected, report=report)
+    manifest = dump_and_upload(protected, tier=tier, scheduled_for=scheduled_for, clock=clock, report=report)
+    return publish(protected, manifest, report=report)
+
+
+def preflight(protected: Protected, *, report: Report) -> Preflight:
+    """Try everything that the dump will need; change nothing but a scratch object in the store.
+
+    Raises ConfigError, ServerError, ToolError, StoreError: what would make the dump fail.
+    """
+    config, source = protected.config, protected.source()
+    found = checks.check_source(source, bin_dir=config.bin_dir, critical_tables=config.critical_tables)
+    checks.raise_first_failure(found)
+    tools, compression = _tools(protected)
+    _try_store(protected)
+    with contextlib.closing(connect(source, purpose="preflight")) as session:
+        details = read_source(session, tools)
+    warnings = tuple(check.found for check in found if check.status == "warning")
+    ready = Preflight(
+        server_version=details.server_version_text,
+        client_version=tools.version_text,
+        client_path=tools.path("pg_dump"),
+        source_bytes=details.size_bytes,
+        compression=compression.name,
+        warnings=warnings,
+    )
+    report.say(
+        f"PostgreSQL {ready.server_version}, {show_bytes(ready.source_bytes)}; "
+        f"pg_dump {ready.client_version} ({ready.client_path}), {ready.compression}"
+    )
+    for warning in warnings:
+        report.say(f"warning: {warning}")
+    return ready
+
+
+def dump_and_upload(
+    protected: Protected, *, tier: str, scheduled_for: datetime | None, clock: Clock, report: Report
+) -> Manifest:
+    """Store everything that the backup consists of, and return the manifest to publish.
+
+    A tier due at the same scheduled time as another one that is already published copies it.
+    Raises ServerError, ToolError, StoreError, Busy; what was stored is taken away again.
+    """
+    config, source = protected.config, protected.source()
+    if tier != MANUAL_TIER:
+        config.tier(tier)
+    wait_s = config.lock_timeout.total_seconds()
+    purpose = f"dump of {config.name}"
+    with advisory_lock(source, source.database, purpose=purpose, wait_s=wait_s) as lock:
+        shared = _same_schedule(protected, tier, scheduled_for)
+        if shared is not None:
+            return _copy(protected, shared, tier=tier, clock=clock, report=report)
+        return _Dump(protected, tier, scheduled_for, lock, clock, report).run()
+
+
+def publish(protected: Protected, manifest: Manifest, *, report: Report) -> Backup:
+    """Make an uploaded dump a backup: write its manifest, last. May be repeated.
+
+    A copy that shares a proven dump's bytes is proven with it. Raises StoreError, Refused.
+    """
+    catalog.publish(protected.store, manifest)
+    if manifest.copied_from is not None:
+        _inherit_proof(protected, manifest)
+    size, took = show_bytes(manifest.size_bytes), show_seconds(manifest.duration_s)
+    report.say(f"published {manifest.id}: {size} in {took}")
+    return catalog.load(protected.store, manifest.id)
+
+
+@dataclass
+class _Dump:
+    """One dump under way: what its steps share."""
+
+    protected: Protected
+    tier: str
+    scheduled_for: datetime | None
+    lock: HeldLock
+    clock: Clock
+    report: Report
+    objects: list[ObjectDigest] = field(default_factory=list)
+    prefix: str = ""
+
+    def run(self) -> Manifest:
+        started_at = self.clock()
+        config, source = self.protected.config, self.protected.source()
+        tools, compression = _tools(self.protected)
+        with contextlib.closing(connect(source, purpose="dump")) as session:
+            details = read_source(session, tools)
+        with exported_snapshot(source, lock_timeout_s=config.lock_timeout.total_seconds()) as snapshot:
+            backup = BackupId.make(config.name, snapshot.taken_at, secrets.token_hex(3))
+            self.prefix = layout.data_prefix(backup, self.tier)
+            with (
+                leases.hold(self.protected.store, backup, "dump", clock=self.clock) as lease,
+                _taken_away_on_failure(self.protected, self.prefix, self.report),
+            ):
+                found = self._read(snapshot, tools, compression, details)
+                self._ride_along(source, tools, replace(found, properties=details.database))
+                lease.check()
+                if not self.lock.still_held():
+                    raise ServerError(
+                        f"the lock that keeps other dumps and swaps of {config.name} away was lost",
+                        hint="The server closed its session; look into its log, then take the dump again.",
+                    )
+        return Manifest(
+            id=backup,
+            tier=self.tier,
+            scheduled_for=self.scheduled_for,
+            started_at=started_at,
+            snapshot_at=snapshot.taken_at,
+            finished_at=self.clock(),
+            expires_at=self.clock() + config.manual_keep if self.tier == MANUAL_TIER else None,
+            format="custom" if config.jobs == 1 else "directory",
+            compression=compression.name,
+            jobs=config.jobs,
+            objects=tuple(self.objects),
+            source=details,
+            software=SOFTWARE,
+        )
+
+    def _read(
+        self, snapshot: Snapshot, tools: Tools, compression: Compression, details: Source
+    ) -> Fingerprint:
+        """Dump and fingerprint side by side; whichever fails ends the other."""
+        config, pg_dump = self.protected.config, tools.path("pg_dump")
+        prepared = fingerprint.prepare(
+            snapshot,
+            pg_dump=pg_dump,
+            critical_tables=config.critical_tables,
+            contents=config.proof == "content",
+        )
+        started, begun_s = threading.Event(), time.monotonic()
+
+        def read_so_far(done_bytes: int, total_bytes: int) -> None:
+            elapsed_s = time.monotonic() - begun_s
+            self.report.progress(Progress("fingerprint", done_bytes, total_bytes, elapsed_s))
+
+        with ThreadPoolExecutor(1, "fingerprint") as pool:
+            taking = pool.submit(
+                fingerprint.take,
+                prepared,
+                connections=config.fingerprint_connections,
+                started=started,
+                progress=read_so_far,
+            )
+            try:
+                self._dump(snapshot, pg_dump, compression, details, started.set)
+                return taking.result()
+            finally:
+                snapshot.cancel()
+
+    def _dump(
+        self,
+        snapshot: Snapshot,
+        pg_dump: str,
+        compression: Compression,
+        details: Source,
+        on_started: Callable[[], None],
+    ) -> None:
+        config, source = self.protected.config, snapshot.endpoint
+        timeouts = {
+            "lock_timeout_s": config.lock_timeout.total_seconds(),
+            "stall_s": config.stall_timeout.total_seconds(),
+        }
+        if config.jobs == 1:
+            with tool.stream_custom(
+                pg_dump, source, snapshot, compress_option=compression.option, on_started=on_started, **timeouts
+            ) as chunks:
+                self._put(ARCHIVE_NAME, ObjectRole.DUMP, chunks, size_hint_bytes=details.size_bytes)
+            return
+        with (
+            private_folder("dump") as spool,
+            tool.dump_directory(
+                pg_dump,
+                source,
+                snapshot,
+                spool=spool,
+                jobs=config.jobs,
+                compress_option=compression.option,
+                on_started=on_started,
+                **timeouts,
+            ) as files,
+        ):
+            for file in files:
+                name = f"{DIRECTORY_NAME}/{file.name}"
+                self._put(name, ObjectRole.DUMP, file.chunks(), size_hint_bytes=file.size_bytes)
+
+    def _ride_along(self, source: Endpoint, tools: Tools, found: Fingerprint) -> None:
+        """What no dump holds: roles and tablespaces; and what the proof will compare with."""
+        roles = tool.dump_globals(
+            tools.path("pg_dumpall"), source, with_passwords=self.protected.config.role_passwords
+        )
+        self._put("globals.sql", ObjectRole.GLOBALS, [roles])
+        self._put("fingerprint.json", ObjectRole.FINGERPRINT, [fingerprint_to_json(found)])
+
+    def _put(
+        self, name: str, role: ObjectRole, chunks: Iterable[bytes], *, size_hint_bytes: int = 0
+    ) -> None:
+        before, begun_s = sum(item.size_bytes for item in self.objects), time.monotonic()
+
+        def written(size_bytes: int) -> None:
+            total = size_hint_bytes if role is ObjectRole.DUMP else None
+            elapsed_s = time.monotonic() - begun_s
+            self.report.progress(Progress("dump and upload", before + size_bytes, total, elapsed_s))
+
+        hashing = tool.Hashing(chunks, progress=written)
+        self.protected.store.put(
+            self.prefix + name,
+            hashing,
+            size_hint_bytes=size_hint_bytes,
+            storage_class=_storage_class(self.protected, self.tier),
+        )
+        self.objects.append(
+            ObjectDigest(self.prefix + name, name, role, hashing.size_bytes, hashing.sha256)
+        )
+
+
+@contextlib.contextmanager
+def _taken_away_on_failure(protected: Protected, prefix: str, report: Report) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        try:
+            left = [item.key for item in protected.store.list(prefix)]
+            denied = protected.store.delete(left) if left else {}
+        except StoreError as error:
+            denied = {prefix: error.message}
+        for key, reason in denied.items():
+            report.say(f"could not take away {key}: {reason}; a prune will, a day from now")
+        raise
+
+
+def _same_schedule(protected: Protected, tier: str, scheduled_for: datetime | None) -> Backup | None:
+    """The newest backup of another tier that was due at the same time and may stand for both."""
+    if scheduled_for is None:
+        return None
+    for backup in catalog.list_backups(protected.store, protected.name, fresh=True).backups:
+        manifest = backup.manifest
+        if (
+            manifest is not None
+            and manifest.scheduled_for == scheduled_for
+            and manifest.tier != tier
+            and backup.verdict is not Verdict.FAILED
+        ):
+            return backup
+    return None
+
+
+def _copy(protected: Protected, shared: Backup, *, tier: str, clock: Clock, report: Report) -> Manifest:
+    """A second tier's own copy of a dump: made by the store, read again, and checked."""
+    manifest = shared.manifest
+    if manifest is None:
+        raise Corrupt(f"{shared.id} has no manifest to copy")
+    started_at = clock()
+    backup = BackupId.make(protected.name, shared.taken_at, secrets.token_hex(3))
+    prefix = layout.data_prefix(backup, tier)
+    report.say(f"{tier} is due at the same time as {manifest.tier}: copying {shared.id}")
+    with (
+        leases.hold(protected.store, shared.id, "restore", clock=clock),
+        leases.hold(protected.store, backup, "dump", clock=clock) as lease,
+        _taken_away_on_failure(protected, prefix, report),
+    ):
+        objects = tuple(_copy_object(protected, item, prefix, tier) for item in manifest.objects)
+        lease.check()
+    return replace(
+        manifest,
+        id=backup,
+        tier=tier,
+        started_at=started_at,
+        finished_at=clock(),
+        expires_at=None,
+        objects=objects,
+        copied_from=shared.id,
+    )
+
+
+def _copy_object(protected: Protected, item: ObjectDigest, prefix: str, tier: str) -> ObjectDigest:
+    copied = replace(item, key=prefix + item.name)
+    storage_class = _storage_class(protected, tier)
+    try:
+        protected.store.copy(item.key, copied.key, storage_class=storage_class)
+    except CopyUnsupported:
+        protected.store.put(
+            copied.key,
+            verified(protected.store, item),
+            size_hint_bytes=item.size_bytes,
+            storage_class=storage_class,
+        )
+    for _ in verified(protected.store, copied):
+        pass
+    return copied
+
+
+def _inherit_proof(protected: Protected, manifest: Manifest) -> None:
+    """The bytes were read again and are those of a proven dump: what was restored from them holds here."""
+    if manifest.copied_from is None:
+        return
+    with contextlib.suppress(BackupNotFound):
+        proof = catalog.load(protected.store, manifest.copied_from).proof
+        if proof is not None and proof.verdict is Verdict.PROVEN:
+            same = f"every byte equal to {manifest.copied_from}, which was restored and compared"
+            catalog.record_proof(
+                protected.store, manifest.id, replace(proof, checked=(same, *proof.checked))
+            )
+
+
+def _storage_class(protected: Protected, tier: str) -> str:
+    """The tier's own storage class; "" for the store's."""
+    return next((item.storage_class for item in protected.config.tiers if item.name == tier), "")
+
+
+def _tools(protected: Protected) -> tuple[Tools, Compression]:
+    with contextlib.closing(connect(protected.source(), purpose="preflight")) as session:
+        major = read_server_info(session).major
+    tools = find_tools(protected.config.bin_dir, at_least=major)
+    return tools, choose_compression(tools)
+
+
+def _try_store(protected: Protected) -> None:
+    """Write where only scratch lies. A writer that may not delete is as it should be: one object stays."""
+    key = f"{layout.SCRATCH}preflight"
+    protected.store.put(key, [b"may this process write here?"])
+    protected.store.delete([key])

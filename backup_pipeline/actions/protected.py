@@ -1,0 +1,72 @@
+"""One configured database with its store opened: what every action is given.
+
+Made by cli.py and orchestration/ from the configuration; holds no connection and no decision.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+from backup_pipeline.config import Config, DatabaseConfig, ScratchConfig, Secret, StoreConfig
+from backup_pipeline.engines.postgres.server import Endpoint
+from backup_pipeline.errors import ConfigError
+from backup_pipeline.storage.store import Store, open_store
+
+
+class Clock(Protocol):
+    """Tells the time in UTC; handed in, so that tests fix it."""
+
+    def __call__(self) -> datetime: ...
+
+
+@dataclass(frozen=True)
+class Protected:
+    """A database under protection. `imports` holds dumps of an older layout, if there are any."""
+
+    config: DatabaseConfig
+    store: Store
+    imports: Store | None = None
+    scratch: ScratchConfig = ScratchConfig()
+
+    @property
+    def name(self) -> str:
+        """The database's name in the configuration."""
+        return self.config.name
+
+    def source(self) -> Endpoint:
+        """Where dumps are taken from. Raises ConfigError when a secret cannot be read."""
+        return _endpoint(self.config.dsn, self.config.password)
+
+    def target(self) -> Endpoint:
+        """The server that restores go to, unless another is named. Raises ConfigError."""
+        if self.config.restore_dsn is None:
+            raise ConfigError(
+                f"databases.{self.name}.restore_dsn is missing",
+                hint="Name a role that may create and rename databases, or give the server with --to.",
+            )
+        return _endpoint(self.config.restore_dsn, self.config.restore_password)
+
+
+def _endpoint(dsn: Secret, password: Secret | None) -> Endpoint:
+    return Endpoint(dsn.reveal(), password)
+
+
+def open_protected(config: Config, name: str) -> Protected:
+    """The database `name` of the configuration, its stores opened and reached.
+
+    Raises ConfigError, StoreError.
+    """
+    database = config.database(name)
+    return Protected(
+        config=database,
+        store=open_store(config.store),
+        imports=open_store(imports_config(config.store, database)) if database.import_from else None,
+        scratch=config.scratch,
+    )
+
+
+def imports_config(store: StoreConfig, database: DatabaseConfig) -> StoreConfig:
+    """Where dumps of an older layout lie: reached as the store is."""
+    from dataclasses import replace
+
+    return replace(store, url=database.import_from)

@@ -1,0 +1,329 @@
+"""The operator's door: `backup-pipeline`, a thin shell over actions/. Works with Dagster down.
+
+Parses, opens, calls one action, shows its result, and turns errors into exit codes
+(errors.EXIT_CODES). Results go to standard output, what happens meanwhile to standard error.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+
+from backup_pipeline import terminal
+from backup_pipeline.actions import backups, dump, prove as proving, prune as pruning, restore as restoring, setup
+from backup_pipeline.actions.protected import Protected, open_protected
+from backup_pipeline.config import Config, DatabaseConfig, Secret, StoreConfig, load
+from backup_pipeline.config_file import store_location
+from backup_pipeline.domain.backup import MANUAL_TIER, Backup, BackupId, Verdict
+from backup_pipeline.engines.postgres.server import Endpoint
+from backup_pipeline.errors import EXIT_CODES, BackupError, ConfigError
+from backup_pipeline.storage import bucket, catalog
+from backup_pipeline.storage.store import Store, open_store
+
+_EPILOG = "\b\nExit codes:\n" + "\n".join(f"  {code:>2}  {meaning}" for code, meaning in EXIT_CODES)
+
+
+def now() -> datetime:
+    """The time, in UTC: the one clock that actions are given from here."""
+    return datetime.now(UTC)
+
+
+class Context:
+    """What the options before the command said; the configuration is read when first needed."""
+
+    def __init__(self, path: str | None, store: StoreConfig | None, quiet: bool) -> None:
+        self._path = path
+        self._alone = store
+        self.quiet = quiet
+        self._config: Config | None = None
+
+    @property
+    def config(self) -> Config:
+        """The configuration; with --store, one that knows nothing but the store."""
+        if self._config is None:
+            self._config = Config(Path("--store"), self._alone) if self._alone else load(self._path)
+        return self._config
+
+    def store(self) -> Store:
+        """The store, opened and reached."""
+        return open_store(self.config.store)
+
+    def protected(self, name: str) -> Protected:
+        """The database `name` with its stores opened; with --store, known by its backups alone."""
+        config = self.config
+        if self._alone:
+            nameless = DatabaseConfig(name, Secret(key=f"databases.{name}.dsn"))
+            config = dataclasses.replace(config, databases={name: nameless})
+        return open_protected(config, name)
+
+    def owner_of(self, text: str) -> Protected:
+        """The database that a backup's id names: `database/stamp`."""
+        return self.protected(BackupId.parse(text).database)
+
+
+pass_context = click.make_pass_decorator(Context)
+
+
+@click.group(epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--config", metavar="FILE", help="The configuration; else $BACKUP_PIPELINE_CONFIG, else ./backups.toml.")
+@click.option("--store", "store_url", metavar="URL", help="Work from a store alone, with the configuration lost.")
+@click.option("--endpoint", default="", metavar="URL", help="With --store: the S3 server's address.")
+@click.option("--region", default="", help="With --store: the S3 region.")
+@click.option("--quiet", is_flag=True, help="No progress, only results and errors.")
+@click.version_option(package_name="backup-pipeline")
+@click.pass_context
+def cli(
+    context: click.Context, config: str | None, store_url: str | None, endpoint: str, region: str, quiet: bool
+) -> None:
+    """PostgreSQL backups that are proven, or do not count."""
+    store = StoreConfig(store_location(store_url, Path.cwd() / "backups.toml"), endpoint, region) if store_url else None
+    context.obj = Context(config, store, quiet)
+
+
+@cli.command()
+@click.option("--dsn", default="", help="The database to protect; else PostgreSQL's own variables and defaults.")
+@click.option("--store", "store_url", default="", help="Where backups go; else a folder beside the configuration.")
+@click.option("--output", default="backups.toml", show_default=True, help="The file to write; never overwritten.")
+@pass_context
+def init(context: Context, dsn: str, store_url: str, output: str) -> None:
+    """Look at what is there, write a commented backups.toml, check it, say what to do next."""
+    written = setup.initialise(Path(output).absolute(), dsn=dsn, store_url=store_url)
+    for line in written.lines:
+        click.echo(line)
+    context = Context(str(written.path), None, context.quiet)
+    _check(context, list(context.config.databases))
+
+
+@cli.command()
+@click.argument("database", required=False)
+@pass_context
+def check(context: Context, database: str | None) -> None:
+    """Try everything that a backup needs, and change nothing."""
+    _check(context, [database] if database else list(context.config.databases))
+
+
+def _check(context: Context, names: Sequence[str]) -> None:
+    worst: BackupError | None = None
+    for name in names:
+        click.echo(f"{name}:")
+        try:
+            for line in setup.check(context.protected(name)):
+                click.echo(f"  {line}")
+        except BackupError as error:
+            click.echo("  FAILED: " + str(error).replace("\n", "\n  "))
+            worst = error
+    if worst:
+        raise SystemExit(worst.exit_code)
+
+
+@cli.command()
+@click.argument("database")
+@click.option("--tier", default=MANUAL_TIER, show_default=True, help="Take it as a backup of this tier.")
+@click.option("--prove/--no-prove", "wanted", default=None, help="Prove it now, or not; else as configured.")
+@click.option("--json", "as_json", is_flag=True)
+@pass_context
+def backup(context: Context, database: str, tier: str, wanted: bool | None, as_json: bool) -> None:
+    """Take a dump, and prove it. Without --tier it expires by itself."""
+    protected = context.protected(database)
+    with terminal.reporting(quiet=context.quiet) as report:
+        taken = dump.take(protected, tier=tier, scheduled_for=None, clock=now, report=report)
+        if wanted is None:
+            wanted = proving.due_at_once(protected, taken)
+        if wanted:
+            proving.prove(protected, taken.id, clock=now, report=report)
+    _show(protected, taken.id, as_json=as_json)
+
+
+@cli.command("list")
+@click.argument("database", required=False, default="")
+@click.option("--json", "as_json", is_flag=True)
+@pass_context
+def list_(context: Context, database: str, as_json: bool) -> None:
+    """Show the backups that exist in the store, newest first."""
+    backups, unreadable = _listing(context, database)
+    if as_json:
+        terminal.print_json([terminal.backup_record(item) for item in backups])
+    elif backups:
+        terminal.console().print(terminal.backups_table(backups, now()))
+    else:
+        click.echo(f"no backups{f' of {database}' if database else ''} in {context.config.store.url}")
+    for key, reason in unreadable:
+        click.echo(f"UNREADABLE {key}: {reason}", err=True)
+
+
+def _listing(context: Context, database: str) -> tuple[list[Backup], tuple[tuple[str, str], ...]]:
+    if database and context.config.databases:
+        context.config.database(database)
+    listing = catalog.list_backups(context.store(), database)
+    found = list(listing.backups)
+    for name in [database] if database else list(context.config.databases):
+        if name in context.config.databases:
+            found += XX
+    return sorted(found, key=lambda item: (item.taken_at, item.id), reverse=True), listing.unreadable
+
+
+@cli.command()
+@click.argument("backup_id", metavar="ID")
+@click.option("--json", "as_json", is_flag=True)
+@pass_context
+def show(context: Context, backup_id: str, as_json: bool) -> None:
+    """Everything that is known of one backup."""
+    _show(context.owner_of(backup_id), BackupId.parse(backup_id), as_json=as_json)
+
+
+def _show(protected: Protected, backup_id: BackupId, *, as_json: bool) -> None:
+    found = backups.find(protected, str(backup_id))
+    if as_json:
+        terminal.print_json(terminal.backup_record(found))
+    else:
+        where = (protected.imports or protected.store).url if found.manifest is None else protected.store.url
+        terminal.console().print(terminal.backup_details(found, where, now()))
+    if found.verdict is Verdict.FAILED:
+        raise SystemExit(7)
+
+
+@cli.command()
+@click.argument("database")
+@click.option("--backup", "wanted", default="proven", show_default=True, help='An id, "proven" or "latest".')
+@click.option("--into", default="", help="The new database's name.")
+@click.option("--to", default="", metavar="DSN", help="Another server; else restore_dsn.")
+@click.option("--create-roles", is_flag=True, help="Create the roles that the target lacks, without passwords.")
+@click.option("--replace", is_flag=True, help="Swap with the live database; the old one is kept.")
+@click.option("--confirm", default="", metavar="NAME", help="With --replace: the live database's name, typed.")
+@click.option(
+    "--check", "compare", type=click.Choice(["content", "counts", "none"]), default="content", show_default=True,
+    help="What to compare with the source before the copy counts as restored.",
+)
+@click.option("--dry-run", is_flag=True, help="Show the plan and stop.")
+@pass_context
+def restore(
+    context: Context, database: str, wanted: str, into: str, to: str, create_roles: bool,
+    replace: bool, confirm: str, compare: str, dry_run: bool,
+) -> None:  # fmt: skip
+    """Restore into a new database; with --replace, swap it with the live one."""
+    protected = context.protected(database)
+    request = restoring.RestoreRequest(
+        backup=wanted, into=into, to=Endpoint(to) if to else None, replace=replace,
+        confirm=confirm, create_roles=create_roles, check=compare,
+    )  # fmt: skip
+    if replace and not confirm and not dry_run and sys.stdin.isatty():
+        confirm = click.prompt(f"Type the live database's name to replace {database}")
+        request = dataclasses.replace(request, confirm=confirm)
+    plan = restoring.plan(protected, request, clock=now)
+    for line in plan.lines:
+        click.echo(line)
+    if dry_run:
+        return
+    with terminal.reporting(quiet=context.quiet) as report:
+        result = restoring.carry_out(protected, plan, clock=now, report=report)
+    for line in result.lines:
+        click.echo(line)
+
+
+@cli.command()
+@click.argument("database")
+@pass_context
+def undo(context: Context, database: str) -> None:
+    """Swap back the database that the last `restore --replace` put aside."""
+    protected = context.protected(database)
+    with terminal.reporting(quiet=context.quiet) as report:
+        for line in restoring.undo(protected, clock=now, report=report).lines:
+            click.echo(line)
+
+
+@cli.command()
+@click.argument("database")
+@click.option("--backup", "wanted", default="latest", show_default=True, help='An id or "latest".')
+@click.option("--json", "as_json", is_flag=True)
+@pass_context
+def prove(context: Context, database: str, wanted: str, as_json: bool) -> None:
+    """Restore into an empty server and compare row for row; record the verdict."""
+    protected = context.protected(database)
+    found = backups.find(protected, wanted)
+    with terminal.reporting(quiet=context.quiet) as report:
+        proof = proving.prove(protected, found.id, clock=now, report=report)
+    _show(protected, found.id, as_json=as_json)
+    if proof.verdict is Verdict.NOT_PROVABLE:
+        raise SystemExit(8)
+
+
+@cli.command()
+@click.argument("database", required=False)
+@click.option("--dry-run", is_flag=True, help="Show the plan and stop.")
+@pass_context
+def prune(context: Context, database: str | None, dry_run: bool) -> None:
+    """Delete what the retention no longer keeps."""
+    for name in [database] if database else list(context.config.databases):
+        protected = context.protected(name)
+        plan = pruning.plan(protected.store, protected.config, imports=protected.imports, now=now())
+        for line in plan.lines:
+            click.echo(line)
+        if not dry_run:
+            with terminal.reporting(quiet=context.quiet) as report:
+                pruning.carry_out(protected.store, plan, imports=protected.imports, now=now(), log=report.say)
+
+
+@cli.command()
+@click.argument("backup_id", metavar="ID")
+@pass_context
+def pin(context: Context, backup_id: str) -> None:
+    """Keep a backup for ever, whatever the retention says."""
+    protected = context.owner_of(backup_id)
+    found = backups.find(protected, backup_id)
+    catalog.pin(protected.store, found.id, at=now())
+    click.echo(f"{found.id} is pinned: no prune deletes it. `backup-pipeline unpin {found.id}` lifts it.")
+
+
+@cli.command()
+@click.argument("backup_id", metavar="ID")
+@pass_context
+def unpin(context: Context, backup_id: str) -> None:
+    """Leave a backup to the retention again."""
+    protected = context.owner_of(backup_id)
+    catalog.unpin(protected.store, BackupId.parse(backup_id))
+    click.echo(f"{backup_id} is no longer pinned.")
+
+
+@cli.command()
+@pass_context
+def probe(context: Context) -> None:
+    """Try what the store really does, on scratch keys, and print it."""
+    results = bucket.probe(context.store())
+    for result in results:
+        click.echo(f"{result.status:<8} {result.name}: {result.found}")
+        if result.consequence:
+            click.echo(f"         {result.consequence}")
+    if any(result.status == "failed" for result in results):
+        raise SystemExit(5)
+
+
+@cli.command()
+@pass_context
+def rebuild(context: Context) -> None:
+    """Write a lost catalog anew from the copies that lie beside the backups."""
+    rebuilt = catalog.rebuild(context.store())
+    for item in rebuilt:
+        click.echo(f"rebuilt {item}")
+    click.echo(f"{len(rebuilt)} manifests rebuilt")
+
+
+def main() -> None:
+    """Run the command line; the exit code says what kind of failure it was."""
+    try:
+        cli.main(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.exceptions.Abort:
+        click.echo("aborted: nothing was left half done", err=True)
+        sys.exit(130)
+    except BackupError as error:
+        click.echo(f"ERROR: {error}", err=True)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()
