@@ -67,11 +67,11 @@ def compare(
     _compare_validity(source, restored, findings)
     _compare_extensions(source, restored, findings)
     _compare_properties(source.properties, restored.properties, findings)
-    found = findings.differences
+    found = [_one_line(line) for line in findings.differences]
     if len(found) > MAX_DIFFERENCES:
         found = [*found[:MAX_DIFFERENCES], f"and {len(found) - MAX_DIFFERENCES:,} more differences"]
-    notes = dict.fromkeys([*source.notes, *findings.notes])
-    return Comparison(tuple(found), tuple(findings.checked), tuple(notes))
+    notes = dict.fromkeys(_one_line(line) for line in (*source.notes, *findings.notes))
+    return Comparison(tuple(found), tuple(_one_line(line) for line in findings.checked), tuple(notes))
 
 
 def verdict_of(comparison: Comparison, mode: str) -> Verdict:
@@ -329,6 +329,11 @@ def _compare_properties(
             f"the database's owner, encoding, locale, comment, connection limit, "
             f"{_count(len(expected.settings), 'setting')} and grants equal"
         )
+
+
+def _one_line(text: str) -> str:
+    """Names may hold anything; what is shown holds no line ends, escapes, or halves of letters."""
+    return "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
 
 
 def _shown(value: object) -> str:

@@ -1,0 +1,405 @@
+"""pg_dump and pg_dumpall: their command lines, and their output as it comes.
+
+Called by the action that takes a dump. An iterator of this module ends only when the tool has ended
+well; a consumer that publishes at the end never publishes a truncated dump. What is uploaded where,
+and what a dump must equal, is decided elsewhere.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import select
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from subprocess import Popen
+from typing import IO, Protocol
+
+from backup_pipeline import process
+from backup_pipeline.engines.postgres.server import APPLICATION, Endpoint
+from backup_pipeline.engines.postgres.snapshot import DUMP_PURPOSE
+from backup_pipeline.errors import Refused
+from backup_pipeline.process import Command
+from backup_pipeline.units import show_bytes
+
+SPOOL_RESERVE_BYTES = 256 * 1024 * 1024
+"""A spool's file system is never filled beyond this."""
+
+_PIPE_BYTES = 1024 * 1024
+_CHECK_S = 5.0
+_POLL_S = 0.2
+_PATIENCE = 8
+_GRACE_S = 2.0
+_TOC = "toc.dat"
+
+# What pg_dump does not set itself, and what would change how it writes constants into a schema.
+_OPTIONS = (
+    "-c bytea_output=hex -c lc_monetary=C -c quote_all_identifiers=off"
+    " -c standard_conforming_strings=on -c xmlbinary=base64"
+)
+
+
+class Watched(Protocol):
+    """What is asked while a dump runs: a Snapshot."""
+
+    @property
+    def id(self) -> str:
+        """For `pg_dump --snapshot`."""
+        ...
+
+    def check(self) -> None:
+        """Raise when the dump must not go on."""
+        ...
+
+    def dump_is_working(self, *, within_s: float) -> bool:
+        """Whether the server is at work for a pg_dump that is silent."""
+        ...
+
+
+def tool_command(argv: tuple[str, ...], endpoint: Endpoint, purpose: str) -> Command:
+    """`argv` with the variables that lead it to `endpoint`, seen there as `backup_pipeline <purpose>`."""
+    environment = endpoint.environment()
+    options = f"{environment.get('PGOPTIONS', '')} {_OPTIONS}".strip()
+    ours = {"PGAPPNAME": f"{APPLICATION} {purpose}", "PGTZ": "UTC", "PGOPTIONS": options}
+    return Command(argv, environment | ours)
+
+
+def dump_argv(
+    pg_dump: str,
+    dbname: str,
+    *,
+    snapshot_id: str,
+    compress_option: str,
+    lock_timeout_s: float,
+    directory: Path | None = None,
+    jobs: int = 1,
+) -> tuple[str, ...]:
+    """The command that dumps a database: to its standard output, or with `jobs` into a new directory.
+
+    `compress_option` is tools.Compression's. Nothing is fsynced: the bytes are on their way to a store.
+    """
+    return (
+        pg_dump,
+        f"--dbname={dbname}",
+        "--format=custom" if directory is None else "--format=directory",
+        *(() if directory is None else (f"--jobs={jobs}", f"--file={directory}")),
+        compress_option,
+        f"--snapshot={snapshot_id}",
+        f"--lock-wait-timeout={lock_timeout_s * 1000:.0f}",
+        "--no-password",
+        "--no-sync",
+    )
+
+
+def globals_argv(pg_dumpall: str, dbname: str, *, with_passwords: bool = False) -> tuple[str, ...]:
+    """The command that writes roles, their settings and memberships, and tablespaces, as SQL.
+
+    Without password hashes the role needs no right to read pg_authid.
+    """
+    return (
+        pg_dumpall,
+        f"--dbname={dbname}",
+        "--globals-only",
+        "--encoding=UTF8",
+        "--no-password",
+        *(() if with_passwords else ("--no-role-passwords",)),
+    )
+
+
+def dump_globals(
+    pg_dumpall: str, endpoint: Endpoint, *, with_passwords: bool = False, timeout_s: float = 300.0
+) -> bytes:
+    """Roles and tablespaces of the server, as UTF-8 SQL. Raises ToolError."""
+    dbname = f"{endpoint.tool_dbname} dbname={_conninfo_value(endpoint.database)}".strip()
+    argv = globals_argv(pg_dumpall, dbname, with_passwords=with_passwords)
+    with process.stream(tool_command(argv, endpoint, "globals"), stall_s=timeout_s) as chunks:
+        return b"".join(chunks)
+
+
+def _conninfo_value(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
+
+
+@contextlib.contextmanager
+def stream_custom(
+    pg_dump: str,
+    endpoint: Endpoint,
+    snapshot: Watched,
+    *,
+    compress_option: str,
+    lock_timeout_s: float = 60.0,
+    stall_s: float = 900.0,
+    on_started: Callable[[], None] = lambda: None,
+) -> Iterator[Iterator[bytes]]:
+    """Run pg_dump in the custom format and yield its output in chunks of at most 1 MiB.
+
+    `on_started` is called at the first byte: pg_dump has read the whole schema and all sequences by
+    then. Silence alone is no failure: after `stall_s` seconds the server is asked, and as long as it
+    is at work for this pg_dump (a scan over dead rows, a slow disk), the wait goes on, up to eight
+    times as long. Leaving the context ends pg_dump, whatever happened.
+
+    The iterator raises ToolError when pg_dump fails, is killed or hangs, and ServerError when the
+    snapshot was lost.
+    """
+    argv = dump_argv(
+        pg_dump,
+        endpoint.tool_dbname,
+        snapshot_id=snapshot.id,
+        compress_option=compress_option,
+        lock_timeout_s=lock_timeout_s,
+    )
+    command = tool_command(argv, endpoint, DUMP_PURPOSE)
+    output, input_ = os.pipe()
+    with open(output, "rb", buffering=0) as reader, open(input_, "wb", buffering=0) as writer:
+        with contextlib.suppress(OSError, AttributeError):
+            fcntl.fcntl(reader, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+        with tempfile.TemporaryFile() as errors:
+            child = process.start(command, stdout=writer, stderr=errors)
+            writer.close()
+            try:
+                yield _chunks(reader, _Watch(command, child, errors, snapshot, stall_s), on_started)
+            finally:
+                process.terminate(child, grace_s=_GRACE_S)
+
+
+@dataclass
+class _Watch:
+    """What ends a dump that will not end well: a failed child, silence, a lost snapshot."""
+
+    command: Command
+    child: Popen[bytes]
+    errors: IO[bytes]
+    snapshot: Watched
+    stall_s: float
+    _spoke_at: float = field(default_factory=time.monotonic)
+    _asked_at: float = field(default_factory=time.monotonic)
+    _checked_at: float = field(default_factory=time.monotonic)
+
+    def spoke(self) -> None:
+        """The child was heard of just now."""
+        self._spoke_at = self._asked_at = time.monotonic()
+
+    def look(self) -> None:
+        """Raise when there is reason to; cheap enough for every chunk."""
+        now = time.monotonic()
+        if now - self._checked_at >= min(_CHECK_S, self.stall_s):
+            self.snapshot.check()
+            self._checked_at = time.monotonic()
+        if now - self._asked_at >= self.stall_s:
+            self._asked_at = now
+            silent_s = now - self._spoke_at
+            if silent_s >= _PATIENCE * self.stall_s or not self.snapshot.dump_is_working(
+                within_s=min(60.0, self.stall_s)
+            ):
+                self.child.kill()
+                raise process.failure(
+                    self.command, None, process.tail(self.errors), timeout_s=round(silent_s, 1)
+                )
+
+    def finish(self) -> None:
+        """Wait for the child's own end. Raises unless it was a good one."""
+        while self.child.poll() is None:
+            self.look()
+            time.sleep(_POLL_S / 10)
+        if self.child.returncode != 0:
+            raise process.failure(self.command, self.child.returncode, process.tail(self.errors))
+        self.snapshot.check()
+
+
+def _chunks(output: IO[bytes], watch: _Watch, on_started: Callable[[], None]) -> Iterator[bytes]:
+    poll = select.poll()
+    poll.register(output, select.POLLIN | select.POLLHUP)
+    started = False
+    while True:
+        if poll.poll(min(_CHECK_S, watch.stall_s) * 1000):
+            chunk = output.read(process.CHUNK_BYTES)
+            if not chunk:
+                break
+            if not started:
+                started = True
+                on_started()
+            yield chunk
+            watch.spoke()  # after the consumer, whose time is not the child's
+        watch.look()
+    watch.finish()
+
+
+@dataclass(frozen=True)
+class SpooledFile:
+    """One complete file of a directory dump. It is removed when the next one is asked for."""
+
+    name: str
+    path: Path
+    size_bytes: int
+
+    def chunks(self) -> Iterator[bytes]:
+        """Its bytes, 1 MiB at a time."""
+        with self.path.open("rb", buffering=0) as file:
+            while chunk := file.read(process.CHUNK_BYTES):
+                yield chunk
+
+
+@contextlib.contextmanager
+def dump_directory(  # noqa: PLR0913 - pg_dump's options, and where to
+    pg_dump: str,
+    endpoint: Endpoint,
+    snapshot: Watched,
+    *,
+    spool: Path,
+    jobs: int,
+    compress_option: str,
+    lock_timeout_s: float = 60.0,
+    stall_s: float = 900.0,
+    on_started: Callable[[], None] = lambda: None,
+) -> Iterator[Iterator[SpooledFile]]:
+    """Run pg_dump with `jobs` workers into `spool` (private, ours) and yield each file once it is closed.
+
+    Each file is removed when the next one is asked for, so the spool holds what is being written and
+    what waits for its upload. `toc.dat` comes last, and only from a pg_dump that has ended well: what
+    was yielded before is no dump without it. Otherwise as `stream_custom`; raises Refused when the
+    spool's disk has less than 256 MiB left.
+    """
+    directory = spool / "dump"
+    argv = dump_argv(
+        pg_dump,
+        endpoint.tool_dbname,
+        snapshot_id=snapshot.id,
+        compress_option=compress_option,
+        lock_timeout_s=lock_timeout_s,
+        directory=directory,
+        jobs=jobs,
+    )
+    command = tool_command(argv, endpoint, DUMP_PURPOSE)
+    _require_space(spool)
+    with tempfile.TemporaryFile() as errors, contextlib.ExitStack() as workers:
+        child = process.start(command, stderr=errors)
+        watch = _Watch(command, child, errors, snapshot, stall_s)
+
+        def started() -> None:
+            workers.callback(_kill, _children(child.pid))
+            on_started()
+
+        try:
+            yield _files(directory, watch, started)
+        finally:
+            process.terminate(child, grace_s=_GRACE_S)
+            workers.close()
+            shutil.rmtree(directory, ignore_errors=True)
+
+
+def _files(directory: Path, watch: _Watch, on_started: Callable[[], None]) -> Iterator[SpooledFile]:
+    started, written = False, -1
+    while watch.child.poll() is None:
+        present = _present(directory)
+        if present and not started:
+            started = True
+            on_started()
+        total = sum(size for _, size in present)
+        if total != written:
+            written = total
+            watch.spoke()
+        watch.look()
+        _require_space(directory.parent)
+        closed = [path for path, _ in present if path.name != _TOC and _is_closed(path)]
+        for path in closed:
+            yield from _hand_over(path)
+        if closed:
+            watch.spoke()
+        else:
+            time.sleep(_POLL_S)
+    watch.finish()
+    if not started:
+        on_started()
+    for path, _ in sorted(_present(directory), key=lambda item: item[0].name == _TOC):
+        yield from _hand_over(path)
+
+
+def _children(pid: int) -> list[int]:
+    """Handles of a process's children; they stay theirs when a number is used again. Linux; else none."""
+    handles = []
+    with contextlib.suppress(OSError):
+        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            with contextlib.suppress(OSError):
+                handles.append(os.pidfd_open(int(child)))
+    return handles
+
+
+def _kill(handles: Iterable[int]) -> None:
+    """End pg_dump's workers: without their leader they would write to the end of their tables."""
+    for handle in handles:
+        with contextlib.suppress(OSError):
+            signal.pidfd_send_signal(handle, signal.SIGKILL)
+        os.close(handle)
+
+
+def _hand_over(path: Path) -> Iterator[SpooledFile]:
+    yield SpooledFile(path.name, path, path.stat().st_size)
+    path.unlink()
+
+
+def _present(directory: Path) -> list[tuple[Path, int]]:
+    try:
+        with os.scandir(directory) as entries:
+            return sorted((Path(entry.path), entry.stat().st_size) for entry in entries)
+    except FileNotFoundError:
+        return []
+
+
+def _is_closed(path: Path) -> bool:
+    """Whether nobody has `path` open for writing: the kernel gives a read lease only then.
+
+    pg_dump opens each file once, when it creates it, so what was closed is complete. False where
+    there are no leases (not Linux, some network file systems): then files wait for pg_dump's end.
+    """
+    if not hasattr(fcntl, "F_SETLEASE"):
+        return False
+    with path.open("rb", buffering=0) as file:
+        try:
+            # Whoever breaks a lease signals its holder; ours lasts microseconds, but SIGIO would kill us.
+            fcntl.fcntl(file, getattr(fcntl, "F_SETSIG", 10), signal.SIGURG)
+            fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+            fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+        except OSError:
+            return False
+    return True
+
+
+def _require_space(spool: Path) -> None:
+    free = shutil.disk_usage(spool).free
+    if free < SPOOL_RESERVE_BYTES:
+        raise Refused(
+            f"the spool {spool} has {show_bytes(free)} free, and needs {show_bytes(SPOOL_RESERVE_BYTES)}",
+            hint="Set jobs = 1, which needs no spool, or TMPDIR to a folder on a larger disk.",
+        )
+
+
+class Hashing:
+    """Chunks passed through, with their SHA-256 and number of bytes so far.
+
+    `progress`, if given, is called with the number of bytes after each chunk.
+    """
+
+    def __init__(self, chunks: Iterable[bytes], *, progress: Callable[[int], None] | None = None) -> None:
+        self._chunks = chunks
+        self._digest = hashlib.sha256()
+        self._progress = progress
+        self.size_bytes = 0
+
+    def __iter__(self) -> Iterator[bytes]:
+        for chunk in self._chunks:
+            self._digest.update(chunk)
+            self.size_bytes += len(chunk)
+            if self._progress is not None:
+                self._progress(self.size_bytes)
+            yield chunk
+
+    @property
+    def sha256(self) -> str:
+        """In hex, of what has passed."""
+        return self._digest.hexdigest()
