@@ -1,0 +1,145 @@
+"""What a restore of a database will not bring, or will bring changed: found in its catalogs, in plain words.
+
+Called when a source is read, for its manifest; shown before a restore and beside a proof. Nothing here
+refuses anything: what keeps a dump from being whole is preflight.py's.
+"""
+
+# ruff: noqa: S608 - the queries are joined from constants of this module
+
+from dataclasses import dataclass
+
+from backup_pipeline.engines.postgres.server import Connection
+
+_SHOWN_NAMES = 5
+
+_USERS_RELATION = """
+    FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+   WHERE pg_catalog.left(n.nspname, 3) <> 'pg_' AND n.nspname <> 'information_schema'
+"""
+_NAME = "pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(c.relname)"
+_HERE = "(SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())"
+_MEMBER = """
+    SELECT FROM pg_catalog.pg_depend x
+     WHERE x.refclassid = 'pg_catalog.pg_extension'::pg_catalog.regclass AND x.deptype = 'e'
+"""
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """One kind of thing to say: `what`, then the names that `query` finds, then what becomes of them."""
+
+    what: str
+    becomes: str
+    query: str
+
+
+_KINDS = (
+    _Kind(
+        "unlogged tables",
+        "their rows are in the dump, but a crash of the restored server empties them",
+        f"SELECT {_NAME} {_USERS_RELATION} AND c.relkind = 'r' AND c.relpersistence = 'u'",
+    ),
+    _Kind(
+        "materialized views",
+        "they are computed anew by the restore, and may then differ",
+        f"SELECT {_NAME} {_USERS_RELATION} AND c.relkind = 'm' AND c.relispopulated",
+    ),
+    _Kind(
+        "invalid indexes",
+        "they are not in the dump; REINDEX or drop them",
+        f"""SELECT {_NAME} FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
+              JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+             WHERE NOT (i.indisvalid AND i.indisready) AND c.relkind = 'i'
+               AND pg_catalog.left(n.nspname, 3) <> 'pg_'""",
+    ),
+    _Kind(
+        "foreign tables",
+        "only their definitions are in the dump, the rows stay where they are",
+        f"SELECT {_NAME} {_USERS_RELATION} AND c.relkind = 'f'",
+    ),
+    _Kind(
+        "tables of extensions",
+        "their rows are not in the dump: the extension does not mark them as configuration",
+        f"""SELECT {_NAME} {_USERS_RELATION} AND c.relkind = 'r'
+               AND EXISTS ({_MEMBER} AND x.classid = 'pg_catalog.pg_class'::pg_catalog.regclass
+                                     AND x.objid = c.oid)
+               AND NOT EXISTS (SELECT FROM pg_catalog.pg_extension e WHERE c.oid = ANY (e.extconfig))
+               AND pg_catalog.pg_relation_size(c.oid) > 0""",
+    ),
+    _Kind(
+        "subscriptions",
+        "they are restored disabled, and copy nothing until they are enabled",
+        f"SELECT pg_catalog.quote_ident(subname) FROM pg_catalog.pg_subscription WHERE subdbid = {_HERE}",
+    ),
+    _Kind(
+        "logical replication slots",
+        "they stay with the server: whoever reads from them must begin anew",
+        """SELECT slot_name::pg_catalog.text FROM pg_catalog.pg_replication_slots
+            WHERE database = pg_catalog.current_database() AND NOT temporary""",
+    ),
+    _Kind(
+        "event triggers",
+        "only a superuser can restore them",
+        f"""SELECT pg_catalog.quote_ident(t.evtname) FROM pg_catalog.pg_event_trigger t
+             WHERE NOT EXISTS ({_MEMBER} AND x.classid = 'pg_catalog.pg_event_trigger'::pg_catalog.regclass
+                                         AND x.objid = t.oid)""",
+    ),
+    _Kind(
+        "publications",
+        "they are restored, but no one subscribes to the restored database",
+        "SELECT pg_catalog.quote_ident(pubname) FROM pg_catalog.pg_publication",
+    ),
+    _Kind(
+        "prepared transactions",
+        "what they changed is not in the dump",
+        """SELECT gid FROM pg_catalog.pg_prepared_xacts WHERE database = pg_catalog.current_database()""",
+    ),
+    _Kind(
+        "libraries of functions",
+        "they must be installed where it is restored",
+        f"""SELECT DISTINCT p.probin::pg_catalog.text FROM pg_catalog.pg_proc p
+              JOIN pg_catalog.pg_language l ON l.oid = p.prolang
+             WHERE l.lanname = 'c' AND p.oid >= 16384 AND p.probin IS NOT NULL
+               AND NOT EXISTS ({_MEMBER} AND x.classid = 'pg_catalog.pg_proc'::pg_catalog.regclass
+                                         AND x.objid = p.oid)""",
+    ),
+    _Kind(
+        "security labels",
+        "their provider must be loaded where it is restored",
+        "SELECT DISTINCT provider FROM pg_catalog.pg_seclabels",
+    ),
+)
+
+
+def read_notes(connection: Connection) -> tuple[str, ...]:
+    """A sentence for each kind of thing in this database that a restore will not bring as it is."""
+    notes = []
+    for kind in _KINDS:
+        names = sorted(str(name) for (name,) in connection.execute(kind.query.encode()))
+        if names:
+            notes.append(f"{len(names)} {kind.what} ({first_few(names)}): {kind.becomes}")
+    return (*notes, *_large_objects(connection), *_collation(connection))
+
+
+def first_few(names: list[str]) -> str:
+    """The first names of a sorted list, and how many more there are."""
+    more = len(names) - _SHOWN_NAMES
+    return ", ".join(names[:_SHOWN_NAMES]) + (f" and {more} more" if more > 0 else "")
+
+
+def _large_objects(connection: Connection) -> list[str]:
+    row = connection.execute("SELECT count(*) FROM pg_catalog.pg_largeobject_metadata").fetchone()
+    return [f"{row[0]} large objects: they keep their numbers"] if row and row[0] else []
+
+
+def _collation(connection: Connection) -> list[str]:
+    row = connection.execute(
+        "SELECT datcollversion, pg_catalog.pg_database_collation_actual_version(oid)"
+        f" FROM pg_catalog.pg_database WHERE oid = {_HERE}".encode()
+    ).fetchone()
+    if row is None or row[0] is None or row[1] is None or row[0] == row[1]:
+        return []
+    return [
+        f"the collation was version {row[0]} when the database was made and is {row[1]} now: "
+        "indexes on text may be out of order there; the restored ones are built anew"
+    ]
