@@ -202,6 +202,7 @@ def test_grants_are_exact_and_settings_keep_their_values(server: str, request: p
         run(session, "REVOKE ALL ON DATABASE p_source FROM PUBLIC, p_app, p_owner, pg_monitor CASCADE")
         nothing = read_properties(session, "p_source")
         assert nothing.grants == ()
+        run(session, "ALTER DATABASE p_copy IS_TEMPLATE false")
         run(session, "DROP DATABASE p_copy")
         session.execute(create_statement(nothing, "p_copy", server_version=session.info.server_version))
         for made in statements(nothing, "p_copy"):
