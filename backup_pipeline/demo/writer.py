@@ -36,6 +36,7 @@ class Writer:
         self.interruptions = 0
         self.longest_gap_s = 0.0
         self.failure: Exception | None = None
+        self._last_commit_s = 0.0
         self._endpoint = endpoint
         self._pause_s = 1.0 / per_second
         self._random = random.Random(seed)  # noqa: S311 - the same values in each run, nothing secret
@@ -81,15 +82,17 @@ class Writer:
     def _write(self, session: Connection) -> None:
         bounds = session.execute("SELECT count(*), (SELECT count(*) FROM users) FROM workflows").fetchone()
         workflows, users = (int(str(value)) for value in bounds or (1, 1))
-        last = time.monotonic()
         while not self._stopping.is_set():
             self._transaction()(session, workflows, users)
             session.commit()
-            self.committed += 1
-            now = time.monotonic()
-            self.longest_gap_s = max(self.longest_gap_s, now - last)
-            last = now
+            self._count(time.monotonic())
             self._stopping.wait(self._pause_s)
+
+    def _count(self, now_s: float) -> None:
+        if self.committed:
+            self.longest_gap_s = max(self.longest_gap_s, now_s - self._last_commit_s)
+        self.committed += 1
+        self._last_commit_s = now_s
 
     def _transaction(self) -> Callable[[Connection, int, int], None]:
         kinds: dict[Callable[[Connection, int, int], None], int] = {

@@ -1,0 +1,93 @@
+"""`make dev`: the demo's servers, the application that writes, and Dagster's UI, until Ctrl-C.
+
+Called by __main__.py. Uses what `make demo` left, and makes it when there is nothing.
+"""
+
+import contextlib
+import os
+import signal
+import socket
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from subprocess import Popen
+
+from backup_pipeline import process
+from backup_pipeline.demo import filler, servers
+from backup_pipeline.demo.place import CHECKOUT, Place, shown
+from backup_pipeline.demo.servers import Servers
+from backup_pipeline.demo.stage import PROGRAM, Stage
+from backup_pipeline.demo.writer import Writer
+from backup_pipeline.engines.postgres.cluster import free_port
+from backup_pipeline.engines.postgres.server import connect
+from backup_pipeline.process import Command
+from backup_pipeline.units import show_bytes
+
+PORT = 3000
+_PER_SECOND = 5.0
+_GRACE_S = 20.0
+_READY_WITHIN_S = 120.0
+_POLL_S = 0.2
+
+
+def serve(place: Place, *, port: int | None, rows: int) -> int:
+    """Serve the UI at `port`, or 3000 when that is free, or any; return dg's exit code when it ends."""
+    stage = Stage()
+    port = port or (PORT if _is_free(PORT) else free_port())
+    url = f"http://127.0.0.1:{port}"
+    stage.heading(f"Dagster's UI will be at {url}")
+    with servers.running(place) as running:
+        stage.variables = running.variables
+        _fill_when_empty(stage, running, rows)
+        with Writer(running.application(), per_second=_PER_SECOND):
+            return _serve(stage, place, running, port, url)
+
+
+def _fill_when_empty(stage: Stage, running: Servers, rows: int) -> None:
+    with contextlib.closing(connect(running.postgres.endpoint())) as session:
+        query = "SELECT 1 FROM pg_catalog.pg_database WHERE datname = %s"
+        exists = session.execute(query, [filler.DATABASE]).fetchone()
+    if exists:
+        return
+    filler.create_database(running.postgres.endpoint())
+    filled = filler.fill(running.database(), rows=rows, today=datetime.now(UTC).date())
+    stage.say(f"{filler.DATABASE} was made: {filled.rows:,} rows, {show_bytes(filled.size_bytes)}.")
+
+
+def _serve(stage: Stage, place: Place, running: Servers, port: int, url: str) -> int:
+    log_path = place.folder / "dagster.log"
+    argv = (servers.program("dg"), "dev", "--host", "127.0.0.1", "--port", str(port))
+    # All of our environment: Dagster, and what a user adds to it, is configured by variables too.
+    command = Command(argv, {**os.environ, **running.variables}, cwd=str(CHECKOUT))
+    with log_path.open("wb") as log:
+        child = process.start(command, stdout=log, stderr=log, parent_death_signal=signal.SIGINT)
+        try:
+            _await(child, command, port, log_path)
+            stage.say(f"Ready: {url}   (its log: {shown(log_path)})")
+            _hints(stage, place)
+            return child.wait()
+        finally:
+            process.terminate(child, grace_s=_GRACE_S, signum=signal.SIGINT)
+
+
+def _hints(stage: Stage, place: Place) -> None:
+    stage.say("In another terminal, the same by command line:")
+    stage.say(f"  . {shown(place.environment)}")
+    for command in (f"backup {filler.DATABASE} --tier daily", "list", f"restore {filler.DATABASE}"):
+        stage.say(f"  {PROGRAM} {command}")
+    stage.say('  PGPASSWORD="$DEMO_PASSWORD" psql "$DEMO_DSN"')
+    stage.say("Ctrl-C stops everything; the data stays, until the next `make demo`.")
+
+
+def _await(child: Popen[bytes], command: Command, port: int, log_path: Path) -> None:
+    deadline = time.monotonic() + _READY_WITHIN_S
+    while _is_free(port):
+        if child.poll() is not None or time.monotonic() > deadline:
+            with log_path.open("rb") as log:
+                raise process.failure(command, child.poll(), process.tail(log), timeout_s=_READY_WITHIN_S)
+        time.sleep(_POLL_S)
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
