@@ -18,8 +18,12 @@ from backup_pipeline.engines.postgres.properties import (
     statements,
 )
 from backup_pipeline.engines.postgres.server import Connection, Endpoint, connect, read_server_info
+from backup_pipeline.engines.postgres.tools import find_tools
 from backup_pipeline.errors import ConfigError, ServerError
 from backup_pipeline_tests.engines.test_server import HOSTILE
+from backup_pipeline_tests.servers.postgres import bin_dir_17
+
+TOOLS = find_tools(bin_dir_17())
 
 PLAIN = DatabaseProperties(
     name="shop",
@@ -248,7 +252,7 @@ def test_a_source_names_all_that_it_leans_on(server: str, request: pytest.Fixtur
         run(admin, "ALTER ROLE s_setting IN DATABASE s_source SET work_mem TO '8MB'")
         with contextlib.closing(connect(endpoint.with_database("s_source"))) as session:
             info = read_server_info(session)
-            bare = read_source(session, info, client_version=170010, client_path="/pg/pg_dump")
+            bare = read_source(session, TOOLS)
             for statement in (
                 "CREATE TABLE public.t (a int, b text); ALTER TABLE public.t OWNER TO s_table",
                 "GRANT SELECT (a) ON public.t TO s_reader",
@@ -273,11 +277,11 @@ def test_a_source_names_all_that_it_leans_on(server: str, request: pytest.Fixtur
             session.execute(
                 "UPDATE pg_catalog.pg_index SET indisvalid = false WHERE indrelid = 'public.t'::regclass"
             )
-            source = read_source(session, info, client_version=170010, client_path="/pg/pg_dump")
+            source = read_source(session, TOOLS)
             run(session, "ALTER SUBSCRIPTION sub DISABLE")
             run(session, "DROP SUBSCRIPTION sub")
     assert (source.server_version, source.server_version_text) == (info.version, info.version_text)
-    assert (source.client_version, source.client_path) == (170010, "/pg/pg_dump")
+    assert (source.client_version, source.client_path) == (TOOLS.version, TOOLS.path("pg_dump"))
     assert source.system_identifier == info.system_identifier
     assert source.size_bytes > 1_000_000
     assert (bare.roles, bare.extensions, bare.notes) == (("s_owner", "s_setting"), (), ())
@@ -311,7 +315,6 @@ def test_a_plain_role_may_read_the_source(database: Endpoint, postgres: LocalClu
         run(session, "ALTER ROLE plain_reader LOGIN")
         endpoint = postgres.endpoint(database.database, user="plain_reader")
         with contextlib.closing(connect(endpoint)) as plain:
-            info = read_server_info(plain)
-            source = read_source(plain, info, client_version=1, client_path="x")
+            source = read_source(plain, TOOLS)
     assert source.database.name == database.database
     assert source.roles == ("postgres",)

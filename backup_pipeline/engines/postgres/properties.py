@@ -13,7 +13,8 @@ from psycopg import sql
 
 from backup_pipeline.domain.backup import DatabaseProperties, Source
 from backup_pipeline.engines.postgres.notes import read_notes
-from backup_pipeline.engines.postgres.server import Connection, ServerInfo
+from backup_pipeline.engines.postgres.server import Connection, read_server_info
+from backup_pipeline.engines.postgres.tools import Tools
 from backup_pipeline.errors import ConfigError, ServerError
 
 _ICU_RULES_SINCE = 160000
@@ -128,8 +129,9 @@ def _read_grants(connection: Connection, oid: object) -> tuple[tuple[str, str, s
     return tuple(sorted((str(by), str(to), str(what), bool(grantable)) for by, to, what, grantable in rows))
 
 
-def read_source(connection: Connection, info: ServerInfo, *, client_version: int, client_path: str) -> Source:
+def read_source(connection: Connection, tools: Tools) -> Source:
     """The source as a manifest records it: the database that `connection` is in, and what it leans on."""
+    info = read_server_info(connection)
     row = connection.execute(
         "SELECT pg_catalog.current_database(), pg_catalog.pg_database_size(pg_catalog.current_database())"
     ).fetchone()
@@ -139,8 +141,8 @@ def read_source(connection: Connection, info: ServerInfo, *, client_version: int
     return Source(
         server_version=info.version,
         server_version_text=info.version_text,
-        client_version=client_version,
-        client_path=client_path,
+        client_version=tools.version,
+        client_path=tools.path("pg_dump"),
         system_identifier=info.system_identifier,
         database=properties,
         size_bytes=int(str(row[1])),
