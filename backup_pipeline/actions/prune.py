@@ -230,7 +230,10 @@ def _damaged(store: Store, backups: tuple[Backup, ...], objects: list[ObjectInfo
 def _unlisted(store: Store, listing: CatalogListing, objects: list[ObjectInfo]) -> list[UnlistedObjects]:
     """The objects of each backup that has no manifest in the catalog, readable or not."""
     listed = {backup.id for backup in listing.backups}
-    listed |= {catalogued[0] for key, _ in listing.unreadable if (catalogued := parse_catalog_key(key))}
+    for key, _ in listing.unreadable:
+        catalogued = parse_catalog_key(key)
+        if catalogued is not None and catalogued[1] is Beside.MANIFEST:
+            listed.add(catalogued[0])
     groups: dict[tuple[BackupId, str], list[ObjectInfo]] = {}
     for info in objects:
         named = parse_data_key(info.key)

@@ -24,7 +24,8 @@ def find(listing: CatalogListing, text: str) -> Backup:
     if not backups:
         raise BackupNotFound(
             f"there is no backup of {database}" if slash else "there is no backup",
-            hint=_unreadable_hint(listing),
+            hint=_unreadable_hint(listing)
+            or "`backup-pipeline list` shows what there is, of every database.",
         )
     if wanted in (LATEST, PROVEN):
         return _newest(backups, listing, wanted)

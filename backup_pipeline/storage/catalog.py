@@ -23,12 +23,15 @@ from backup_pipeline.domain.backup import (
 )
 from backup_pipeline.domain.choice import find
 from backup_pipeline.domain.layout import (
+    COPY_NAMES,
+    DATA,
     Beside,
     catalog_key,
     catalog_prefix,
     copy_key,
     data_prefix,
     parse_catalog_key,
+    parse_data_key,
 )
 from backup_pipeline.domain.manifest import (
     MAX_RECORD_BYTES,
@@ -130,6 +133,9 @@ def list_backups(store: Store, database: str = "", *, fresh: bool = False) -> Ca
     records = _records(store, _infos(found), catalog_index.Index() if fresh else catalog_index.read(store))
     backups = []
     for backup, beside in found.items():
+        marks = _marks(beside, records)
+        if marks.unreadable_verdict:
+            unreadable.append((beside[Beside.VERDICT].key, marks.unreadable_verdict))
         if Beside.MANIFEST not in beside:
             if Beside.PIN in beside and not backup.imported:
                 unreadable.append((beside[Beside.PIN].key, "it pins a backup whose manifest is missing"))
@@ -138,10 +144,7 @@ def list_backups(store: Store, database: str = "", *, fresh: bool = False) -> Ca
         if isinstance(manifest, Corrupt):
             unreadable.append((beside[Beside.MANIFEST].key, _reason(manifest)))
         elif isinstance(manifest, Manifest):  # else it was deleted since it was listed
-            marks = _marks(beside, records)
             backups.append(_backup(manifest, marks))
-            if marks.unreadable_verdict:
-                unreadable.append((beside[Beside.VERDICT].key, marks.unreadable_verdict))
     return CatalogListing(newest_first(backups), tuple(sorted(unreadable)))
 
 
@@ -203,10 +206,13 @@ def pin(store: Store, backup: BackupId, *, at: datetime, note: str = "") -> None
 
 
 def unpin(store: Store, backup: BackupId) -> None:
-    """Leave a backup to the policy again; nothing happens when it is not pinned."""
-    tier = "" if backup.imported else load(store, backup).tier
-    denied = store.delete([copy_key(backup, tier, Beside.PIN)]) if tier else {}
-    denied |= {} if denied else store.delete([catalog_key(backup, Beside.PIN)])
+    """Leave a backup to the policy again; nothing happens when it is not pinned.
+
+    A pin whose manifest is missing is lifted as well.
+    """
+    copies = _copies_of_pin(store, backup)
+    denied = store.delete(copies) if copies else {}
+    denied = denied or store.delete([catalog_key(backup, Beside.PIN)])
     if denied:
         raise Refused(
             f"{backup} stays pinned: the store does not let go of its pin",
@@ -221,6 +227,17 @@ def read_or_none(store: Store, key: str) -> bytes | None:
         return read_all(store, key)
     except ObjectNotFound:
         return None
+
+
+def _copies_of_pin(store: Store, backup: BackupId) -> list[str]:
+    if backup.imported:
+        return []
+    try:
+        return [copy_key(backup, load(store, backup).tier, Beside.PIN)]
+    except (BackupNotFound, Corrupt):  # then the tier is not known: look for it
+        keys = [info.key for info in store.list(f"{DATA}{backup.database}/")]
+    named = ((key, parse_data_key(key)) for key in keys)
+    return [key for key, found in named if found and found[::2] == (backup, COPY_NAMES[Beside.PIN])]
 
 
 def missing_objects(manifest: Manifest, present: Mapping[str, int]) -> str:
