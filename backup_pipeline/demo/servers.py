@@ -50,8 +50,11 @@ class Servers:
 
 
 @contextlib.contextmanager
-def running(place: Place) -> Iterator[Servers]:
-    """Start what is in `place`, making what is missing, and write the variables to its `env` file."""
+def running(place: Place, *, durable: bool = False) -> Iterator[Servers]:
+    """Start what is in `place`, making what is missing, and write the variables to its `env` file.
+
+    The database need not outlive a crash of the machine, and is faster so, unless it is `durable`.
+    """
     tools = find_tools(exactly=MAJOR, needs=SERVER)
     prepare(place)
     port = preferred_port(place, 0)
@@ -61,7 +64,7 @@ def running(place: Place) -> Iterator[Servers]:
         place.cluster,
         port=port,
         password=Secret(file=str(password), key="the demo's password"),
-        settings=_settings(),
+        settings=_settings(durable),
     )
     with contextlib.ExitStack() as stack:
         s3_secret = place.secret("s3").read_text(encoding="utf-8")
@@ -145,12 +148,10 @@ def program(name: str) -> str:
     return found
 
 
-def _settings() -> dict[str, str]:
+def _settings(durable: bool) -> dict[str, str]:
     shared_memory = "dynamic_shared_memory_type"
     return {
-        # The data is made up and made again in seconds: it need not outlive a crash of the machine.
-        "fsync": "off",
-        "synchronous_commit": "off",
+        **({} if durable else {"fsync": "off", "synchronous_commit": "off"}),
         "max_wal_size": "2GB",
         "log_min_messages": "fatal",
         **{name: value for name, value in relaxed_settings().items() if name == shared_memory},

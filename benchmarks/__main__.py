@@ -1,0 +1,139 @@
+"""`make bench`: backups side by side with what a team would write itself, on one machine, in one run.
+
+    python -m benchmarks [--large-rows N] [--small-rows N] [--runs 3] [--quick] [--folder F]
+
+Two databases of the demo's generator (some 2 GB and 0.2 GB; made once, and kept in `.demo/bench`), a
+PostgreSQL and an S3 server on loopback. Contenders take turns, so that what else the machine does meets
+all of them alike. Read ratios, not seconds.
+"""
+
+import argparse
+import contextlib
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+
+from psycopg import sql
+
+from backup_pipeline.demo import filler, place, servers
+from backup_pipeline.demo.servers import Servers
+from backup_pipeline.engines.postgres.server import connect
+from backup_pipeline.errors import BackupError
+from backup_pipeline.units import show_bytes
+from benchmarks import table
+from benchmarks.contenders import COMPARED, COUNTED, RESTORED, Bench, Contender
+from benchmarks.measure import CommandFailed, Cost, measure
+from benchmarks.table import Result
+
+LARGE_ROWS = 3_500_000
+SMALL_ROWS = 350_000
+QUICK_ROWS = (4_000, 2_000)
+TODAY = date(2026, 3, 1)
+
+
+def main() -> int:
+    """Measure and print. The exit code says whether everything ran, not whether it was fast."""
+    arguments = _parse()
+    large_rows, small_rows = QUICK_ROWS if arguments.quick else (arguments.large_rows, arguments.small_rows)
+    runs = 1 if arguments.quick else arguments.runs
+    try:
+        with place.held(arguments.folder, "python -m benchmarks") as here:
+            shutil.rmtree(here.objects, ignore_errors=True)
+            with servers.running(here, durable=True) as running:
+                _report(running, here.folder, large_rows, small_rows, runs)
+            shutil.rmtree(here.objects, ignore_errors=True)
+    except KeyboardInterrupt:
+        return 130
+    except (BackupError, CommandFailed) as error:
+        print(f"ERROR: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _report(running: Servers, folder: Path, large_rows: int, small_rows: int, runs: int) -> None:
+    large, large_bytes = _bench(running, folder, large_rows)
+    small, small_bytes = _bench(running, folder, small_rows)
+    machine = f"{os.cpu_count()} cores, Python {platform.python_version()}"
+    print(f"{machine}, PostgreSQL {running.tools.version_text}, loopback; {runs} runs each\n")
+    idle = max(measure(large.idle(), large.environment).peak_bytes for _ in range(runs))
+    on_large = _measure(large, [large.cron(), large.pipe(), large.floor(), *_ours(large)], runs)
+    _show(f"A database of {show_bytes(large_bytes)}", on_large, idle)
+    on_small = _measure(small, [small.cron(), small.floor(), *_ours(small)], runs)
+    _show(f"A database of {show_bytes(small_bytes)}", on_small, idle)
+    print(f"Idle, {table.MIB} bytes a MB: {idle / table.MIB:.0f} MB.\n")
+    found = table.targets(
+        {result.key: result for result in on_large},
+        {result.key: result for result in on_small},
+        idle,
+        sizes=(show_bytes(small_bytes), show_bytes(large_bytes)),
+    )
+    lines = [(target.promise, target.found, "met" if target.met else "MISSED") for target in found]
+    print(table.markdown(("target", "found", ""), lines))
+
+
+def _ours(bench: Bench) -> list[Contender]:
+    return [bench.backup(COUNTED), bench.backup(COMPARED), bench.prove(), bench.restore()]
+
+
+def _bench(running: Servers, folder: Path, rows: int) -> tuple[Bench, int]:
+    """The database of that many rows, made when it is not there yet, and its size."""
+    name = f"bench_{rows}"
+    with contextlib.closing(connect(running.postgres.endpoint(), statement_timeout_s=0)) as session:
+        query = "SELECT shobj_description(oid, 'pg_database') FROM pg_database WHERE datname = %s"
+        found = session.execute(query, [name]).fetchone()
+        if found is None or not str(found[0]).startswith("complete"):
+            print(f"making {name}", file=sys.stderr, flush=True)
+            session.execute(sql.SQL("DROP DATABASE IF EXISTS {}").format(sql.Identifier(name)))
+            filler.create_database(running.postgres.endpoint(), name)
+            filler.fill(running.database(name), rows=rows, today=TODAY)
+            session.execute(sql.SQL("COMMENT ON DATABASE {} IS 'complete'").format(sql.Identifier(name)))
+        session.execute("CHECKPOINT")
+        size = session.execute("SELECT pg_catalog.pg_database_size(%s)", [name]).fetchone()
+    return Bench(running, name, folder), int(str(size[0])) if size else 0
+
+
+def _measure(bench: Bench, contenders: Sequence[Contender], runs: int) -> list[Result]:
+    """All of them once unmeasured (the caches are warm for everybody then), and `runs` times in turn."""
+    environment = bench.environment
+    measure(bench.floor().commands()[0], environment)
+    costs: dict[str, list[Cost]] = {contender.key: [] for contender in contenders}
+    sizes: dict[str, int] = {}
+    for run in range(runs):
+        for contender in contenders:
+            print(f"{bench.database}, run {run + 1}: {contender.title}", file=sys.stderr, flush=True)
+            cost = Cost(0.0, 0.0, 0)
+            for command in contender.commands():
+                cost += measure(command, environment)
+            costs[contender.key].append(cost)
+            sizes[contender.key] = contender.size()
+            _drop_restored(bench.running)
+    return [Result(each.key, each.title, tuple(costs[each.key]), sizes[each.key]) for each in contenders]
+
+
+def _drop_restored(running: Servers) -> None:
+    with contextlib.closing(connect(running.postgres.endpoint())) as session:
+        session.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(RESTORED)))
+
+
+def _show(title: str, results: Sequence[Result], idle_bytes: int) -> None:
+    print(f"{title}\n\n{table.markdown(table.COLUMNS, table.rows(results, idle_bytes))}\n", flush=True)
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=(__doc__ or "").partition("\n")[0]
+    )
+    parser.add_argument("--folder", type=Path, default=place.default_folder() / "bench")
+    parser.add_argument("--large-rows", type=int, default=LARGE_ROWS)
+    parser.add_argument("--small-rows", type=int, default=SMALL_ROWS)
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="small databases, one run: does it run at all?")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

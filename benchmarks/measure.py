@@ -1,0 +1,145 @@
+"""Run one command and say what it cost: seconds, CPU seconds, memory of its whole tree of processes.
+
+Servers do not count: a process whose program is named in `SERVERS` is left out, with its children. Memory
+is the peak of the tree's PSS (shared pages counted once between them), looked at every 20 ms.
+"""
+
+import os
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+SERVERS = ("postgres", "rclone")
+_EVERY_S = 0.02
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+class CommandFailed(Exception):
+    """A command under measurement ended with an error; its last words are the message."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a command cost. `cpu_s` is user and system time of all its processes but servers."""
+
+    wall_s: float
+    cpu_s: float
+    peak_bytes: int
+
+    def __add__(self, after: "Cost") -> "Cost":
+        """Both, one after the other."""
+        return Cost(
+            self.wall_s + after.wall_s, self.cpu_s + after.cpu_s, max(self.peak_bytes, after.peak_bytes)
+        )
+
+
+def measure(argv: Sequence[str], environment: Mapping[str, str], *, into: Path | None = None) -> Cost:
+    """Run `argv` with its output to `into`, or to nowhere. Raises CommandFailed."""
+    with tempfile.TemporaryFile() as errors, (into or Path(os.devnull)).open("wb") as output:
+        started = time.monotonic()
+        child = subprocess.Popen(
+            list(argv), env=dict(environment), stdin=subprocess.DEVNULL, stdout=output, stderr=errors
+        )
+        watch = _Watch(child.pid)
+        watch.start()
+        try:
+            _, status, usage = os.wait4(child.pid, 0)
+        except BaseException:
+            child.kill()
+            child.wait()
+            raise
+        finally:
+            watch.stop()
+        wall_s = time.monotonic() - started
+        child.returncode = os.waitstatus_to_exitcode(status)
+        if child.returncode != 0:
+            errors.seek(max(0, errors.seek(0, os.SEEK_END) - 2000))
+            said = errors.read().decode(errors="replace")
+            raise CommandFailed(f"{' '.join(argv)}: exit code {child.returncode}\n{said}")
+    # Children that were waited for are in wait4's sum; a server that a proof starts is one of them.
+    cpu_s = usage.ru_utime + usage.ru_stime - watch.servers_cpu_s
+    return Cost(wall_s, max(0.0, cpu_s), watch.peak_bytes)
+
+
+class _Watch(threading.Thread):
+    """Looks at a tree of processes until it is stopped."""
+
+    def __init__(self, root: int) -> None:
+        super().__init__(name="watch", daemon=True)
+        self.peak_bytes = 0
+        self._root = root
+        self._stopping = threading.Event()
+        self._servers: dict[int, float] = {}
+
+    @property
+    def servers_cpu_s(self) -> float:
+        """What servers among the children took, as last seen."""
+        return sum(self._servers.values())
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self.join()
+
+    def run(self) -> None:
+        while not self._stopping.is_set():
+            counted, servers = tree(self._root)
+            self.peak_bytes = max(self.peak_bytes, sum(pss_bytes(pid) for pid in counted))
+            for pid in servers:
+                self._servers[pid] = max(self._servers.get(pid, 0.0), cpu_s(pid))
+            self._stopping.wait(_EVERY_S)
+
+
+def tree(root: int) -> tuple[list[int], list[int]]:
+    """The processes below `root`, itself included: those that count, and the topmost servers."""
+    counted: list[int] = []
+    servers: list[int] = []
+    pending = [root]
+    while pending:
+        pid = pending.pop()
+        if pid != root and _program(pid) in SERVERS:
+            servers.append(pid)
+            continue
+        counted.append(pid)
+        pending += _children(pid)
+    return counted, servers
+
+
+def pss_bytes(pid: int) -> int:
+    """A process's memory, shared pages divided among their users; 0 when it is gone."""
+    try:
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError):
+        pass
+    return 0
+
+
+def cpu_s(pid: int) -> float:
+    """CPU seconds of a process and of the children that it waited for; 0 when it is gone."""
+    try:
+        after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return sum(int(ticks) for ticks in after_name[11:15]) / _TICKS
+    except (OSError, ValueError, IndexError):
+        return 0.0
+
+
+def _program(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""
+
+
+def _children(pid: int) -> list[int]:
+    found: list[int] = []
+    try:
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            found += map(int, (thread / "children").read_text().split())
+    except (OSError, ValueError):
+        pass
+    return found
