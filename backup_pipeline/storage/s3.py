@@ -89,6 +89,7 @@ class S3Store:
         attributes: Any = {"Storage-Class": chosen} if chosen else None
         source = Source(chunks, limit_bytes=plan.limit_bytes)
         whole = source.gather(PART_BYTES)
+        before = "" if whole is not None else self._etag(path, key)
         to = self._clients.bytes(self._timeout_s * plan.slowness)
         try:
             if whole is not None:
@@ -104,16 +105,31 @@ class S3Store:
                     max_concurrency=plan.in_flight,
                 )
         except BaseException as error:
+            if source.raised is error or not isinstance(error, Exception):
+                raise
             if source.raised is not None:
                 raise source.raised from source.raised.__cause__
-            if not isinstance(error, Exception):
-                raise
-            raise self._failed("write", key, s3_errors.from_obstore(error)) from None
+            problem = s3_errors.from_obstore(error)
+            if problem.code == s3_errors.NO_UPLOAD and self._arrived(key, source, before):
+                return
+            raise self._failed("write", key, problem) from None
+
+    def _arrived(self, key: str, source: Source, before: str) -> bool:
+        """Whether an upload is complete whose completion, asked for again, is no longer known.
+
+        The first answer was lost, then; the object is there with the length that was sent.
+        """
+        if not source.exhausted:
+            return False
+        with contextlib.suppress(StoreError):
+            found = self.head(key)
+            return found.size_bytes == source.total_bytes and found.etag != before
+        return False
 
     def put_if_absent(self, key: str, data: bytes) -> None:
         """See Store. Looks first, so that only racing writers can meet a server without the condition."""
         path = self._path(key)
-        if self._seen(path, key):
+        if self._etag(path, key):
             raise ObjectExists(f"object {key} is already in {self._where}")
         attributes: Any = {"Storage-Class": self.storage_class} if self.storage_class else None
         with self._telling("write", key):
@@ -126,16 +142,15 @@ class S3Store:
                 attributes=attributes,
             )
 
-    def _seen(self, path: str, key: str) -> bool:
-        """Whether the key is known to be taken; a server that will not say leaves it to the write."""
+    def _etag(self, path: str, key: str) -> str:
+        """The ETag of what lies there; "" when nothing does, or when the server will not say."""
         try:
-            obstore.head(self._reading, path)
+            return (obstore.head(self._reading, path)["e_tag"] or "?").strip('"')
         except Exception as error:
             problem = s3_errors.from_obstore(error)
             if problem.status in (403, 404):
-                return False
+                return ""
             raise self._failed("look at", key, problem) from None
-        return True
 
     def read(self, key: str) -> Iterator[bytes]:
         """See Store. A connection that breaks is resumed where it broke."""

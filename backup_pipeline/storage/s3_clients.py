@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from obstore.store import S3Store as ByteStore
 
 from backup_pipeline.config import StoreConfig
-from backup_pipeline.errors import ConfigError
+from backup_pipeline.errors import ConfigError, StoreError
 from backup_pipeline.storage import s3_errors
 
 if TYPE_CHECKING:
@@ -120,9 +120,10 @@ class S3Clients:
         try:
             return Boto3CredentialProvider(self._boto3_session(), ttl=_CREDENTIALS_TTL)
         except ValueError:
-            raise s3_errors.to_error(
-                s3_errors.no_credentials(), doing="sign requests", key="", where=self._config.url
-            ) from None
+            raise self._failed(s3_errors.no_credentials()) from None
+
+    def _failed(self, problem: s3_errors.Problem) -> StoreError:
+        return s3_errors.to_error(problem, doing="sign requests", key="", where=self._config.url)
 
     @property
     def _region(self) -> str:
@@ -138,11 +139,11 @@ class S3Clients:
                 from boto3.session import Session  # it costs 0.6 s
 
                 key, secret = self._keys or (None, None)
-                self._session = Session(
-                    aws_access_key_id=key,
-                    aws_secret_access_key=secret,
-                    region_name=self._config.region or None,
-                )
+                region = self._config.region or None
+                try:
+                    self._session = Session(key, secret, region_name=region)
+                except Exception as error:
+                    raise self._failed(s3_errors.from_botocore(error)) from None
             return self._session
 
     def control(self, attempt_s: float) -> "S3Client":

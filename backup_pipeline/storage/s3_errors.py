@@ -29,6 +29,7 @@ TIMEOUT, REFUSED, NO_HOST, TLS, NO_CREDENTIALS, BROKEN = (
     "ConnectionBroken",
 )
 NO_BUCKET, NO_KEY, NOT_FOUND, DENIED = "NoSuchBucket", "NoSuchKey", "NotFound", "AccessDenied"
+NO_UPLOAD = "NoSuchUpload"
 
 _OUR_SENTENCES = {
     TIMEOUT: "the server did not answer in time",
@@ -122,12 +123,12 @@ def from_botocore(error: BaseException) -> Problem:
         code = str(told.get("Code", ""))
         return _answered(status, "" if code.isdigit() else code, str(told.get("Message", "")))
     name = type(error).__name__
-    for code, names in _BOTOCORE_NAMES:
-        if name in names:
-            if code == REFUSED and "refused" not in str(getattr(error, "kwargs", "")):
-                return _unanswered(NO_HOST)
-            return _unanswered(code)
-    return Problem(0, name, _one_line(str(error)))
+    code = next((code for code, names in _BOTOCORE_NAMES if name in names), "")
+    if code == REFUSED and "refused" not in str(getattr(error, "kwargs", "")):
+        code = NO_HOST
+    if code == NO_CREDENTIALS and name != "NoCredentialsError":
+        return _unanswered(code, str(error))
+    return _unanswered(code) if code else Problem(0, name, _one_line(str(error)))
 
 
 _BOTOCORE_NAMES = (

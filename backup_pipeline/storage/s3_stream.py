@@ -48,17 +48,18 @@ class Source:
 
     def __init__(self, chunks: Iterable[bytes], *, limit_bytes: int) -> None:
         self.raised: BaseException | None = None
+        self.exhausted = False
+        self.total_bytes = 0
         self._limit_bytes = limit_bytes
         self._chunks = self._watched(chunks)
         self._first: Sequence[bytes] = ()
 
     def gather(self, size_bytes: int) -> bytes | None:
         """The whole stream, if it ends within this size; otherwise None, and nothing is lost."""
-        gathered, total = [], 0
+        gathered = []
         for chunk in self._chunks:
             gathered.append(chunk)
-            total += len(chunk)
-            if total > size_bytes:
+            if self.total_bytes > size_bytes:
                 self._first = gathered
                 return None
         return b"".join(gathered)
@@ -70,17 +71,17 @@ class Source:
         yield from self._chunks
 
     def _watched(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
-        total = 0
         try:
             for chunk in chunks:
-                total += len(chunk)
-                if total > self._limit_bytes:
+                self.total_bytes += len(chunk)
+                if self.total_bytes > self._limit_bytes:
                     raise StoreError(
                         f"the stream is longer than the {self._limit_bytes} bytes that its parts can hold",
                         hint="Give its expected size, so that larger parts are chosen.",
                     )
                 if chunk:
                     yield chunk
+            self.exhausted = True
         except GeneratorExit:
             raise
         except BaseException as error:

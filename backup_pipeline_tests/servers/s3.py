@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 BUCKET = "backups"
 START_WITHIN_S = 60.0
+_ALLOWED = '{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Action":"*","Resource":"*"}]}'
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,14 @@ class S3Server:
     def with_keys(self, access_key_id: str, secret_access_key: str) -> "S3Server":
         """The same server, seen by someone else."""
         return replace(self, access_key_id=access_key_id, secret_access_key=secret_access_key)
+
+    def assume_role(self, name: str) -> dict[str, Any]:
+        """Keys with a token, for a new role that may do anything (moto)."""
+        iam = self._client("iam")
+        role = iam.create_role(RoleName=name, AssumeRolePolicyDocument=_ALLOWED)["Role"]
+        iam.put_role_policy(RoleName=name, PolicyName="all", PolicyDocument=_ALLOWED)
+        keys = self._client("sts").assume_role(RoleArn=role["Arn"], RoleSessionName="backup")["Credentials"]
+        return {**keys, "Token": keys["SessionToken"]}
 
     def _client(self, service: str) -> Any:
         return boto3.client(  # type: ignore[call-overload]
@@ -109,8 +118,7 @@ def _with_user(server: S3Server) -> S3Server:
     """The same server as seen by a new user who may do anything."""
     iam = server._client("iam")
     iam.create_user(UserName="backup")
-    policy = '{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Action":"*","Resource":"*"}]}'
-    iam.put_user_policy(UserName="backup", PolicyName="all", PolicyDocument=policy)
+    iam.put_user_policy(UserName="backup", PolicyName="all", PolicyDocument=_ALLOWED)
     key = iam.create_access_key(UserName="backup")["AccessKey"]
     return server.with_keys(key["AccessKeyId"], key["SecretAccessKey"])
 
