@@ -13,14 +13,17 @@ from pathlib import Path
 import click
 
 from backup_pipeline import terminal
-from backup_pipeline.actions import backups, dump, prove as proving, prune as pruning, restore as restoring, setup
+from backup_pipeline.actions import backups, dump, setup
+from backup_pipeline.actions import prove as proving
+from backup_pipeline.actions import prune as pruning
+from backup_pipeline.actions import restore as restoring
 from backup_pipeline.actions.protected import Protected, open_protected
 from backup_pipeline.config import Config, DatabaseConfig, Secret, StoreConfig, load
 from backup_pipeline.config_file import store_location
-from backup_pipeline.domain.backup import MANUAL_TIER, Backup, BackupId, Verdict
+from backup_pipeline.domain.backup import MANUAL_TIER, BackupId, Verdict
 from backup_pipeline.engines.postgres.server import Endpoint
-from backup_pipeline.errors import EXIT_CODES, BackupError, ConfigError
-from backup_pipeline.storage import bucket, catalog
+from backup_pipeline.errors import EXIT_CODES, BackupError
+from backup_pipeline.storage import bucket, catalog, catalog_rebuild
 from backup_pipeline.storage.store import Store, open_store
 
 _EPILOG = "\b\nExit codes:\n" + "\n".join(f"  {code:>2}  {meaning}" for code, meaning in EXIT_CODES)
@@ -68,8 +71,12 @@ pass_context = click.make_pass_decorator(Context)
 
 
 @click.group(epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--config", metavar="FILE", help="The configuration; else $BACKUP_PIPELINE_CONFIG, else ./backups.toml.")
-@click.option("--store", "store_url", metavar="URL", help="Work from a store alone, with the configuration lost.")
+@click.option(
+    "--config", metavar="FILE", help="The configuration; else $BACKUP_PIPELINE_CONFIG, else ./backups.toml."
+)
+@click.option(
+    "--store", "store_url", metavar="URL", help="Work from a store alone, with the configuration lost."
+)
 @click.option("--endpoint", default="", metavar="URL", help="With --store: the S3 server's address.")
 @click.option("--region", default="", help="With --store: the S3 region.")
 @click.option("--quiet", is_flag=True, help="No progress, only results and errors.")
@@ -79,14 +86,24 @@ def cli(
     context: click.Context, config: str | None, store_url: str | None, endpoint: str, region: str, quiet: bool
 ) -> None:
     """PostgreSQL backups that are proven, or do not count."""
-    store = StoreConfig(store_location(store_url, Path.cwd() / "backups.toml"), endpoint, region) if store_url else None
+    store = (
+        StoreConfig(store_location(store_url, Path.cwd() / "backups.toml"), endpoint, region)
+        if store_url
+        else None
+    )
     context.obj = Context(config, store, quiet)
 
 
 @cli.command()
-@click.option("--dsn", default="", help="The database to protect; else PostgreSQL's own variables and defaults.")
-@click.option("--store", "store_url", default="", help="Where backups go; else a folder beside the configuration.")
-@click.option("--output", default="backups.toml", show_default=True, help="The file to write; never overwritten.")
+@click.option(
+    "--dsn", default="", help="The database to protect; else PostgreSQL's own variables and defaults."
+)
+@click.option(
+    "--store", "store_url", default="", help="Where backups go; else a folder beside the configuration."
+)
+@click.option(
+    "--output", default="backups.toml", show_default=True, help="The file to write; never overwritten."
+)
 @pass_context
 def init(context: Context, dsn: str, store_url: str, output: str) -> None:
     """Look at what is there, write a commented backups.toml, check it, say what to do next."""
@@ -143,26 +160,19 @@ def backup(context: Context, database: str, tier: str, wanted: bool | None, as_j
 @pass_context
 def list_(context: Context, database: str, as_json: bool) -> None:
     """Show the backups that exist in the store, newest first."""
-    backups, unreadable = _listing(context, database)
+    if database:
+        found = backups.listing(context.protected(database))
+    else:
+        each = (context.protected(name) for name in context.config.databases)
+        found = backups.listing_of_all(context.store(), each)
     if as_json:
-        terminal.print_json([terminal.backup_record(item) for item in backups])
-    elif backups:
-        terminal.console().print(terminal.backups_table(backups, now()))
+        terminal.print_json([terminal.backup_record(item) for item in found.backups])
+    elif found.backups:
+        terminal.console().print(terminal.backups_table(found.backups, now()))
     else:
         click.echo(f"no backups{f' of {database}' if database else ''} in {context.config.store.url}")
-    for key, reason in unreadable:
+    for key, reason in found.unreadable:
         click.echo(f"UNREADABLE {key}: {reason}", err=True)
-
-
-def _listing(context: Context, database: str) -> tuple[list[Backup], tuple[tuple[str, str], ...]]:
-    if database and context.config.databases:
-        context.config.database(database)
-    listing = catalog.list_backups(context.store(), database)
-    found = list(listing.backups)
-    for name in [database] if database else list(context.config.databases):
-        if name in context.config.databases:
-            found += XX
-    return sorted(found, key=lambda item: (item.taken_at, item.id), reverse=True), listing.unreadable
 
 
 @cli.command()
@@ -190,11 +200,19 @@ def _show(protected: Protected, backup_id: BackupId, *, as_json: bool) -> None:
 @click.option("--backup", "wanted", default="proven", show_default=True, help='An id, "proven" or "latest".')
 @click.option("--into", default="", help="The new database's name.")
 @click.option("--to", default="", metavar="DSN", help="Another server; else restore_dsn.")
-@click.option("--create-roles", is_flag=True, help="Create the roles that the target lacks, without passwords.")
-@click.option("--replace", is_flag=True, help="Swap with the live database; the old one is kept.")
-@click.option("--confirm", default="", metavar="NAME", help="With --replace: the live database's name, typed.")
 @click.option(
-    "--check", "compare", type=click.Choice(["content", "counts", "none"]), default="content", show_default=True,
+    "--create-roles", is_flag=True, help="Create the roles that the target lacks, without passwords."
+)
+@click.option("--replace", is_flag=True, help="Swap with the live database; the old one is kept.")
+@click.option(
+    "--confirm", default="", metavar="NAME", help="With --replace: the live database's name, typed."
+)
+@click.option(
+    "--check",
+    "compare",
+    type=click.Choice(["content", "counts", "none"]),
+    default="content",
+    show_default=True,
     help="What to compare with the source before the copy counts as restored.",
 )
 @click.option("--dry-run", is_flag=True, help="Show the plan and stop.")
@@ -273,7 +291,7 @@ def pin(context: Context, backup_id: str) -> None:
     """Keep a backup for ever, whatever the retention says."""
     protected = context.owner_of(backup_id)
     found = backups.find(protected, backup_id)
-    catalog.pin(protected.store, found.id, at=now())
+    catalog.pin(protected.store, found.id, note=f"{now():%Y-%m-%dT%H:%M:%SZ}")
     click.echo(f"{found.id} is pinned: no prune deletes it. `backup-pipeline unpin {found.id}` lifts it.")
 
 
@@ -304,10 +322,12 @@ def probe(context: Context) -> None:
 @pass_context
 def rebuild(context: Context) -> None:
     """Write a lost catalog anew from the copies that lie beside the backups."""
-    rebuilt = catalog.rebuild(context.store())
-    for item in rebuilt:
+    rebuilt = catalog_rebuild.rebuild(context.store())
+    for item in rebuilt.backups:
         click.echo(f"rebuilt {item}")
-    click.echo(f"{len(rebuilt)} manifests rebuilt")
+    for key, reason in rebuilt.refused:
+        click.echo(f"NOT REBUILT {key}: {reason}", err=True)
+    click.echo(f"{len(rebuilt.backups)} manifests rebuilt")
 
 
 def main() -> None:

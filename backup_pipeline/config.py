@@ -135,7 +135,8 @@ class DatabaseConfig:
                 return tier
         known = ", ".join(tier.name for tier in self.tiers)
         raise ConfigError(
-            f"database {self.name} has no tier {name}", hint=f"Its tiers are {known}; without one the backup is manual."
+            f"database {self.name} has no tier {name}",
+            hint=f"Its tiers are {known}; without one the backup is manual.",
         )
 
 

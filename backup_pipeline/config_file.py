@@ -37,7 +37,9 @@ def _cron(text: str) -> str:
     try:
         CronSim(text, datetime(2026, 1, 1, tzinfo=UTC))
     except CronSimError as error:
-        raise ValueError(f'found "{text}", expected five cron fields such as "0 2 * * *" ({error})') from error
+        raise ValueError(
+            f'found "{text}", expected five cron fields such as "0 2 * * *" ({error})'
+        ) from error
     return text
 
 
@@ -69,7 +71,9 @@ def _endpoint_url(text: str) -> str:
 def _dsn(text: str) -> str:
     password = re.search(r"://[^/@]*:[^/@]+@|password\s*=", text)
     if password:
-        raise ValueError('it holds a password; move it to `password = { env = "…" }` or use libpq\'s passfile')
+        raise ValueError(
+            'it holds a password; move it to `password = { env = "…" }` or use libpq\'s passfile'
+        )
     if not re.match(r"postgres(ql)?://|\w+\s*=", text):
         raise ValueError('expected "postgresql://user@host/database" or "host=… dbname=…"')
     return text
@@ -214,12 +218,12 @@ def _validate(raw: Mapping[str, Any], path: Path) -> _File:
     raise ConfigError(f"{path}: {key}: {expected or said}", hint=_HINTS.get(str(where[-1]), ""))
 
 
-_SECRET_EXPECTED = 'expected { env = "VARIABLE" } or { file = "/path" }, never the secret itself'
+_EXPECTED_SOURCE = 'expected { env = "VARIABLE" } or { file = "/path" }, never the secret itself'
 _EXPECTED = {
-    "password": _SECRET_EXPECTED,
-    "restore_password": _SECRET_EXPECTED,
-    "access_key_id": _SECRET_EXPECTED,
-    "secret_access_key": _SECRET_EXPECTED,
+    "password": _EXPECTED_SOURCE,
+    "restore_password": _EXPECTED_SOURCE,
+    "access_key_id": _EXPECTED_SOURCE,
+    "secret_access_key": _EXPECTED_SOURCE,
     "prove": 'expected "always", a cron such as "0 4 * * 6", or { up_to = "200GB", cron = "0 4 * * 6" }',
 }
 _HINTS = {"endpoint": 'For example "https://s3.example.net"; leave it out for AWS.'}
@@ -287,14 +291,20 @@ def _local(text: str, path: Path) -> str:
 
 def store_location(url: str, path: Path) -> str:
     """The store's URL; the folder of a file: URL is meant from the folder of `path`."""
-    return f"file://{_local(url.removeprefix('file:').removeprefix('//'), path)}" if url.startswith("file:") else url
+    return (
+        f"file://{_local(url.removeprefix('file:').removeprefix('//'), path)}"
+        if url.startswith("file:")
+        else url
+    )
 
 
 def _store(table: _StoreTable, path: Path) -> StoreConfig:
     return StoreConfig(
         url=store_location(table.url, path),
         endpoint=table.endpoint if isinstance(table.endpoint, str) else "",
-        endpoint_from=_secret(None if isinstance(table.endpoint, str) else table.endpoint, "store.endpoint", path),
+        endpoint_from=_secret(
+            None if isinstance(table.endpoint, str) else table.endpoint, "store.endpoint", path
+        ),
         region=table.region,
         storage_class=table.storage_class,
         access_key_id=_secret(table.access_key_id, "store.access_key_id", path),

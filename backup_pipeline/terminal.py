@@ -10,7 +10,8 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress as Bar, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
@@ -30,7 +31,9 @@ _STYLES = {
 def console(*, stderr: bool = False) -> Console:
     """A console that never cuts a line short where nobody looks at a screen."""
     screen = Console(stderr=stderr, highlight=False, soft_wrap=True)
-    return screen if screen.is_terminal else Console(stderr=stderr, highlight=False, width=200, soft_wrap=True)
+    return (
+        screen if screen.is_terminal else Console(stderr=stderr, highlight=False, width=200, soft_wrap=True)
+    )
 
 
 def show_age(moment: datetime, now: datetime) -> str:
@@ -49,7 +52,11 @@ def backups_table(backups: Sequence[Backup], now: datetime) -> Table:
             *(["pinned"] if backup.pinned else []),
             *([f"until {backup.expires_at:%Y-%m-%d %H:%M}Z"] if backup.expires_at else []),
             *(["imported"] if backup.manifest is None else []),
-            *([f"copy of {backup.manifest.copied_from.stamp}"] if backup.manifest and backup.manifest.copied_from else []),
+            *(
+                [f"copy of {backup.manifest.copied_from.stamp}"]
+                if backup.manifest and backup.manifest.copied_from
+                else []
+            ),
         ]
         proof = backup.proof
         table.add_row(
@@ -100,13 +107,19 @@ def backup_details(backup: Backup, where: str, now: datetime) -> Table:
     if manifest := backup.manifest:
         source = manifest.source
         rows += [
-            ("database", f"{source.database.name!r}, owner {source.database.owner!r}, {show_bytes(source.size_bytes)}"),
+            (
+                "database",
+                f"{source.database.name!r}, owner {source.database.owner!r}, {show_bytes(source.size_bytes)}",
+            ),
             ("server", f"PostgreSQL {source.server_version_text}, dumped by {manifest.source.client_path}"),
             ("format", f"{manifest.format}, {manifest.compression}, jobs {manifest.jobs}"),
             ("roles", ", ".join(source.roles) or "-"),
             ("extensions", ", ".join(f"{name} {version}" for name, version in source.extensions) or "-"),
             *(("note", note) for note in source.notes),
-            *(("object", f"{item.name}  {show_bytes(item.size_bytes)}  sha256 {item.sha256}") for item in manifest.objects[:8]),
+            *(
+                ("object", f"{item.name}  {show_bytes(item.size_bytes)}  sha256 {item.sha256}")
+                for item in manifest.objects[:8]
+            ),
         ]
         if len(manifest.objects) > 8:
             rows.append(("object", f"… {len(manifest.objects) - 8} more"))
@@ -116,7 +129,12 @@ def backup_details(backup: Backup, where: str, now: datetime) -> Table:
         rows.append(("stored", f"{where}/{backup.imported_key} (older layout, no manifest)"))
     rows.append(("verdict", str(backup.verdict)))
     if proof := backup.proof:
-        rows.append(("proof", f"{proof.at:%Y-%m-%d %H:%M:%S} UTC by {proof.by}; restored in {show_seconds(proof.restore_s)}"))
+        rows.append(
+            (
+                "proof",
+                f"{proof.at:%Y-%m-%d %H:%M:%S} UTC by {proof.by}, in {show_seconds(proof.restore_s)}",
+            )
+        )
         rows += [("checked", line) for line in proof.checked]
         rows += [("DIFFERENT", line) for line in proof.differences]
         rows += [("note", line) for line in proof.notes]
@@ -139,7 +157,12 @@ def reporting(*, quiet: bool) -> Iterator[Report]:
     elif not screen.is_terminal:
         yield Lines(lambda line: print(line, file=sys.stderr, flush=True))
     else:
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[said]}"), TimeElapsedColumn())
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[said]}"),
+            TimeElapsedColumn(),
+        )
         with Bar(*columns, console=screen, transient=True) as bar:
             yield _BarReport(bar)
 
@@ -154,7 +177,9 @@ class _BarReport:
 
     def progress(self, progress: Progress) -> None:
         if progress.step not in self._tasks:
-            self._tasks[progress.step] = self._bar.add_task(progress.step, total=progress.total_bytes, said="")
+            self._tasks[progress.step] = self._bar.add_task(
+                progress.step, total=progress.total_bytes, said=""
+            )
         self._bar.update(
             self._tasks[progress.step],
             completed=min(progress.done_bytes, progress.total_bytes or progress.done_bytes),

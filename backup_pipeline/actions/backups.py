@@ -3,11 +3,14 @@
 Called by every door that lists, finds or names a backup. Reading manifests is storage/catalog.py's.
 """
 
+from collections.abc import Iterable
+
 from backup_pipeline.actions.protected import Protected
 from backup_pipeline.domain.backup import Backup, BackupId, CatalogListing, newest_first
 from backup_pipeline.domain.choice import find as choose
 from backup_pipeline.errors import BackupNotFound
 from backup_pipeline.storage import catalog, imported
+from backup_pipeline.storage.store import Store
 
 
 def listing(protected: Protected, *, fresh: bool = False) -> CatalogListing:
@@ -16,8 +19,18 @@ def listing(protected: Protected, *, fresh: bool = False) -> CatalogListing:
     if protected.imports is None:
         return own
     older = imported.list_imported(protected.imports, protected.store, protected.name, fresh=fresh)
+    return CatalogListing(newest_first([*own.backups, *older.backups]), (*own.unreadable, *older.unreadable))
+
+
+def listing_of_all(store: Store, databases: Iterable[Protected]) -> CatalogListing:
+    """Whatever the store holds, also of databases that are not configured, and their imported dumps."""
+    listings = [catalog.list_backups(store)]
+    for protected in databases:
+        if protected.imports is not None:
+            listings.append(imported.list_imported(protected.imports, protected.store, protected.name))
     return CatalogListing(
-        newest_first([*own.backups, *older.backups]), (*own.unreadable, *older.unreadable)
+        newest_first(backup for each in listings for backup in each.backups),
+        tuple(dict.fromkeys(item for each in listings for item in each.unreadable)),
     )
 
 

@@ -7,7 +7,6 @@ before `publish`; a failure before it takes away what it had stored.
 import contextlib
 import secrets
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -16,7 +15,7 @@ from importlib.metadata import version
 
 from backup_pipeline.actions.fetch import ARCHIVE_NAME, DIRECTORY_NAME, verified
 from backup_pipeline.actions.protected import Clock, Protected
-from backup_pipeline.actions.report import Progress, Report
+from backup_pipeline.actions.report import Report, timed
 from backup_pipeline.domain import layout
 from backup_pipeline.domain.backup import (
     MANUAL_TIER,
@@ -29,9 +28,17 @@ from backup_pipeline.domain.backup import (
     Verdict,
 )
 from backup_pipeline.domain.fingerprint import Fingerprint, fingerprint_to_json
-from backup_pipeline.engines.postgres import dump as tool, fingerprint, preflight as checks
+from backup_pipeline.engines.postgres import dump as tool
+from backup_pipeline.engines.postgres import fingerprint
+from backup_pipeline.engines.postgres import preflight as checks
 from backup_pipeline.engines.postgres.properties import read_source
-from backup_pipeline.engines.postgres.server import Endpoint, HeldLock, advisory_lock, connect, read_server_info
+from backup_pipeline.engines.postgres.server import (
+    Endpoint,
+    HeldLock,
+    advisory_lock,
+    connect,
+    read_server_info,
+)
 from backup_pipeline.engines.postgres.snapshot import Snapshot, exported_snapshot
 from backup_pipeline.engines.postgres.tools import Compression, Tools, choose_compression, find_tools
 from backup_pipeline.errors import BackupNotFound, CopyUnsupported, Corrupt, ServerError, StoreError
@@ -190,19 +197,14 @@ class _Dump:
             critical_tables=config.critical_tables,
             contents=config.proof == "content",
         )
-        started, begun_s = threading.Event(), time.monotonic()
-
-        def read_so_far(done_bytes: int, total_bytes: int) -> None:
-            elapsed_s = time.monotonic() - begun_s
-            self.report.progress(Progress("fingerprint", done_bytes, total_bytes, elapsed_s))
-
+        started = threading.Event()
         with ThreadPoolExecutor(1, "fingerprint") as pool:
             taking = pool.submit(
                 fingerprint.take,
                 prepared,
                 connections=config.fingerprint_connections,
                 started=started,
-                progress=read_so_far,
+                progress=timed(self.report, "fingerprint"),
             )
             try:
                 self._dump(snapshot, pg_dump, compression, details, started.set)
@@ -225,7 +227,12 @@ class _Dump:
         }
         if config.jobs == 1:
             with tool.stream_custom(
-                pg_dump, source, snapshot, compress_option=compression.option, on_started=on_started, **timeouts
+                pg_dump,
+                source,
+                snapshot,
+                compress_option=compression.option,
+                on_started=on_started,
+                **timeouts,
             ) as chunks:
                 self._put(ARCHIVE_NAME, ObjectRole.DUMP, chunks, size_hint_bytes=details.size_bytes)
             return
@@ -254,26 +261,16 @@ class _Dump:
         self._put("globals.sql", ObjectRole.GLOBALS, [roles])
         self._put("fingerprint.json", ObjectRole.FINGERPRINT, [fingerprint_to_json(found)])
 
-    def _put(
-        self, name: str, role: ObjectRole, chunks: Iterable[bytes], *, size_hint_bytes: int = 0
-    ) -> None:
-        before, begun_s = sum(item.size_bytes for item in self.objects), time.monotonic()
-
-        def written(size_bytes: int) -> None:
-            total = size_hint_bytes if role is ObjectRole.DUMP else None
-            elapsed_s = time.monotonic() - begun_s
-            self.report.progress(Progress("dump and upload", before + size_bytes, total, elapsed_s))
-
-        hashing = tool.Hashing(chunks, progress=written)
+    def _put(self, name: str, role: ObjectRole, chunks: Iterable[bytes], *, size_hint_bytes: int = 0) -> None:
+        before, tell = sum(item.size_bytes for item in self.objects), timed(self.report, "dump and upload")
+        hashing = tool.Hashing(chunks, progress=lambda done: tell(before + done, 0))
         self.protected.store.put(
             self.prefix + name,
             hashing,
             size_hint_bytes=size_hint_bytes,
             storage_class=_storage_class(self.protected, self.tier),
         )
-        self.objects.append(
-            ObjectDigest(self.prefix + name, name, role, hashing.size_bytes, hashing.sha256)
-        )
+        self.objects.append(ObjectDigest(self.prefix + name, name, role, hashing.size_bytes, hashing.sha256))
 
 
 @contextlib.contextmanager
@@ -360,9 +357,7 @@ def _inherit_proof(protected: Protected, manifest: Manifest) -> None:
         proof = catalog.load(protected.store, manifest.copied_from).proof
         if proof is not None and proof.verdict is Verdict.PROVEN:
             same = f"every byte equal to {manifest.copied_from}, which was restored and compared"
-            catalog.record_proof(
-                protected.store, manifest.id, replace(proof, checked=(same, *proof.checked))
-            )
+            catalog.record_proof(protected.store, manifest.id, replace(proof, checked=(same, *proof.checked)))
 
 
 def _storage_class(protected: Protected, tier: str) -> str:

@@ -71,7 +71,7 @@ def fetch_imported(store: Store, backup: Backup, into: Path, report: Report) -> 
     if _head(path, len(_CUSTOM_MAGIC)) != _CUSTOM_MAGIC:
         raise Corrupt(
             f"{backup.imported_key}: expected an archive of pg_dump's custom format, found something else",
-            hint="A plain SQL dump is not replayed, because it can run commands; restore it by hand with psql.",
+            hint="A plain SQL dump is not replayed, because it can run commands; use psql by hand.",
         )
     return Fetched(path, total)
 

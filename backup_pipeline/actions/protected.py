@@ -13,6 +13,9 @@ from backup_pipeline.errors import ConfigError
 from backup_pipeline.storage.store import Store, open_store
 
 
+NO_SCRATCH = ScratchConfig()
+
+
 class Clock(Protocol):
     """Tells the time in UTC; handed in, so that tests fix it."""
 
@@ -26,7 +29,7 @@ class Protected:
     config: DatabaseConfig
     store: Store
     imports: Store | None = None
-    scratch: ScratchConfig = ScratchConfig()
+    scratch: ScratchConfig = NO_SCRATCH
 
     @property
     def name(self) -> str:

@@ -4,6 +4,7 @@ Actions call a `Report`; cli.py makes it a progress bar or plain lines, orchestr
 Dagster's log. No action prints.
 """
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -66,3 +67,13 @@ class Lines:
         if progress.elapsed_s - last >= self._every_s:
             self._shown_s[progress.step] = progress.elapsed_s
             self._write(str(progress))
+
+
+def timed(report: Report, step: str) -> Callable[[int, int], None]:
+    """What takes (bytes so far, bytes in total) and reports it as the progress of `step` from now on."""
+    begun_s = time.monotonic()
+
+    def tell(done_bytes: int, total_bytes: int) -> None:
+        report.progress(Progress(step, done_bytes, total_bytes or None, time.monotonic() - begun_s))
+
+    return tell

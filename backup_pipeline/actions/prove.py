@@ -1,0 +1,250 @@
+"""Prove a backup: restore it into an empty server, take its fingerprint, compare, record the verdict.
+
+Called by cli.py, by Dagster's check and by drills. The restore is the one that operators use
+(engines/postgres/); only the place differs. A verdict is about the backup: what goes wrong around it
+(a store that does not answer, a scratch server that dies) is raised, and records nothing.
+"""
+
+import contextlib
+import platform
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from backup_pipeline.actions import backups
+from backup_pipeline.actions.compare import Restored, compare_restored
+from backup_pipeline.actions.dump import SOFTWARE
+from backup_pipeline.actions.fetch import Fetched, fetch_dump, fetch_imported, fetch_small
+from backup_pipeline.actions.protected import Clock, Protected
+from backup_pipeline.actions.report import Report, timed
+from backup_pipeline.domain.backup import (
+    Backup,
+    BackupId,
+    DatabaseProperties,
+    Manifest,
+    ObjectRole,
+    Proof,
+    Source,
+    Verdict,
+)
+from backup_pipeline.domain.fingerprint import fingerprint_from_json
+from backup_pipeline.domain.proof import verdict_of
+from backup_pipeline.engines.postgres import load, restore
+from backup_pipeline.engines.postgres.archive import read_header
+from backup_pipeline.engines.postgres.properties import read_properties
+from backup_pipeline.engines.postgres.requirements import missing_requirements
+from backup_pipeline.engines.postgres.roles import create_plain_roles
+from backup_pipeline.engines.postgres.scratch import Scratch, scratch_server
+from backup_pipeline.engines.postgres.server import Endpoint, connect
+from backup_pipeline.engines.postgres.tools import Tools, find_tools
+from backup_pipeline.errors import BackupError, Corrupt, NotProvable, ObjectNotFound, Refused, ToolError
+from backup_pipeline.spool import private_folder, require_free
+from backup_pipeline.storage import catalog, leases
+from backup_pipeline.units import show_seconds
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What an attempt at a proof came to."""
+
+    verdict: Verdict
+    restore_s: float = 0.0
+    compare_s: float = 0.0
+    checked: tuple[str, ...] = ()
+    differences: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def due_at_once(protected: Protected, backup: Backup) -> bool:
+    """Whether this backup is to be proven right after it was taken."""
+    if backup.verdict is Verdict.PROVEN or backup.manifest is None:
+        return False
+    return protected.config.prove.at_once(backup.manifest.source.size_bytes)
+
+
+def prove(protected: Protected, backup_id: BackupId, *, clock: Clock, report: Report) -> Proof:
+    """Restore, compare, record; return the proof, whatever its verdict.
+
+    Raises BackupNotFound, StoreError, ServerError, Busy; no verdict is recorded then.
+    """
+    with leases.hold(protected.store, backup_id, "proof", clock=clock) as lease:
+        backup = backups.load(protected, backup_id)
+        report.say(f"proving {backup_id}: it is restored into an empty server and compared")
+        try:
+            found = _attempt(protected, backup, report)
+        except NotProvable as error:
+            found = _Found(Verdict.NOT_PROVABLE, differences=_lines(error))
+        except (Corrupt, ObjectNotFound) as error:
+            found = _Found(Verdict.FAILED, differences=_lines(error))
+        proof = Proof(
+            verdict=found.verdict,
+            at=clock(),
+            restore_s=found.restore_s,
+            compare_s=found.compare_s,
+            checked=found.checked,
+            differences=found.differences,
+            notes=found.notes,
+            by=f"{platform.node()}, backup-pipeline {SOFTWARE}",
+        )
+        lease.check()
+        catalog.record_proof(protected.store, backup_id, proof)
+    report.say(f"{backup_id} is {proof.verdict}; restored in {show_seconds(proof.restore_s)}")
+    for line in (*proof.checked, *(f"DIFFERENT: {line}" for line in proof.differences)):
+        report.say(f"  {line}")
+    return proof
+
+
+def _attempt(protected: Protected, backup: Backup, report: Report) -> _Found:
+    with private_folder("proof") as spool:
+        if backup.manifest is None:
+            return _imported(protected, backup, spool, report)
+        source = backup.manifest.source
+        tools = _tools(protected, source.client_version // 10000)
+        begun_s = time.monotonic()
+        try:
+            fetched = fetch_dump(protected.store, backup.manifest, spool, report)
+            need = source.size_bytes if protected.scratch.dsn is None else 0
+            require_free(spool, need, f"proving {backup.id}")
+        except Refused as error:
+            raise NotProvable(error.message, hint=error.hint) from error
+        for item in backup.manifest.of_role(ObjectRole.GLOBALS):
+            fetch_small(protected.store, item)
+        with _scratch(protected, source.server_version // 10000, source.system_identifier) as scratch:
+            _require(scratch, source)
+            _create_roles(scratch, (source.database.owner, *source.roles))
+            properties = replace(source.database, tablespace="pg_default")
+            try:
+                _load(scratch, properties, fetched, tools, backup.manifest.jobs, report)
+            except ToolError as error:
+                restore_s = time.monotonic() - begun_s
+                return _Found(Verdict.FAILED, restore_s=restore_s, differences=_lines(error))
+            restore_s = time.monotonic() - begun_s
+            return _compare(protected, backup.manifest, scratch, fetched, tools, restore_s, report)
+
+
+def _compare(
+    protected: Protected,
+    manifest: Manifest,
+    scratch: Scratch,
+    fetched: Fetched,
+    tools: Tools,
+    restore_s: float,
+    report: Report,
+) -> _Found:
+    (item,) = manifest.of_role(ObjectRole.FINGERPRINT)
+    source = fingerprint_from_json(fetch_small(protected.store, item), item.key)
+    begun_s = time.monotonic()
+
+    @contextlib.contextmanager
+    def spare() -> Iterator[Endpoint]:
+        with restore.temporary_database(scratch.endpoint, scratch.database, manifest.source.database) as name:
+            yield scratch.endpoint.with_database(name)
+
+    restored = Restored(scratch.endpoint.with_database(scratch.database), fetched.archive, tools, spare)
+    comparison = compare_restored(
+        source,
+        restored,
+        contents=source.has_contents,
+        connections=protected.config.fingerprint_connections,
+        report=report,
+    )
+    objects = f"{len(manifest.objects)} objects in the store, every byte as it was written"
+    return _Found(
+        verdict=verdict_of(comparison, "content" if source.has_contents else "counts"),
+        restore_s=restore_s,
+        compare_s=time.monotonic() - begun_s,
+        checked=(objects, f"restored into PostgreSQL {tools.major}", *comparison.checked),
+        differences=comparison.differences,
+        notes=comparison.notes,
+    )
+
+
+def _imported(protected: Protected, backup: Backup, spool: Path, report: Report) -> _Found:
+    """A dump of an older layout has nothing to compare with: that it restores is all there is to find."""
+    if protected.imports is None:
+        raise NotProvable(f"{backup.id}: no import_from is configured")
+    begun_s = time.monotonic()
+    fetched = fetch_imported(protected.imports, backup, spool, report)
+    header = read_header(fetched.archive, _tools(protected, 0))
+    tools = _tools(protected, header.client_major)
+    with _scratch(protected, header.server_major, "") as scratch:
+        with contextlib.closing(connect(scratch.endpoint, purpose="proof")) as session:
+            properties = read_properties(session, scratch.endpoint.database)
+        plain = replace(properties, grants=None, settings=(), comment=None, is_template=False)
+        try:
+            _load(scratch, plain, fetched, tools, 1, report, owners=False)
+        except ToolError as error:
+            return _Found(Verdict.FAILED, restore_s=time.monotonic() - begun_s, differences=_lines(error))
+    note = "no fingerprint was taken with it, so contents, owners and grants could not be compared"
+    return _Found(
+        Verdict.RESTORED,
+        restore_s=time.monotonic() - begun_s,
+        checked=(f"restored into PostgreSQL {header.server_major} without an error",),
+        notes=(note,),
+    )
+
+
+def _load(
+    scratch: Scratch,
+    properties: DatabaseProperties,
+    fetched: Fetched,
+    tools: Tools,
+    jobs: int,
+    report: Report,
+    *,
+    owners: bool = True,
+) -> None:
+    restore.create_database(scratch.endpoint, scratch.database, properties)
+    tell = timed(report, "restore")
+    load.load(
+        scratch.endpoint,
+        scratch.database,
+        fetched.archive,
+        tools=tools,
+        jobs=jobs,
+        tablespaces=False,
+        owners=owners,
+        progress=lambda seen: tell(seen.loaded_bytes or 0, 0),
+    )
+    restore.apply_properties(scratch.endpoint, scratch.database, properties)
+
+
+@contextlib.contextmanager
+def _scratch(protected: Protected, major: int, identifier: str) -> Iterator[Scratch]:
+    config = protected.scratch
+    existing = Endpoint(config.dsn.reveal(), config.password) if config.dsn else None
+    with scratch_server(
+        major, existing=existing, bin_dir=config.bin_dir, source_identifier=identifier
+    ) as scratch:
+        yield scratch
+
+
+def _require(scratch: Scratch, source: Source) -> None:
+    """Raise NotProvable naming what this server lacks; roles and tablespaces are not asked for."""
+    with contextlib.closing(connect(scratch.endpoint, purpose="proof")) as session:
+        lacking = missing_requirements(session, source)
+    problems = replace(lacking, roles=(), tablespaces=()).problems
+    if problems:
+        raise NotProvable(
+            f"the scratch server lacks what this backup needs: {'; '.join(problems)}",
+            hint="Install it there, or name a server that has it with [scratch] dsn.",
+        )
+
+
+def _create_roles(scratch: Scratch, names: tuple[str, ...]) -> None:
+    with contextlib.closing(connect(scratch.endpoint, purpose="proof")) as session:
+        scratch.roles += create_plain_roles(session, names)
+
+
+def _tools(protected: Protected, client_major: int) -> Tools:
+    """The client that wrote the dump, or the next newer one: what renders the schema alike."""
+    try:
+        return find_tools(protected.config.bin_dir or protected.scratch.bin_dir, at_least=client_major)
+    except ToolError as error:
+        raise NotProvable(error.message, detail=error.detail, hint=error.hint) from error
+
+
+def _lines(error: BackupError) -> tuple[str, ...]:
+    facts = (f"{name}: {value}" for name, value in error.detail.items() if name != "command")
+    return (error.message, *facts, *((f"what to do: {error.hint}",) if error.hint else ()))
