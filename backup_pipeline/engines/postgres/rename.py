@@ -58,6 +58,12 @@ class Renamable:
     owner_is_superuser: bool
 
 
+def check_name(name: str) -> None:
+    """Raise Refused when no database can have this name."""
+    if not name or len(name.encode()) > NAME_BYTES or "\0" in name:
+        raise Refused(f"not a name for a database: {name!r}", hint=f"It may have 1 to {NAME_BYTES} bytes.")
+
+
 def rename_session(endpoint: Endpoint) -> Connection:
     """A session to rename from; its statements and locks are bounded, and end when we do."""
     session = connect(
@@ -95,8 +101,7 @@ def find_renamable(
             )
     if len(set(names)) < len(names):
         raise Refused(f"database {names[0]} cannot be swapped with itself")
-    if not vacant or len(vacant.encode()) > NAME_BYTES or "\0" in vacant:
-        raise Refused(f"not a name for a database: {vacant!r}", hint=f"It may have 1 to {NAME_BYTES} bytes.")
+    check_name(vacant)
     if vacant in there:
         raise Refused(
             f"database {vacant} exists already",

@@ -1,0 +1,217 @@
+"""New databases for restores: made, dressed like the source's, analyzed, dropped.
+
+Called by restores and proofs. Whatever is restored under a name that matters is built under another,
+temporary one (`temporary_database`) and renamed when it is complete and checked (swap.py): so a name
+never holds half a database, whatever is killed. pg_restore itself is load.py's.
+"""
+
+import contextlib
+import re
+import secrets
+from collections.abc import Iterator
+from dataclasses import replace
+
+import psycopg
+from psycopg import sql
+
+from backup_pipeline.domain.backup import DatabaseProperties
+from backup_pipeline.engines.postgres.properties import create_statement, statements
+from backup_pipeline.engines.postgres.rename import NAME_BYTES, check_name
+from backup_pipeline.engines.postgres.server import (
+    NEUTRAL_DATABASE,
+    Connection,
+    Endpoint,
+    advisory_lock,
+    connect,
+    server_errors,
+)
+from backup_pipeline.engines.postgres.swap import cut_name
+from backup_pipeline.errors import BackupError, Busy, Refused
+
+PURPOSE = "restore"
+"""What pg_stat_activity and a refused second run show of a restore."""
+
+_MARK = ".restoring-"
+_TOKEN_BYTES = 4
+_TEMPORARY = re.compile(rf".+{re.escape(_MARK)}[0-9a-f]{{{2 * _TOKEN_BYTES}}}", re.DOTALL)
+_NO_LOCALE = (
+    psycopg.errors.WrongObjectType,
+    psycopg.errors.InvalidParameterValue,
+    psycopg.errors.FeatureNotSupported,
+)
+
+
+def temporary_name(target: str, token: str) -> str:
+    """The name under which `target` is restored: `<target>.restoring-<token>`, cut to fit."""
+    suffix = f"{_MARK}{token}"
+    return cut_name(target, NAME_BYTES - len(suffix)) + suffix
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a database of this name is one that a restore was building."""
+    return _TEMPORARY.fullmatch(name) is not None
+
+
+@contextlib.contextmanager
+def temporary_database(endpoint: Endpoint, target: str, properties: DatabaseProperties) -> Iterator[str]:
+    """Create an empty database in which to build `target`, and yield its name.
+
+    `endpoint` is another database of the server. Leaving drops it, unless it has been renamed; what a
+    killed process left behind is dropped by the next one, because its lock ended with it.
+    """
+    drop_stale(endpoint)
+    name = temporary_name(target, secrets.token_hex(_TOKEN_BYTES))
+    with advisory_lock(endpoint, name, purpose=PURPOSE, wait_s=0, renames=True):
+        try:
+            create_database(endpoint, name, properties)
+            yield name
+        except BaseException:
+            with contextlib.suppress(BackupError):  # the next run tries again
+                _drop_temporary(endpoint, name)
+            raise
+        _drop_temporary(endpoint, name)
+
+
+def drop_stale(endpoint: Endpoint) -> tuple[str, ...]:
+    """Drop what killed restores left on this server; return the names. Running ones are left alone."""
+    with _session(endpoint) as session, server_errors(endpoint, "cannot list the databases"):
+        rows = session.execute(
+            "SELECT datname FROM pg_catalog.pg_database WHERE pg_catalog.pg_has_role(datdba, 'USAGE')"
+        ).fetchall()
+    dropped = []
+    for name in sorted(str(name) for (name,) in rows if is_temporary(str(name))):
+        with (
+            contextlib.suppress(Busy),
+            advisory_lock(endpoint, name, purpose=PURPOSE, wait_s=0, renames=True),
+        ):
+            _drop_temporary(endpoint, name)
+            dropped.append(name)
+    return tuple(dropped)
+
+
+def create_database(endpoint: Endpoint, name: str, properties: DatabaseProperties) -> None:
+    """Create the empty database `name` with the encoding, locale and tablespace of `properties`.
+
+    Its owner and grants are set at once, where the roles exist: a copy of something private is never
+    open to others while it is loaded. All else is for `apply_properties`, at the end.
+
+    Raises Refused when `name` is taken, or when the server lacks the locale or the tablespace.
+    """
+    check_name(name)
+    with _session(endpoint) as session, server_errors(endpoint, f"cannot create database {name}"):
+        statement = create_statement(properties, name, server_version=session.info.server_version)
+        there = {str(role) for (role,) in session.execute("SELECT rolname FROM pg_catalog.pg_roles")}
+        if properties.owner in there:
+            statement += sql.SQL(" OWNER {}").format(sql.Identifier(properties.owner))
+        try:
+            session.execute(statement)
+        except psycopg.errors.DuplicateDatabase:
+            raise Refused(
+                f"database {name} exists already",
+                detail={"server": endpoint.shown},
+                hint="Choose another name, or drop that database if nobody needs it.",
+            ) from None
+        except _NO_LOCALE as error:
+            raise Refused(
+                f"this server cannot have a database with locale {_locale(properties)}",
+                detail={"server": endpoint.shown, "said": error.diag.message_primary},
+                hint="Install that locale on the server's machine, or restore to another server.",
+            ) from error
+        except psycopg.errors.UndefinedObject as error:
+            raise Refused(
+                f"database {name} cannot be created: {error.diag.message_primary}",
+                detail={"server": endpoint.shown},
+                hint="Create what is missing, or restore without tablespaces.",
+            ) from error
+        grants = properties.grants or ()
+        if properties.grants is not None and {role for row in grants for role in row[:2] if role} <= there:
+            _apply(session, name, _only_grants(properties))
+
+
+def _only_grants(properties: DatabaseProperties) -> DatabaseProperties:
+    return replace(
+        properties, settings=(), comment=None, connection_limit=-1, is_template=False, allow_connections=True
+    )
+
+
+def _locale(properties: DatabaseProperties) -> str:
+    shown = f"{properties.collate}/{properties.ctype} in {properties.encoding}"
+    if properties.locale_provider == "libc":
+        return shown
+    return f"{properties.locale} ({properties.locale_provider}), {shown}"
+
+
+def apply_properties(endpoint: Endpoint, name: str, properties: DatabaseProperties) -> None:
+    """Give the restored database `name` its owner, grants, comment, settings and connection limit.
+
+    All or none of them, in one transaction. To be called when everything else is done: a setting or
+    the limit may keep our own sessions out. The roles must exist.
+    """
+    with _session(endpoint) as session, server_errors(endpoint, f"cannot set the properties of {name}"):
+        _apply(session, name, properties)
+
+
+def _apply(session: Connection, name: str, properties: DatabaseProperties) -> None:
+    with session.transaction():
+        for statement in statements(properties, name):
+            session.execute(statement)
+
+
+def analyze(endpoint: Endpoint, name: str, *, timeout_s: float = 0.0) -> None:
+    """Let the planner know the tables of `name`: a restored database has no statistics. 0 is no limit."""
+    own = endpoint.with_database(name)
+    with (
+        contextlib.closing(connect(own, statement_timeout_s=timeout_s, purpose=PURPOSE)) as session,
+        server_errors(own, f"cannot analyze {name}"),
+    ):
+        session.execute("ANALYZE")
+
+
+def drop_database(endpoint: Endpoint, name: str, *, force: bool = False) -> bool:
+    """Drop the database `name`; return whether it was there. With `force`, its sessions are ended.
+
+    Raises Refused for `postgres`, the templates and the database of `endpoint`; ServerError when
+    sessions, subscriptions or replication slots in use hold it.
+    """
+    if name in {NEUTRAL_DATABASE, "template0", "template1", endpoint.database}:
+        raise Refused(f"database {name} is not dropped: the server, or this session, needs it")
+    with _session(endpoint) as session, server_errors(endpoint, f"cannot drop database {name}"):
+        found = session.execute("SELECT FROM pg_catalog.pg_database WHERE datname = %s", [name]).fetchone()
+        session.execute(
+            sql.SQL("DROP DATABASE IF EXISTS {} {}").format(
+                sql.Identifier(name), sql.SQL("WITH (FORCE)" if force else "")
+            )
+        )
+    return found is not None
+
+
+def _drop_temporary(endpoint: Endpoint, name: str) -> None:
+    """Drop an unfinished database, and subscriptions that pg_restore made there, which never connected."""
+    with _session(endpoint) as session, server_errors(endpoint, f"cannot drop database {name}"):
+        if session.execute(
+            "SELECT FROM pg_catalog.pg_database WHERE datname = %s AND datistemplate", [name]
+        ).fetchone():
+            session.execute(sql.SQL("ALTER DATABASE {} IS_TEMPLATE false").format(sql.Identifier(name)))
+        rows = session.execute(
+            "SELECT s.subname FROM pg_catalog.pg_subscription s"
+            " JOIN pg_catalog.pg_database d ON d.oid = s.subdbid WHERE d.datname = %s",
+            [name],
+        ).fetchall()
+    if rows:
+        own = endpoint.with_database(name)
+        with (
+            contextlib.closing(connect(own, purpose=PURPOSE)) as inside,
+            server_errors(own, f"cannot drop {name}"),
+        ):
+            for (subscription,) in rows:
+                identifier = sql.Identifier(str(subscription))
+                # The slot at the publisher is the source's, and must outlive this copy.
+                inside.execute(sql.SQL("ALTER SUBSCRIPTION {} SET (slot_name = NONE)").format(identifier))
+                inside.execute(sql.SQL("DROP SUBSCRIPTION {}").format(identifier))
+    drop_database(endpoint, name, force=True)
+
+
+@contextlib.contextmanager
+def _session(endpoint: Endpoint) -> Iterator[Connection]:
+    with contextlib.closing(connect(endpoint, purpose=PURPOSE)) as session:
+        yield session

@@ -1,0 +1,622 @@
+"""Restores on a real server: whole round trips, refusals, and interruptions that leave nothing behind."""
+
+import contextlib
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from backup_pipeline import process
+from backup_pipeline.domain.backup import DatabaseProperties, Source
+from backup_pipeline.engines.postgres import restore
+from backup_pipeline.engines.postgres.cluster import LocalCluster
+from backup_pipeline.engines.postgres.load import LoadLimits, LoadProgress, count_items, load, restore_argv
+from backup_pipeline.engines.postgres.properties import read_properties, read_source, statements
+from backup_pipeline.engines.postgres.requirements import missing_requirements, unfit_tools
+from backup_pipeline.engines.postgres.roles import create_plain_roles, drop_plain_roles
+from backup_pipeline.engines.postgres.server import Connection, Endpoint, connect
+from backup_pipeline.engines.postgres.swap import kept_name, publish, swap
+from backup_pipeline.engines.postgres.tools import Tools, find_tools
+from backup_pipeline.errors import Refused, ServerError, ToolError
+from backup_pipeline.process import Command
+from backup_pipeline_tests.servers import postgres as servers
+
+HOSTILE = '= "it\'s" -d\n\\x;é'
+
+
+@pytest.fixture(scope="module")
+def tools() -> Tools:
+    return find_tools(servers.bin_dir_17())
+
+
+@pytest.fixture
+def admin(postgres: LocalCluster) -> Iterator[Endpoint]:
+    """The server; databases and roles that the test makes are gone afterwards."""
+    endpoint = postgres.endpoint()
+    with contextlib.closing(connect(endpoint)) as session:
+        before = names(session)
+        yield endpoint
+        for name in sorted(names(session) - before):
+            drop = sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)")
+            session.execute(drop.format(sql.Identifier(name)))
+        for (role,) in session.execute("SELECT rolname FROM pg_roles WHERE rolname LIKE 'r %'").fetchall():
+            session.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(str(role))))
+
+
+def names(session: Connection) -> set[str]:
+    return {str(name) for (name,) in session.execute("SELECT datname FROM pg_database")}
+
+
+def database_names(endpoint: Endpoint) -> set[str]:
+    with contextlib.closing(connect(endpoint)) as session:
+        return names(session)
+
+
+def execute(endpoint: Endpoint, *queries: str) -> None:
+    with contextlib.closing(connect(endpoint)) as session:
+        for query in queries:
+            session.execute(query.encode())
+
+
+def fetch(endpoint: Endpoint, query: str) -> list[tuple[object, ...]]:
+    with contextlib.closing(connect(endpoint)) as session:
+        return session.execute(query.encode()).fetchall()
+
+
+def dump(endpoint: Endpoint, target: Path, tools: Tools, *, directory: bool = False) -> Path:
+    how = ("--format=directory", "--jobs=2") if directory else ("--format=custom",)
+    argv = (tools.path("pg_dump"), f"--dbname={endpoint.tool_dbname}", f"--file={target}", *how)
+    process.run(Command(argv, endpoint.environment()), timeout_s=60)
+    return target
+
+
+def source_of(endpoint: Endpoint, tools: Tools) -> Source:
+    with contextlib.closing(connect(endpoint)) as session:
+        return read_source(session, tools)
+
+
+def plain(endpoint: Endpoint) -> DatabaseProperties:
+    with contextlib.closing(connect(endpoint)) as session:
+        return read_properties(session, endpoint.database)
+
+
+def until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def furnished(admin: Endpoint) -> Endpoint:
+    """A database with a hostile name, and with everything that a dump alone would lose."""
+    name = f"src{secrets.token_hex(3)} {HOSTILE}"
+    with contextlib.closing(connect(admin)) as session:
+        for role in ("r owner", "r 'app'"):
+            session.execute(sql.SQL("CREATE ROLE {}").format(sql.Identifier(role)))
+        session.execute(
+            sql.SQL("CREATE DATABASE {} TEMPLATE template0 ENCODING 'UTF8' LOCALE 'C.UTF-8'").format(
+                sql.Identifier(name)
+            )
+        )
+        properties = replace(
+            read_properties(session, name),
+            owner="r owner",
+            comment="it's \\ a\ncomment",
+            connection_limit=17,
+            settings=(
+                ("", 'search_path="a b", public'),
+                ("", "work_mem=5MB"),
+                ("r 'app'", "my.setting=a'b\\c\nd"),
+            ),
+            grants=(
+                ("r owner", "r 'app'", "CONNECT", True),
+                ("r owner", "r owner", "CONNECT", False),
+                ("r owner", "r owner", "CREATE", False),
+            ),
+        )
+        for statement in statements(properties, name):
+            session.execute(statement)
+    endpoint = admin.with_database(name)
+    execute(
+        endpoint,
+        "CREATE EXTENSION pgcrypto SCHEMA public",
+        "CREATE TABLE public.t (id serial PRIMARY KEY, v text)",
+        "INSERT INTO public.t (v) SELECT pg_catalog.md5(i::text) FROM pg_catalog.generate_series(1, 5000) i",
+        "CREATE INDEX ON public.t (v)",
+        'CREATE TABLE public."a\nb" (x int); INSERT INTO public."a\nb" VALUES (7)',
+        'ALTER TABLE public.t OWNER TO "r owner"',
+        "GRANT SELECT ON public.t TO \"r 'app'\"",
+        "SELECT pg_catalog.lo_from_bytea(0, 'large')",
+    )
+    return endpoint
+
+
+# --- round trips ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("directory", [False, True], ids=["custom", "directory"])
+def test_a_restored_database_is_like_its_source(
+    admin: Endpoint, furnished: Endpoint, tools: Tools, tmp_path: Path, directory: bool
+) -> None:
+    archive = dump(furnished, tmp_path / "-d 'x' = y", tools, directory=directory)
+    source = source_of(furnished, tools)
+    target = f"new {furnished.database}"[:50]
+    seen: list[LoadProgress] = []
+    with restore.temporary_database(admin, target, source.database) as name:
+        assert restore.is_temporary(name)
+        load(admin, name, archive, tools=tools, jobs=2 if directory else 1, progress=seen.append)
+        assert target not in database_names(admin)
+        restore.analyze(admin, name)
+        restore.apply_properties(admin, name, source.database)
+        publish(admin, name, target)
+    new = admin.with_database(target)
+    assert replace(plain(new), name=source.database.name) == source.database
+    assert source_of(new, tools).roles == source.roles == ("postgres", "r 'app'", "r owner")
+    query = "SELECT count(*), sum(hashtextextended(t::text, 0)) FROM public.t"
+    assert fetch(new, query) == fetch(furnished, query)
+    assert fetch(new, 'SELECT * FROM public."a\nb"') == [(7,)]
+    assert fetch(new, "SELECT pg_get_userbyid(relowner), reltuples FROM pg_class WHERE relname = 't'") == [
+        ("r owner", 5000.0)
+    ]
+    assert fetch(new, "SELECT has_table_privilege('r ''app''', 'public.t', 'SELECT')") == [(True,)]
+    assert seen[-1].items_done == seen[-1].items_total == count_items(archive, tools) > 10
+    assert not any(restore.is_temporary(each) for each in database_names(admin))
+
+
+def test_a_restored_database_takes_the_place_of_the_live_one(
+    admin: Endpoint, furnished: Endpoint, tools: Tools, tmp_path: Path
+) -> None:
+    from datetime import UTC, datetime
+
+    archive, live = dump(furnished, tmp_path / "dump", tools), furnished.database
+    properties, kept = plain(furnished), kept_name(live, datetime(2026, 3, 1, tzinfo=UTC))
+    execute(furnished, "DELETE FROM public.t")
+    with restore.temporary_database(admin, live, properties) as name:
+        load(admin, name, archive, tools=tools)
+        restore.apply_properties(admin, name, properties)
+        report = swap(admin, live, name, kept)
+    assert report.kept == kept
+    assert fetch(furnished, "SELECT count(*) FROM public.t") == [(5000,)]
+    assert fetch(admin.with_database(kept), "SELECT count(*) FROM public.t") == [(0,)]
+    assert plain(furnished) == properties
+    assert database_names(admin) >= {live, kept}
+
+
+def test_nobody_else_may_enter_while_a_private_database_is_loaded(
+    admin: Endpoint, furnished: Endpoint
+) -> None:
+    execute(admin, 'CREATE ROLE "r stranger" LOGIN')
+    conninfo = {name: value for name, value in admin.conninfo.items() if name in {"host", "port"}}
+    with restore.temporary_database(admin, "private", plain(furnished)) as name:
+        stranger = psycopg.conninfo.make_conninfo("", **conninfo, user="r stranger", dbname=name)
+        with pytest.raises(psycopg.OperationalError, match="permission denied for database"):
+            psycopg.connect(stranger)
+
+
+def test_the_command_line_of_pg_restore() -> None:
+    assert restore_argv("/bin/pg_restore", Path("/tmp/-x"), "keepalives=1") == (
+        "/bin/pg_restore",
+        "--dbname=keepalives=1",
+        "--format=custom",
+        "--verbose",
+        "--no-password",
+        "--exit-on-error",
+        "--",
+        "/tmp/-x",
+    )
+    argv = restore_argv("p", Path("/"), "d", jobs=4, tablespaces=False, owners=False, stop_at_error=False)
+    assert argv == (
+        "p",
+        "--dbname=d",
+        "--format=directory",
+        "--verbose",
+        "--no-password",
+        "--jobs=4",
+        "--no-tablespaces",
+        "--no-owner",
+        "--no-privileges",
+        "--",
+        "/",
+    )
+
+
+def test_an_older_server_is_loaded_by_a_newer_pg_restore(
+    postgres15: LocalCluster, tools: Tools, tmp_path: Path
+) -> None:
+    """pg_restore 17 sets what 15 does not know; that error alone is passed over."""
+    admin = postgres15.endpoint()
+    with servers.fresh_database(postgres15) as source, servers.fresh_database(postgres15) as target:
+        execute(source, "CREATE TABLE public.t AS SELECT 1 AS a", "CREATE TABLE public.u AS SELECT 2 AS a")
+        archive = dump(source, tmp_path / "dump", tools, directory=True)
+        load(admin, target.database, archive, tools=tools, jobs=2)
+        assert fetch(target, "SELECT t.a, u.a FROM public.t, public.u") == [(1, 2)]
+        execute(admin, 'CREATE ROLE "r fifteen"')
+        execute(source, 'ALTER TABLE public.t OWNER TO "r fifteen"')
+        archive = dump(source, tmp_path / "second", tools)
+        execute(source, "ALTER TABLE public.t OWNER TO postgres")
+        execute(admin, 'DROP ROLE "r fifteen"')
+        with (
+            servers.fresh_database(postgres15) as other,
+            pytest.raises(ToolError, match='role "r fifteen" does not exist'),
+        ):
+            load(admin, other.database, archive, tools=tools)
+
+
+# --- what is refused -----------------------------------------------------------------------
+
+
+def test_a_database_that_holds_anything_is_not_loaded_into(
+    admin: Endpoint, database: Endpoint, tools: Tools, tmp_path: Path
+) -> None:
+    archive = dump(database, tmp_path / "dump", tools)
+    execute(database, "CREATE TABLE public.mine ()")
+    with pytest.raises(Refused, match="not empty: it holds 1 relations"):
+        load(admin, database.database, archive, tools=tools)
+
+
+def test_a_taken_name_is_refused(admin: Endpoint, database: Endpoint) -> None:
+    with pytest.raises(Refused, match="exists already"):
+        restore.create_database(admin, database.database, plain(database))
+
+
+@pytest.mark.parametrize("name", ["", "x" * 64, "é" * 32])
+def test_what_is_no_name_is_refused(admin: Endpoint, database: Endpoint, name: str) -> None:
+    with pytest.raises(Refused, match="not a name"):
+        restore.create_database(admin, name, plain(database))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"collate": "xx_XX.UTF-8"},
+        {"ctype": "xx_XX.UTF-8"},
+        {"locale_provider": "icu", "locale": "de-AT"},
+        {"locale_provider": "builtin", "locale": "xx"},
+    ],
+)
+def test_an_absent_locale_is_foreseen_and_named(
+    admin: Endpoint, database: Endpoint, tools: Tools, change: dict[str, str]
+) -> None:
+    properties = replace(plain(database), **change)  # type: ignore[arg-type]
+    with contextlib.closing(connect(admin)) as session:
+        lacking = missing_requirements(session, replace(source_of(database, tools), database=properties))
+    wanted = next(value for value in reversed(change.values()))
+    assert wanted in lacking.locale
+    with pytest.raises(Refused, match=f"locale .*{wanted}"):
+        restore.create_database(admin, "never", properties)
+    assert "never" not in database_names(admin)
+
+
+def test_an_absent_tablespace_is_foreseen_and_named(
+    admin: Endpoint, database: Endpoint, tools: Tools
+) -> None:
+    properties = replace(plain(database), tablespace="fast disk")
+    source = replace(source_of(database, tools), database=properties, tablespaces=("fast disk", "other"))
+    with contextlib.closing(connect(admin)) as session:
+        assert missing_requirements(session, source).tablespaces == ("fast disk", "other")
+    with pytest.raises(Refused, match='tablespace "fast disk" does not exist'):
+        restore.create_database(admin, "never", properties)
+
+
+def test_all_that_is_missing_is_listed_at_once(admin: Endpoint, database: Endpoint, tools: Tools) -> None:
+    source = replace(
+        source_of(database, tools),
+        server_version=990001,
+        server_version_text="99.1",
+        client_version=990001,
+        roles=("postgres", "r gone", "r 'gone'"),
+        extensions=(("pgcrypto", "0.1"), ("timescaledb", "2.0")),
+        size_bytes=1 << 60,
+    )
+    with contextlib.closing(connect(admin)) as session:
+        lacking = missing_requirements(session, source)
+        assert names(session) == database_names(admin)
+    assert lacking.roles == ("r 'gone'", "r gone")
+    assert lacking.extensions == ("timescaledb",)
+    assert [name for name, _, _ in lacking.extension_versions] == ["pgcrypto"]
+    assert lacking.locale == lacking.standby == ""
+    assert lacking.free_bytes is not None
+    assert lacking.problems[0] == "the backup is of PostgreSQL 99.1, and the server is 17.10"
+    assert lacking.problems[1:-2] == ("extensions are not installed there: timescaledb",)
+    assert lacking.problems[-1] == "roles do not exist there: r 'gone', r gone"
+    assert lacking.notes == (
+        f"extension pgcrypto will have version {lacking.extension_versions[0][2]} instead of 0.1",
+    )
+    assert (
+        unfit_tools(tools, source) == "the dump was written by pg_dump 99, which pg_restore 17.10 cannot read"
+    )
+    assert unfit_tools(tools, source_of(database, tools)) == ""
+
+
+def test_a_plain_role_sees_what_it_may(admin: Endpoint, database: Endpoint, tools: Tools) -> None:
+    execute(admin, 'CREATE ROLE "r plain" LOGIN')
+    conninfo = {name: value for name, value in admin.conninfo.items() if name in {"host", "port", "dbname"}}
+    endpoint = Endpoint(psycopg.conninfo.make_conninfo("", **conninfo, user="r plain"))
+    source = replace(source_of(database, tools), extensions=(("pgcrypto", "1.3"), ("amcheck", "1.4")))
+    with contextlib.closing(connect(endpoint)) as session:
+        lacking = missing_requirements(session, source)
+    assert lacking.problems == ()
+    assert lacking.untrusted_extensions == ("amcheck",)
+    assert lacking.free_bytes is None
+
+
+def test_the_databases_of_the_server_itself_are_not_dropped(admin: Endpoint, database: Endpoint) -> None:
+    for name in ("postgres", "template1", "template0"):
+        with pytest.raises(Refused):
+            restore.drop_database(database, name, force=True)
+    with contextlib.closing(connect(database)):
+        with pytest.raises(ServerError, match="being accessed by other users"):
+            restore.drop_database(admin, database.database)
+        assert restore.drop_database(admin, database.database, force=True)
+    assert not restore.drop_database(admin, database.database)
+
+
+# --- failures and interruptions ------------------------------------------------------------
+
+
+def test_a_missing_role_stops_the_load_and_is_named(
+    admin: Endpoint, furnished: Endpoint, tools: Tools, tmp_path: Path
+) -> None:
+    archive, properties = dump(furnished, tmp_path / "dump", tools), plain(furnished)
+    restore.drop_database(admin, furnished.database, force=True)
+    with contextlib.closing(connect(admin)) as session:
+        assert drop_plain_roles(session, ["r owner", "r 'app'"]) == ()
+    with (
+        pytest.raises(ToolError, match=r'^pg_restore failed: .*role "r owner" does not exist') as caught,
+        restore.temporary_database(admin, "target", properties) as name,
+    ):
+        load(admin, name, archive, tools=tools)
+    assert "--create-roles" in caught.value.hint
+    assert not {each for each in database_names(admin) if each.startswith("target")}
+    with contextlib.closing(connect(admin)) as session:
+        create_plain_roles(session, ["r owner", "r 'app'"])
+    with restore.temporary_database(admin, "target", properties) as name:
+        load(admin, name, archive, tools=tools)
+        restore.apply_properties(admin, name, properties)
+        assert replace(plain(admin.with_database(name)), name=properties.name) == properties
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "not an archive"])
+def test_a_damaged_archive_leaves_no_database(
+    admin: Endpoint, furnished: Endpoint, tools: Tools, tmp_path: Path, damage: str
+) -> None:
+    archive = dump(furnished, tmp_path / "dump", tools)
+    content = archive.read_bytes()
+    archive.write_bytes({"truncated": content[: len(content) // 2], "empty": b""}.get(damage, b"SELECT 1;"))
+    with pytest.raises(ToolError), restore.temporary_database(admin, "target", plain(furnished)) as name:
+        load(admin, name, archive, tools=tools)
+    assert not {each for each in database_names(admin) if each.startswith("target")}
+
+
+@pytest.fixture
+def slow(admin: Endpoint, tools: Tools, tmp_path: Path) -> tuple[DatabaseProperties, Path]:
+    """A dump that takes a minute to restore: an index whose every entry sleeps."""
+    name = f"slow{secrets.token_hex(3)}"
+    execute(admin, f"CREATE DATABASE {name}")
+    endpoint = admin.with_database(name)
+    execute(
+        endpoint,
+        "CREATE FUNCTION public.wait(i int) RETURNS int LANGUAGE plpgsql IMMUTABLE AS $$ BEGIN"
+        " IF (SELECT count(*) FROM pg_catalog.pg_stat_activity WHERE application_name LIKE '%restore'"
+        " AND datname = current_database()) > 0 THEN PERFORM pg_catalog.pg_sleep(1); END IF;"
+        " RETURN i; END $$",
+        "CREATE TABLE public.t AS SELECT i FROM pg_catalog.generate_series(1, 60) i",
+        "CREATE INDEX slow_index ON public.t (public.wait(i))",
+    )
+    return plain(endpoint), dump(endpoint, tmp_path / "slow", tools)
+
+
+def restoring_sessions(admin: Endpoint) -> list[tuple[object, ...]]:
+    return fetch(
+        admin,
+        "SELECT pid FROM pg_stat_activity WHERE datname LIKE 'target.restoring-%' AND state = 'active'"
+        " AND query LIKE 'CREATE INDEX slow_index%'",
+    )
+
+
+def tool_pids() -> list[int]:
+    pids = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if entry.name.isdigit() and b"pg_restore\0--dbname" in (entry / "cmdline").read_bytes():
+                status = (entry / "stat").read_text().rpartition(")")[2].split()[0]
+                pids += [int(entry.name)] if status != "Z" else []
+    return pids
+
+
+def own_tool(parent: int) -> int:
+    for pid in tool_pids():
+        with contextlib.suppress(OSError):
+            if int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]) == parent:
+                return pid
+    return 0
+
+
+def test_a_killed_pg_restore_leaves_no_database(
+    admin: Endpoint, slow: tuple[DatabaseProperties, Path], tools: Tools
+) -> None:
+    def shoot() -> None:
+        until(lambda: bool(restoring_sessions(admin)))
+        os.kill(own_tool(os.getpid()), signal.SIGKILL)
+
+    shooter = threading.Thread(target=shoot)
+    shooter.start()
+    with (
+        pytest.raises(ToolError, match="pg_restore was killed by SIGKILL"),
+        restore.temporary_database(admin, "target", slow[0]) as name,
+    ):
+        load(admin, name, slow[1], tools=tools)
+    shooter.join()
+    assert not {each for each in database_names(admin) if each.startswith("target")}
+
+
+@pytest.mark.parametrize("how", ["deadline", "stopped", "told to stop"])
+def test_a_load_that_goes_nowhere_is_ended(
+    admin: Endpoint, slow: tuple[DatabaseProperties, Path], tools: Tools, how: str
+) -> None:
+    limits = LoadLimits(
+        stall_s=1.5 if how == "stopped" else 60, deadline_s=1.0 if how == "deadline" else None
+    )
+    began = time.monotonic()
+
+    def progress(seen: LoadProgress) -> None:
+        if how == "told to stop" and "INDEX" in seen.item:
+            raise KeyboardInterrupt
+        if how == "stopped" and seen.item:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(own_tool(os.getpid()), signal.SIGSTOP)
+            execute(
+                admin,
+                "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE datname LIKE 'target.restoring-%'",
+            )
+
+    error = KeyboardInterrupt if how == "told to stop" else ToolError
+    with (
+        pytest.raises(error, match=r"did not answer within|^$"),
+        restore.temporary_database(admin, "target", slow[0]) as name,
+    ):
+        load(admin, name, slow[1], tools=tools, progress=progress, limits=limits)
+    assert time.monotonic() - began < 25
+    assert not {each for each in database_names(admin) if each.startswith("target")}
+    assert not own_tool(os.getpid())
+
+
+def test_a_slow_index_is_no_stall(admin: Endpoint, tools: Tools, tmp_path: Path, database: Endpoint) -> None:
+    execute(
+        database,
+        "CREATE FUNCTION public.busy(i int) RETURNS int LANGUAGE plpgsql IMMUTABLE AS $$"
+        " DECLARE n bigint; BEGIN IF pg_catalog.current_setting('application_name') LIKE '%restore' THEN"
+        " SELECT count(*) INTO n FROM pg_catalog.generate_series(1, 4000000); END IF;"
+        " RETURN i; END $$",
+        "CREATE TABLE public.t AS SELECT i FROM pg_catalog.generate_series(1, 4) i",
+        "CREATE INDEX ON public.t (public.busy(i))",
+    )
+    archive = dump(database, tmp_path / "dump", tools)
+    with restore.temporary_database(admin, "target", plain(database)) as name:
+        load(admin, name, archive, tools=tools, limits=LoadLimits(stall_s=6))
+
+
+CHILD = """
+import sys
+from pathlib import Path
+from backup_pipeline.engines.postgres import restore
+from backup_pipeline.engines.postgres.load import load
+from backup_pipeline.engines.postgres.properties import read_properties
+from backup_pipeline.engines.postgres.server import Endpoint, connect
+from backup_pipeline.engines.postgres.swap import publish
+from backup_pipeline.engines.postgres.tools import find_tools
+dsn, source, archive, bin_dir = sys.argv[1:]
+admin = Endpoint(dsn)
+with connect(admin) as session:
+    properties = read_properties(session, source)
+print("begun", flush=True)
+with restore.temporary_database(admin, "target", properties) as name:
+    load(admin, name, Path(archive), tools=find_tools(bin_dir), jobs=1)
+    restore.apply_properties(admin, name, properties)
+    publish(admin, name, "target")
+print("done", flush=True)
+"""
+
+
+@contextlib.contextmanager
+def restoring(
+    admin: Endpoint, properties: DatabaseProperties, archive: Path, tools: Tools
+) -> Iterator["subprocess.Popen[bytes]"]:
+    argv = [sys.executable, "-c", CHILD, admin.dsn, properties.name, str(archive), tools.bin_dir]
+    child = subprocess.Popen(argv, stdout=subprocess.PIPE)
+    assert child.stdout is not None
+    with child:
+        assert child.stdout.readline() == b"begun\n"
+        yield child
+
+
+def test_a_restore_that_is_killed_leaves_no_name_taken_and_the_next_one_cleans_up(
+    admin: Endpoint, slow: tuple[DatabaseProperties, Path], tools: Tools
+) -> None:
+    with restoring(admin, *slow, tools) as child:
+        until(lambda: bool(restoring_sessions(admin)))
+        tool = own_tool(child.pid)
+        (running,) = (each for each in database_names(admin) if restore.is_temporary(each))
+        assert restore.drop_stale(admin) == ()  # it is at work
+        child.kill()
+    until(lambda: tool not in tool_pids())
+    until(lambda: not restoring_sessions(admin))  # pg_restore told the server, too
+    assert "target" not in database_names(admin)
+    until(lambda: restore.drop_stale(admin) == (running,))
+    assert not any(restore.is_temporary(each) for each in database_names(admin))
+
+
+@pytest.mark.parametrize("delay_ms", range(0, 500, 50))
+def test_a_restore_killed_at_any_moment_is_all_or_nothing(
+    admin: Endpoint, furnished: Endpoint, tools: Tools, tmp_path: Path, delay_ms: int
+) -> None:
+    archive, properties = dump(furnished, tmp_path / "dump", tools), plain(furnished)
+    with restoring(admin, properties, archive, tools) as child:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(delay_ms / 1000)
+        child.kill()
+    # The server ends what it was at, such as a CREATE DATABASE.
+    until(
+        lambda: not fetch(admin, "SELECT FROM pg_stat_activity WHERE application_name ~ ' (restore|rename)$'")
+    )
+    restore.drop_stale(admin)
+    assert not any(restore.is_temporary(each) for each in database_names(admin))
+    if "target" in database_names(admin):
+        new = admin.with_database("target")
+        assert fetch(new, "SELECT count(*) FROM public.t") == [(5000,)]
+        assert replace(plain(new), name=properties.name) == properties
+
+
+def test_subscriptions_do_not_keep_an_unfinished_database(
+    admin: Endpoint, database: Endpoint, tools: Tools, tmp_path: Path
+) -> None:
+    subscription = "CREATE SUBSCRIPTION feed CONNECTION 'host=nowhere' PUBLICATION p WITH (connect = false)"
+    execute(database, subscription)
+    archive = dump(database, tmp_path / "dump", tools)
+    execute(database, "ALTER SUBSCRIPTION feed SET (slot_name = NONE)", "DROP SUBSCRIPTION feed")
+    seen = []
+
+    def fill_and_fail() -> None:
+        with restore.temporary_database(admin, "target", plain(database)) as name:
+            load(admin, name, archive, tools=tools)
+            seen.extend(fetch(admin, "SELECT subname, subenabled FROM pg_subscription"))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fill_and_fail()
+    assert seen == [("feed", False)]
+    assert not {each for each in database_names(admin) if each.startswith("target")}
+    assert fetch(admin, "SELECT subname FROM pg_subscription") == []
+
+
+def test_an_unfinished_template_is_dropped_too(admin: Endpoint, database: Endpoint) -> None:
+    properties = replace(plain(database), is_template=True)
+    with restore.temporary_database(admin, "target", properties) as name:
+        restore.apply_properties(admin, name, properties)
+    assert name not in database_names(admin)
+
+
+def test_temporary_names_fit_and_are_told_from_others() -> None:
+    for target in ("app", "a" * 63, "é" * 31, "a\nb"):
+        name = restore.temporary_name(target, "0123abcd")
+        assert len(name.encode()) <= 63
+        assert restore.is_temporary(name)
+    for name in (
+        "app",
+        "app.restoring-",
+        "app.restoring-0123abc",
+        "app.restoring-0123ABCD",
+        ".restoring-0123abcd",
+    ):
+        assert not restore.is_temporary(name)
