@@ -1,0 +1,40 @@
+"""Puts the definitions together, from the configuration alone: no secret, no server, no store.
+
+Called by definitions.py, and by tests with a configuration of their own.
+"""
+
+import dagster as dg
+
+from backup_pipeline.config import Config, load
+from backup_pipeline.errors import ConfigError
+from backup_pipeline.orchestration.assets import assets_of
+from backup_pipeline.orchestration.checks import checks_of
+from backup_pipeline.orchestration.jobs import asset_jobs_of, form_jobs_of
+from backup_pipeline.orchestration.resources import Backups, HandOver
+from backup_pipeline.orchestration.schedules import schedules_of
+
+
+def load_definitions() -> dg.Definitions:
+    """The definitions for the configuration that is found. Raises ConfigError naming file and key."""
+    try:
+        return definitions_of(load())
+    except ConfigError as error:
+        raise error from None  # the operator reads file, key and hint; the parser's trace says less
+
+
+def definitions_of(config: Config) -> dg.Definitions:
+    """The definitions for all databases of a configuration."""
+    if not config.databases:
+        raise ConfigError(
+            f"{config.path}: no database is configured", hint="Add one as [databases.<name>] with its dsn."
+        )
+    asset_jobs, form_jobs = asset_jobs_of(config), form_jobs_of(config)
+    verify_restore = next(job for job in form_jobs if job.name == "verify_restore")
+    return dg.Definitions(
+        assets=assets_of(config),
+        asset_checks=checks_of(config),
+        jobs=[*asset_jobs.values(), *form_jobs],
+        schedules=schedules_of(config, asset_jobs, verify_restore),
+        resources={"backups": Backups(path=str(config.path)), "io_manager": HandOver()},
+        executor=dg.in_process_executor,
+    )

@@ -1,0 +1,148 @@
+"""The proof as an asset check: Execute on the page, and in each run right after its dump.
+
+What a proof is and whether one is due is decided in actions/prove.py; here a verdict becomes a
+result that Dagster shows. A failed proof blocks what follows in its run: nothing is pruned then.
+"""
+
+from collections.abc import Iterator
+
+import dagster as dg
+
+from backup_pipeline.actions import prove
+from backup_pipeline.actions.backups import listing, load
+from backup_pipeline.actions.protected import Protected
+from backup_pipeline.config import Config, DatabaseConfig, TierConfig
+from backup_pipeline.domain.backup import Backup, BackupId, Proof, Verdict
+from backup_pipeline.errors import BackupNotFound, NotProvable
+from backup_pipeline.orchestration import words
+from backup_pipeline.orchestration.assets import plain
+from backup_pipeline.orchestration.failures import explained
+from backup_pipeline.orchestration.resources import Backups, now
+from backup_pipeline.orchestration.runs import report_to, tag_run, taken_in
+
+PROVEN_CHECK = "proven"
+
+
+def check_key(database: str, tier: str) -> dg.AssetCheckKey:
+    """The check that says whether the newest backup of a tier is proven."""
+    return dg.AssetCheckKey(dg.AssetKey([database, tier]), PROVEN_CHECK)
+
+
+def checks_of(config: Config) -> list[dg.AssetChecksDefinition]:
+    """The checks of all databases: one for each tier, made by one step for each database."""
+    return [proof_checks(database) for database in config.databases.values()]
+
+
+def proof_checks(database: DatabaseConfig) -> dg.AssetChecksDefinition:
+    """A database's checks. One may give no result: when the policy leaves its proof for later."""
+
+    # can_subset makes results optional: a proof that was not made must show neither green nor red.
+    @dg.multi_asset_check(
+        name=f"{plain(database.name)}__{PROVEN_CHECK}",
+        specs=[_spec(database, tier) for tier in database.tiers],
+        can_subset=True,
+    )
+    def proven(context: dg.AssetCheckExecutionContext, backups: Backups) -> Iterator[dg.AssetCheckResult]:
+        for key in sorted(context.selected_asset_check_keys, key=str):
+            yield from prove_newest(context.op_execution_context, backups, key.asset_key)
+
+    return proven
+
+
+def _spec(database: DatabaseConfig, tier: TierConfig) -> dg.AssetCheckSpec:
+    return dg.AssetCheckSpec(
+        PROVEN_CHECK,
+        asset=[database.name, tier.name],
+        blocking=True,
+        description=f"Restores the newest {tier.name} backup of {database.name} and compares it row for row.",
+    )
+
+
+def prove_newest(
+    context: dg.OpExecutionContext, backups: Backups, key: dg.AssetKey
+) -> Iterator[dg.AssetCheckResult]:
+    """Prove what this run has just taken, if the policy wants it at once; else the tier's newest backup."""
+    database, tier = key.path
+    tag_run(context, "prove", database, tier=tier)
+    with explained(context):
+        protected = backups.open(database)
+        taken = taken_in(context, key)
+        if not taken:
+            backup = _newest(protected, tier)
+        else:
+            backup = load(protected, BackupId.parse(taken))
+            if not prove.due_at_once(protected, backup):
+                context.log.info(f"{taken} is not proven now: {words.prove_rule(protected.config)}")
+                return
+        yield prove_one(context, protected, backup)
+
+
+def _newest(protected: Protected, tier: str) -> Backup:
+    for backup in listing(protected).backups:
+        if backup.tier == tier:
+            return backup
+    raise BackupNotFound(
+        f"{protected.name} has no {tier} backup yet: there is nothing to prove",
+        hint=f"Materialize {protected.name}/{tier} first; its proof follows by itself.",
+    )
+
+
+def prove_one(context: dg.OpExecutionContext, protected: Protected, backup: Backup) -> dg.AssetCheckResult:
+    """Prove one backup; tell the result, and the restore's time for the asset's plots."""
+    key = dg.AssetKey([backup.id.database, backup.tier])
+    try:
+        proof = prove.prove(protected, backup.id, clock=now, report=report_to(context))
+    except NotProvable as missing:
+        return _result(key, False, dg.AssetCheckSeverity.WARN, f"{missing.message}. {missing.hint}", {})
+    if backup.manifest is not None and proof.restore_s:
+        numbers = {**words.manifest_numbers(backup.manifest), "restore_s": round(proof.restore_s, 3)}
+        context.log_event(dg.AssetObservation(key, metadata=numbers))
+    return _result(
+        key,
+        passes(proof, protected.config),
+        severity(proof),
+        words.verdict_sentence(backup, proof),
+        words.proof_metadata(backup, proof),
+    )
+
+
+def show_on_asset(
+    context: dg.OpExecutionContext, protected: Protected, backup: Backup, result: dg.AssetCheckResult
+) -> None:
+    """Let the check of the backup's asset show a result that another job found."""
+    if all(tier.name != backup.tier for tier in protected.config.tiers):
+        return
+    evaluation = dg.AssetCheckEvaluation(
+        asset_key=dg.AssetKey([backup.id.database, backup.tier]),
+        check_name=PROVEN_CHECK,
+        passed=result.passed,
+        metadata=result.metadata,
+        severity=result.severity,
+        description=result.description,
+    )
+    context.log_event(evaluation)  # type: ignore[arg-type]  # taken at run time, missing from the hint
+
+
+def _result(
+    key: dg.AssetKey, passed: bool, level: dg.AssetCheckSeverity, description: str, metadata: words.Metadata
+) -> dg.AssetCheckResult:
+    return dg.AssetCheckResult(
+        asset_key=key,
+        check_name=PROVEN_CHECK,
+        passed=passed,
+        severity=level,
+        description=description,
+        metadata=metadata,
+    )
+
+
+def passes(proof: Proof, database: DatabaseConfig) -> bool:
+    """Green only for what was asked for: equal contents, or equal counts where counts were configured."""
+    return proof.verdict is Verdict.PROVEN or (
+        proof.verdict is Verdict.RESTORED and database.proof == "counts"
+    )
+
+
+def severity(proof: Proof) -> dg.AssetCheckSeverity:
+    """Red for a backup that is bad; yellow for one of which nobody can say."""
+    return dg.AssetCheckSeverity.ERROR if proof.verdict is Verdict.FAILED else dg.AssetCheckSeverity.WARN

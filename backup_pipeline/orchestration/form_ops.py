@@ -1,0 +1,179 @@
+"""The steps of the jobs that a person launches from a form.
+
+The first of each validates the form and shows the plan; the others carry it out. What they hand on
+stays in the process: a plan may know where passwords are.
+"""
+
+from dataclasses import dataclass
+
+import dagster as dg
+
+from backup_pipeline.actions import prune, restore
+from backup_pipeline.actions.backups import find
+from backup_pipeline.actions.restore import RestoreRequest
+from backup_pipeline.domain.backup import MANUAL_TIER, Backup
+from backup_pipeline.errors import Refused
+from backup_pipeline.orchestration import words
+from backup_pipeline.orchestration.assets import listing_metadata
+from backup_pipeline.orchestration.checks import prove_one, show_on_asset
+from backup_pipeline.orchestration.failures import explained
+from backup_pipeline.orchestration.forms import BackupForm, PruneForm, RestoreForm, UndoForm, VerifyForm
+from backup_pipeline.orchestration.resources import Backups, now
+from backup_pipeline.orchestration.runs import Subject, report_to, tag_run
+
+
+@dataclass(frozen=True)
+class PlannedRestore:
+    """A restore that was shown and is to be carried out."""
+
+    database: str
+    plan: restore.Plan
+
+
+@dataclass(frozen=True)
+class PlannedPrune:
+    """A prune that was shown, and whether that is all."""
+
+    database: str
+    plan: prune.Prune
+    dry_run: bool
+
+
+@dg.op(out=dg.Out(dg.Any), description="Validates the form.")
+def choose_database(context: dg.OpExecutionContext, backups: Backups, config: BackupForm) -> Subject:
+    """The database that the form names, as a backup that expires by itself."""
+    tag_run(context, "backup", config.database)
+    with explained(context):
+        backups.config().database(config.database)
+    return Subject(config.database, MANUAL_TIER, prove=config.prove)
+
+
+@dg.op(
+    ins={"backup": dg.In(dg.Any), "subject": dg.In(dg.Any)},
+    out=dg.Out(dg.Nothing),
+    description="Proves the new backup, if the form wants it.",
+)
+def prove_if_wanted(
+    context: dg.OpExecutionContext, backups: Backups, backup: Backup, subject: Subject
+) -> None:
+    """Restore and compare what was just taken; a failed proof fails the run."""
+    if not subject.prove:
+        context.log.info(f"{backup.id} is not proven: the form said so; verify_restore does it later")
+        return
+    _prove(context, backups, backup)
+
+
+@dg.op(out=dg.Out(dg.Any), description="Validates the form and finds the backup.")
+def choose_backup(context: dg.OpExecutionContext, backups: Backups, config: VerifyForm) -> dg.Output[Backup]:
+    """The backup that the form names."""
+    tag_run(context, "prove", config.database)
+    with explained(context):
+        protected = backups.open(config.database)
+        backup = find(protected, config.backup)
+    tag_run(context, "prove", config.database, id=str(backup.id), tier=backup.tier)
+    context.log.info(f"Plan: restore {backup.id} ({backup.tier}) into an empty server and compare it")
+    return dg.Output(backup, metadata=words.backup_metadata(backup, protected.store.url))
+
+
+@dg.op(
+    ins={"backup": dg.In(dg.Any)},
+    out=dg.Out(dg.Nothing),
+    description="Restores the backup into an empty server, compares, and records the verdict.",
+)
+def restore_and_compare(context: dg.OpExecutionContext, backups: Backups, backup: Backup) -> None:
+    """Prove the backup; anything but a pass fails the run, because a person waits for the answer."""
+    _prove(context, backups, backup)
+
+
+def _prove(context: dg.OpExecutionContext, backups: Backups, backup: Backup) -> None:
+    with explained(context):
+        protected = backups.open(backup.id.database)
+        result = prove_one(context, protected, backup)
+    show_on_asset(context, protected, backup, result)
+    if not result.passed:
+        raise dg.Failure(result.description, metadata=result.metadata, allow_retries=False)
+    context.log.info(f"{result.description}")
+
+
+@dg.op(out=dg.Out(dg.Any), description="Validates the form and shows the plan; touches nothing.")
+def plan_restore(
+    context: dg.OpExecutionContext, backups: Backups, config: RestoreForm
+) -> dg.Output[PlannedRestore]:
+    """Plan the restore that the form asks for."""
+    tag_run(context, "restore", config.database)
+    request = RestoreRequest(
+        backup=config.backup,
+        into=config.into,
+        replace=config.replace,
+        confirm=config.confirm,
+        create_roles=config.create_roles,
+        check=config.check,
+    )
+    with explained(context):
+        plan = restore.plan(backups.open(config.database), request, clock=now)
+    for line in plan.lines:
+        context.log.info(line)
+    return dg.Output(PlannedRestore(config.database, plan), metadata={"plan": "\n".join(plan.lines)})
+
+
+@dg.op(
+    ins={"planned": dg.In(dg.Any)},
+    out=dg.Out(dg.Nothing),
+    description="Restores into a new database, checks it, and swaps it if the form asked for that.",
+)
+def carry_out_restore(context: dg.OpExecutionContext, backups: Backups, planned: PlannedRestore) -> None:
+    """Do what the plan says."""
+    with explained(context, retry=False):
+        protected = backups.open(planned.database)
+        result = restore.carry_out(protected, planned.plan, clock=now, report=report_to(context))
+    for line in result.lines:
+        context.log.info(line)
+    context.add_output_metadata({"result": "\n".join(result.lines), "restore_s": round(result.restore_s, 3)})
+
+
+@dg.op(out=dg.Out(dg.Nothing), description="Validates the form and swaps the databases back.")
+def swap_back(context: dg.OpExecutionContext, backups: Backups, config: UndoForm) -> None:
+    """Take the last swap back; the name has to be typed, because a live database goes."""
+    tag_run(context, "undo", config.database)
+    with explained(context, retry=False):
+        protected = backups.open(config.database)
+        if config.confirm != config.database:
+            raise Refused(
+                "the swap back was not confirmed",
+                hint=f"It replaces a live database: type its name, {config.database}, into `confirm`.",
+            )
+        result = restore.undo(protected, clock=now, report=report_to(context))
+    for line in result.lines:
+        context.log.info(line)
+    context.add_output_metadata({"result": "\n".join(result.lines)})
+
+
+@dg.op(out=dg.Out(dg.Any), description="Validates the form and shows the plan; deletes nothing.")
+def plan_prune(
+    context: dg.OpExecutionContext, backups: Backups, config: PruneForm
+) -> dg.Output[PlannedPrune]:
+    """What the policy gives up, and why."""
+    tag_run(context, "prune", config.database)
+    with explained(context):
+        protected = backups.open(config.database)
+        plan = prune.plan(protected.store, protected.config, imports=protected.imports, now=now())
+    for line in plan.lines:
+        context.log.info(line)
+    planned = PlannedPrune(config.database, plan, config.dry_run)
+    return dg.Output(planned, metadata={"plan": "\n".join(plan.lines)})
+
+
+@dg.op(
+    ins={"planned": dg.In(dg.Any)},
+    out=dg.Out(dg.Nothing),
+    description="Deletes what the plan gives up, unless the form asked for the plan alone.",
+)
+def carry_out_prune(context: dg.OpExecutionContext, backups: Backups, planned: PlannedPrune) -> None:
+    """Do what the plan says."""
+    if planned.dry_run:
+        context.log.info("Nothing was deleted: dry_run is true. Launch again with dry_run: false to delete.")
+        return
+    with explained(context):
+        protected, report = backups.open(planned.database), report_to(context)
+        prune.carry_out(protected.store, planned.plan, imports=protected.imports, now=now(), log=report.say)
+        context.add_output_metadata(listing_metadata(protected, planned.plan))

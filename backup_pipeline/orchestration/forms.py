@@ -1,0 +1,105 @@
+"""The Launchpad's forms: flat, every field with a default that is shown.
+
+The fields are plain strings, booleans and lists of choices, so that Dagster refuses a typing error
+before the launch, and never resolves `{env: …}` in them: a form must not read the server's
+environment. What the values mean is checked by the first step of each job.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import dagster as dg
+
+from backup_pipeline.config import Config
+
+_CHECKS = {
+    "content": "compare every row with what was dumped (recommended)",
+    "counts": "compare row counts only",
+    "none": "compare nothing",
+}
+
+
+class DatabaseForm(dg.Config):
+    """Which database."""
+
+    database: str
+
+
+class VerifyForm(DatabaseForm):
+    """Which backup to prove."""
+
+    backup: str
+
+
+class BackupForm(DatabaseForm):
+    """What to back up now."""
+
+    prove: bool
+
+
+class PruneForm(DatabaseForm):
+    """Whose backups to prune, or only to look at."""
+
+    dry_run: bool
+
+
+class UndoForm(DatabaseForm):
+    """Whose swap to take back."""
+
+    confirm: str
+
+
+class RestoreForm(DatabaseForm):
+    """What to restore, and where to."""
+
+    backup: str
+    into: str
+    replace: bool
+    confirm: str
+    create_roles: bool
+    check: str
+
+
+def form(config: Config, op: str, fields: Mapping[str, dg.Field]) -> dg.ConfigMapping:
+    """A form with `database` and `fields` for a job whose first op is `op`."""
+
+    def to_op(values: Mapping[str, Any]) -> Mapping[str, Any]:
+        return {"ops": {op: {"config": dict(values)}}}
+
+    schema = {"database": _database_field(config), **fields}
+    return dg.ConfigMapping(config_fn=to_op, config_schema=schema)
+
+
+def restore_fields() -> dict[str, dg.Field]:
+    """The defaults restore the newest proven backup into a new database, beside the live one."""
+    return {
+        "backup": text(
+            "proven", 'Which backup: "proven" (the newest proven one), "latest", or an id from the table.'
+        ),
+        "into": text("", "The new database's name; empty: one is made up and shown in the plan."),
+        "replace": flag(False, "Swap with the live database once the copy is checked; the old one is kept."),
+        "confirm": text("", "With replace: the live database's name, typed."),
+        "create_roles": flag(False, "Create the roles that the server lacks, without passwords."),
+        "check": choice("content", "What must be equal before the copy counts as restored.", _CHECKS),
+    }
+
+
+def text(default: str, description: str) -> dg.Field:
+    """A line of text."""
+    return dg.Field(dg.String, default_value=default, description=description)
+
+
+def flag(default: bool, description: str) -> dg.Field:
+    """Yes or no."""
+    return dg.Field(dg.Bool, default_value=default, description=description)
+
+
+def choice(default: str, description: str, choices: Mapping[str, str], name: str = "Check") -> dg.Field:
+    """One of several words, each explained; anything else is refused before the launch."""
+    values = [dg.EnumValue(value, description=meaning) for value, meaning in choices.items()]
+    return dg.Field(dg.Enum(name, values), default_value=default, description=description)
+
+
+def _database_field(config: Config) -> dg.Field:
+    names = list(config.databases)
+    return choice(names[0], "Which database.", dict.fromkeys(names, ""), name="Database")

@@ -1,0 +1,158 @@
+"""The jobs: those that a person launches from a form, and those that schedules launch.
+
+The first step of each form's job validates everything and shows the plan, before anything is
+touched. None of them starts again by itself, but backups.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import dagster as dg
+
+from backup_pipeline.config import Config, DatabaseConfig
+from backup_pipeline.orchestration import form_ops, forms, ops
+from backup_pipeline.orchestration.assets import LISTING, plain
+from backup_pipeline.orchestration.runs import ACTION_TAG, RETRIES_TAG
+
+AssetJob = Any  # dagster's own type for an asset job that is not resolved yet is not public
+
+PRUNE_ALL = "prune_all"
+PROVE_NEWEST = "prove_newest"
+
+
+def tier_names(database: DatabaseConfig) -> list[str]:
+    """The names of a database's tiers."""
+    return [tier.name for tier in database.tiers]
+
+
+def tier_job_name(tier: str) -> str:
+    """The job that takes one tier's backups."""
+    return f"{plain(tier)}_backups"
+
+
+def asset_jobs_of(config: Config) -> dict[str, AssetJob]:
+    """The jobs that schedules launch, by name: each tier's backups, all prunes, all proofs."""
+    tiers = sorted({name for database in config.databases.values() for name in tier_names(database)})
+    jobs = {tier_job_name(tier): _tier_job(config, tier) for tier in tiers}
+    jobs[PRUNE_ALL] = dg.define_asset_job(
+        PRUNE_ALL,
+        selection=dg.AssetSelection.assets(*([name, LISTING] for name in config.databases)),
+        description="Prunes what the retention gives up, and refreshes each database's list of backups.",
+        tags={ACTION_TAG: "prune"},
+    )
+    jobs[PROVE_NEWEST] = dg.define_asset_job(
+        PROVE_NEWEST,
+        selection=dg.AssetSelection.all_asset_checks(),
+        description="Proves the newest backup of a tier; launched for one database at a time.",
+        tags={ACTION_TAG: "prove"},
+    )
+    return jobs
+
+
+def _tier_job(config: Config, tier: str) -> AssetJob:
+    names = [
+        name for name, database in config.databases.items() if any(t.name == tier for t in database.tiers)
+    ]
+    keys = [[name, last] for name in names for last in (tier, LISTING)]
+    return dg.define_asset_job(
+        tier_job_name(tier),
+        selection=dg.AssetSelection.assets(*keys),
+        description=f"Takes {tier} backups, proves them, then prunes; scheduled as one run per database.",
+        tags={ACTION_TAG: "backup", RETRIES_TAG: "2"},
+    )
+
+
+def form_jobs_of(config: Config) -> list[dg.JobDefinition]:
+    """The jobs with a form in the Launchpad."""
+    return [
+        backup_database(config),
+        restore_database(config),
+        undo_restore(config),
+        verify_restore(config),
+        prune_backups(config),
+    ]
+
+
+def backup_database(config: Config) -> dg.JobDefinition:
+    """A backup by hand, before a migration."""
+    prove = forms.flag(True, "Prove it right after the dump.")
+
+    @_job(
+        "Takes a backup now, and proves it: before a migration, say. It expires by itself.",
+        config=forms.form(config, "choose_database", {"prove": prove}),
+        action="backup",
+    )
+    def backup_database() -> None:
+        subject = form_ops.choose_database()
+        backup = ops.publish(ops.dump_and_upload(ops.preflight(subject)))
+        form_ops.prove_if_wanted(backup, subject)
+
+    return backup_database
+
+
+def restore_database(config: Config) -> dg.JobDefinition:
+    """A restore, with its plan first."""
+
+    @_job(
+        "Restores a backup. As it stands, the form restores the newest proven backup into a new database "
+        "and touches nothing else; the plan is the first thing in the run's log.",
+        config=forms.form(config, "plan_restore", forms.restore_fields()),
+        action="restore",
+    )
+    def restore_database() -> None:
+        form_ops.carry_out_restore(form_ops.plan_restore())
+
+    return restore_database
+
+
+def undo_restore(config: Config) -> dg.JobDefinition:
+    """The swap of the last replacing restore, taken back."""
+    confirm = forms.text("", "The database's name once more, typed, as in the field above.")
+
+    @_job(
+        "Takes back the last restore with replace: the database that it put aside is live again.",
+        config=forms.form(config, "swap_back", {"confirm": confirm}),
+        action="undo",
+    )
+    def undo_restore() -> None:
+        form_ops.swap_back()
+
+    return undo_restore
+
+
+def verify_restore(config: Config) -> dg.JobDefinition:
+    """A proof of any backup."""
+    backup = forms.text("latest", 'Which backup: "latest", "proven" (once more), or an id from the table.')
+
+    @_job(
+        "Restores a backup into an empty server, compares it with its source and records the verdict. "
+        "Touches no live database.",
+        config=forms.form(config, "choose_backup", {"backup": backup}),
+        action="prove",
+    )
+    def verify_restore() -> None:
+        form_ops.restore_and_compare(form_ops.choose_backup())
+
+    return verify_restore
+
+
+def prune_backups(config: Config) -> dg.JobDefinition:
+    """A look at what a prune would delete, or a prune."""
+    dry_run = forms.flag(True, "Only show what would be deleted, and why. Set to false to delete.")
+
+    @_job(
+        "Shows what the retention gives up, each with its reason; deletes it only with dry_run: false.",
+        config=forms.form(config, "plan_prune", {"dry_run": dry_run}),
+        action="prune",
+    )
+    def prune_backups() -> None:
+        form_ops.carry_out_prune(form_ops.plan_prune())
+
+    return prune_backups
+
+
+def _job(
+    description: str, *, config: dg.ConfigMapping, action: str
+) -> Callable[[Callable[[], None]], dg.JobDefinition]:
+    tags = {ACTION_TAG: action, RETRIES_TAG: "0"}
+    return dg.job(description=description, config=config, tags=tags, executor_def=dg.in_process_executor)

@@ -1,0 +1,116 @@
+"""The schedules: what each tick asks for, without a daemon."""
+
+from datetime import UTC, datetime
+
+import dagster as dg
+import pytest
+
+from backup_pipeline.orchestration.build import definitions_of
+from backup_pipeline.orchestration.schedules import slug
+from backup_pipeline_tests.orchestration.configurations import configuration
+
+SUNDAY_THE_FIRST = datetime(2026, 3, 1, 2, tzinfo=UTC)
+
+
+@pytest.fixture(scope="module")
+def definitions() -> dg.Definitions:
+    return definitions_of(configuration())
+
+
+def tick(definitions: dg.Definitions, name: str, at: datetime) -> list[dg.RunRequest]:
+    with dg.DagsterInstance.ephemeral() as instance:
+        context = dg.build_schedule_context(
+            instance=instance, scheduled_execution_time=at, repository_def=definitions.get_repository_def()
+        )
+        requests = definitions.resolve_schedule_def(name).evaluate_tick(context).run_requests
+        assert requests is not None
+        return list(requests)
+
+
+def test_there_is_one_schedule_per_tier_and_cron(definitions: dg.Definitions) -> None:
+    repository = definitions.get_repository_def()
+    crons = {schedule.name: schedule.cron_schedule for schedule in repository.schedule_defs}
+    assert crons == {
+        "daily_0_2_x_x_x": "0 2 * * *",
+        "weekly_0_2_x_x_0": "0 2 * * 0",
+        "monthly_0_2_1_x_x": "0 2 1 * *",
+        "yearly_0_5_1_1_x": "0 5 1 1 *",
+        "prove_0_4_x_x_6": "0 4 * * 6",
+        "prove_longest_kept": "0 3 2 * *",
+        "prune_all": "30 6 * * *",
+    }
+    assert {schedule.execution_timezone for schedule in repository.schedule_defs} == {"UTC"}
+    assert {schedule.default_status for schedule in repository.schedule_defs} == {
+        dg.DefaultScheduleStatus.RUNNING
+    }
+
+
+def test_a_tick_asks_for_one_run_per_database(definitions: dg.Definitions) -> None:
+    requests = tick(definitions, "daily_0_2_x_x_x", SUNDAY_THE_FIRST)
+    assert [request.run_key for request in requests] == ["agentweave", "shop-eu", "archive"]
+    assert requests[0].asset_selection == [
+        dg.AssetKey(["agentweave", "daily"]),
+        dg.AssetKey(["agentweave", "backups"]),
+    ]
+    assert {tag: requests[0].tags[tag] for tag in requests[0].tags if tag.startswith("backup/")} == {
+        "backup/database": "agentweave",
+        "backup/action": "backup",
+        "backup/tier": "daily",
+        "backup/scheduled_for": "2026-03-01T02:00:00+00:00",
+    }
+
+
+def test_tiers_due_together_are_told_the_same_time(definitions: dg.Definitions) -> None:
+    """On a Sunday that is the first all three tiers are due, and share one dump."""
+    names = ("daily_0_2_x_x_x", "weekly_0_2_x_x_0", "monthly_0_2_1_x_x")
+    due = [tick(definitions, name, SUNDAY_THE_FIRST)[0] for name in names]
+    assert {request.tags["backup/scheduled_for"] for request in due} == {"2026-03-01T02:00:00+00:00"}
+    assert [request.tags["backup/tier"] for request in due] == ["daily", "weekly", "monthly"]
+    assert {request.tags["backup/database"] for request in due} == {"agentweave"}
+
+
+def test_a_proof_runs_with_its_dump_unless_the_policy_leaves_it_for_later(
+    definitions: dg.Definitions,
+) -> None:
+    requests = tick(definitions, "daily_0_2_x_x_x", SUNDAY_THE_FIRST)
+    checks = {request.run_key: request.asset_check_keys for request in requests}
+    assert checks == {
+        "agentweave": [dg.AssetCheckKey(dg.AssetKey(["agentweave", "daily"]), "proven")],
+        "shop-eu": [dg.AssetCheckKey(dg.AssetKey(["shop-eu", "daily"]), "proven")],
+        "archive": [],
+    }
+
+
+def test_the_policy_s_cron_proves_the_newest_of_those_who_have_one(definitions: dg.Definitions) -> None:
+    requests = tick(definitions, "prove_0_4_x_x_6", datetime(2026, 3, 7, 4, tzinfo=UTC))
+    assert [request.run_config for request in requests] == [
+        {"database": "shop-eu", "backup": "latest"},
+        {"database": "archive", "backup": "latest"},
+    ]
+
+
+def test_the_newest_of_the_rarest_tier_is_proven_each_month(definitions: dg.Definitions) -> None:
+    requests = tick(definitions, "prove_longest_kept", datetime(2026, 3, 2, 3, tzinfo=UTC))
+    keys = [key.asset_key.to_user_string() for request in requests for key in request.asset_check_keys or []]
+    assert keys == ["agentweave/monthly", "shop-eu/yearly", "archive/monthly"]
+    assert all(not request.asset_selection for request in requests)
+
+
+def test_the_backstop_prunes_every_database(definitions: dg.Definitions) -> None:
+    requests = tick(definitions, "prune_all", datetime(2026, 3, 1, 6, 30, tzinfo=UTC))
+    assert [request.asset_selection for request in requests] == [
+        [dg.AssetKey([name, "backups"])] for name in ("agentweave", "shop-eu", "archive")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("cron", "expected"),
+    [
+        ("0 2 * * 0", "0_2_x_x_0"),
+        ("*/15 * * * *", "x_each_15_x_x_x_x"),
+        ("0 4,16 * * 1-5", "0_4_and_16_x_x_1_to_5"),
+        ("0 2 * * 1#1", "0_2_x_x_1_1"),
+    ],
+)
+def test_a_cron_becomes_part_of_a_name(cron: str, expected: str) -> None:
+    assert slug(cron) == expected
