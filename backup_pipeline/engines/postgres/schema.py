@@ -155,23 +155,20 @@ def _lexer(text: str) -> re.Pattern[str]:
     return _ESCAPED if _STRINGS_OFF in text[:4096] else _STANDARD
 
 
-def replay(endpoint: Endpoint, statements: Sequence[Statement]) -> tuple[str, ...]:
-    """Create a schema in an empty scratch database; return what could not be created, and why.
+def render(pg_dump: str, empty: Endpoint, statements: Sequence[Statement]) -> tuple[Statement, ...]:
+    """The schema as PostgreSQL writes it after having read it once, by way of an empty scratch database.
 
-    A capture of that database then shows the schema as a server writes it once it has read it. Statements
-    that may hold passwords are known only by their digest, and left out.
+    For compare's `rendered`. What cannot be created there is not in the result, and is a difference
+    then: so are statements that may hold passwords, which are known by their digest only.
     """
-    failed = []
-    with contextlib.closing(connect(endpoint, purpose="schema")) as session:
+    with contextlib.closing(connect(empty, purpose="schema")) as session:
         for setting in _PREAMBLE:
             session.execute(setting.encode())
         for statement in statements:
             if statement.kind not in SECRET_KINDS:
-                try:
+                with contextlib.suppress(psycopg.Error):
                     session.execute(statement.body.encode("utf-8", "surrogateescape"))
-                except psycopg.Error as error:
-                    failed.append(f"{statement}: {error.diag.message_primary or error}")
-    return tuple(failed)
+    return capture(pg_dump, empty).statements
 
 
 def archive_sequences(

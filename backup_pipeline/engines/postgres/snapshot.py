@@ -130,9 +130,9 @@ class Snapshot:
     def reading(self) -> Iterator[Connection]:
         """The session, for one thread. What fails in here makes `check` fail, and so ends the dump."""
         with self._busy:
+            if self.given_up:
+                raise ServerError("the snapshot was given up")
             try:
-                if self.given_up:
-                    raise ServerError("the snapshot was given up")
                 with snapshot_errors(self.endpoint, "cannot read in the snapshot"):
                     yield self._session
             except BaseException as error:
