@@ -188,9 +188,8 @@ def drop_database(endpoint: Endpoint, name: str, *, force: bool = False) -> bool
 def _drop_temporary(endpoint: Endpoint, name: str) -> None:
     """Drop an unfinished database, and subscriptions that pg_restore made there, which never connected."""
     with _session(endpoint) as session, server_errors(endpoint, f"cannot drop database {name}"):
-        if session.execute(
-            "SELECT FROM pg_catalog.pg_database WHERE datname = %s AND datistemplate", [name]
-        ).fetchone():
+        template = "SELECT 1 FROM pg_catalog.pg_database WHERE datname = %s AND datistemplate"
+        if session.execute(template, [name]).fetchone():
             session.execute(sql.SQL("ALTER DATABASE {} IS_TEMPLATE false").format(sql.Identifier(name)))
         rows = session.execute(
             "SELECT s.subname FROM pg_catalog.pg_subscription s"
