@@ -89,4 +89,5 @@ def hold_against(
 def rendering(source: Fingerprint, cluster: LocalCluster) -> tuple[Statement, ...]:
     """The source's schema once PostgreSQL has read it."""
     with servers.fresh_database(cluster) as empty:
-        return schema.render(tool("pg_dump"), empty, source.schema_before)
+        schema.replay(empty, source.schema_before)
+        return schema.capture(tool("pg_dump"), empty).statements

@@ -155,11 +155,11 @@ def _lexer(text: str) -> re.Pattern[str]:
     return _ESCAPED if _STRINGS_OFF in text[:4096] else _STANDARD
 
 
-def render(pg_dump: str, empty: Endpoint, statements: Sequence[Statement]) -> tuple[Statement, ...]:
-    """The schema as PostgreSQL writes it after having read it once, by way of an empty scratch database.
+def replay(empty: Endpoint, statements: Sequence[Statement]) -> None:
+    """Create a schema in an empty scratch database, without what may hold passwords.
 
-    For compare's `rendered`. What cannot be created there is not in the result, and is a difference
-    then: so are statements that may hold passwords, which are known by their digest only.
+    A capture of it then shows the schema as PostgreSQL writes it once it has read it, for compare's
+    `rendered`. What cannot be created there is missing from it, and stays a difference.
     """
     with contextlib.closing(connect(empty, purpose="schema")) as session:
         for setting in _PREAMBLE:
@@ -168,7 +168,6 @@ def render(pg_dump: str, empty: Endpoint, statements: Sequence[Statement]) -> tu
             if statement.kind not in SECRET_KINDS:
                 with contextlib.suppress(psycopg.Error):
                     session.execute(statement.body.encode("utf-8", "surrogateescape"))
-    return capture(pg_dump, empty).statements
 
 
 def archive_sequences(
