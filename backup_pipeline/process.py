@@ -25,6 +25,9 @@ CHUNK_BYTES = 1024 * 1024
 _TAIL_BYTES = 4096
 _INHERITED = ("PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "SYSTEMROOT")
 _PR_SET_PDEATHSIG = 1
+_PR_SET_DUMPABLE = 4
+_CLONE_NEWUSER = 0x10000000
+_CLONE_NEWNET = 0x40000000
 
 
 @dataclass(frozen=True)
@@ -42,12 +45,16 @@ class Command:
     Secrets travel in `environment` (PGPASSWORD) or in files, never in `argv`, because argv is
     shown in errors and in process lists. Nothing of our own environment is handed on but PATH,
     HOME, locale and the like: a planted PGOPTIONS or PGSSLMODE must not change a backup.
+
+    Without `network` it reaches nothing but Unix sockets. That takes Linux, and a kernel that lets
+    this user make namespaces; where it does not, the child is not started.
     """
 
     argv: tuple[str, ...]
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)
     identity: Identity | None = None
     cwd: str | None = None
+    network: bool = True
 
     def __str__(self) -> str:
         return shlex.join(self.argv)
@@ -70,19 +77,36 @@ def _libc() -> ctypes.CDLL | None:
     return None
 
 
-def _die_with_parent(signum: int) -> Callable[[], None] | None:
-    """A hook for the forked child: ask the kernel for `signum` when our thread ends (Linux)."""
+def _before_exec(signum: int, *, network: bool) -> Callable[[], None] | None:
+    """A hook for the forked child: ask the kernel for `signum` when our thread ends (Linux).
+
+    It comes after everything that changes credentials, because the kernel forgets the request then.
+    """
     libc = _libc()
     if libc is None:
         return None
     prctl, parent = libc.prctl, os.getpid()
 
     def ask() -> None:
+        if not network:
+            _leave_network(libc)
         prctl(_PR_SET_PDEATHSIG, signum)
         if os.getppid() != parent:
             os._exit(127)
 
     return ask
+
+
+def _leave_network(libc: ctypes.CDLL) -> None:
+    """Move this process into a network namespace of its own, with not even a loopback that is up."""
+    uid, gid = os.getuid(), os.getgid()
+    if libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNET) != 0:
+        raise OSError(ctypes.get_errno(), "unshare")
+    libc.prctl(_PR_SET_DUMPABLE, 1)  # after a change of user, /proc/self would belong to root
+    for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
+        handle = os.open(f"/proc/self/{name}", os.O_WRONLY)
+        os.write(handle, text.encode())
+        os.close(handle)
 
 
 def start(
@@ -98,6 +122,8 @@ def start(
 
     Raises ToolError when the program cannot be started.
     """
+    if not command.network and _libc() is None:
+        raise ToolError(f"{command.argv[0]} cannot be cut off from the network on this system")
     environment = {name: os.environ[name] for name in _INHERITED if name in os.environ}
     environment.update(command.environment)
     identity = command.identity
@@ -113,8 +139,14 @@ def start(
             user=identity.uid if identity else None,
             group=identity.gid if identity else None,
             extra_groups=[] if identity else None,
-            preexec_fn=_die_with_parent(parent_death_signal),  # noqa: PLW1509 - the hook makes one system call
+            # The hook makes a few system calls and takes no lock of Python's own.
+            preexec_fn=_before_exec(parent_death_signal, network=command.network),  # noqa: PLW1509
         )
+    except subprocess.SubprocessError as error:
+        raise ToolError(
+            f"cannot start {command.argv[0]} cut off from the network",
+            hint="This kernel, or the container's rules, let this user make no network namespace.",
+        ) from error
     except OSError as error:
         raise ToolError(
             f"cannot start {command.argv[0]}: {error.strerror}",
