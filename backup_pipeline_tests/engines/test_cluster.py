@@ -148,6 +148,14 @@ def test_a_lasting_cluster_keeps_its_data_and_asks_for_a_password_by_tcp(folder:
         assert not (cluster.folder / "data.password").exists()
 
 
+def test_a_second_server_in_the_same_folder_is_refused(folder: Path) -> None:
+    with started(LocalCluster(bin_dir_17(), folder / "c", relaxed=True)) as cluster:
+        second = LocalCluster(bin_dir_17(), folder / "c", relaxed=True)
+        with pytest.raises(ToolError, match=r"a server runs in .* already"):
+            second.start(timeout_s=0.1)
+        assert value(cluster.endpoint(), "SELECT 1") == 1
+
+
 def test_a_port_without_a_password_is_refused(folder: Path) -> None:
     with pytest.raises(ConfigError, match="accept anyone"):
         LocalCluster(bin_dir_17(), folder / "c", port=FREE_PORT).create()

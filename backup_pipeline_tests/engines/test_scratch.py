@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,7 +13,7 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from backup_pipeline.engines.postgres.cluster import LocalCluster
+from backup_pipeline.engines.postgres.cluster import LocalCluster, runs_as, server_identity
 from backup_pipeline.engines.postgres.scratch import (
     DATABASE_PREFIX,
     collect_stale,
@@ -48,14 +49,37 @@ def test_a_scratch_cluster_is_of_the_version_asked_for_and_gone_afterwards(
 ) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2")
     with private_folder() as parent:
-        with scratch_cluster(17, bin_dir=bin_dir_17(), folder=parent) as endpoint:
-            with contextlib.closing(connect(endpoint)) as session:
+        with scratch_cluster(17, bin_dir=bin_dir_17(), folder=parent) as cluster:
+            with contextlib.closing(connect(cluster.endpoint())) as session:
                 assert read_server_info(session).major == 17
                 pid = session.info.backend_pid
                 around = Path(f"/proc/{pid}/environ").read_bytes() if sys.platform == "linux" else b""
             assert len(list(parent.glob("backup-scratch-*"))) == 1
         assert b"hunter2" not in around
         assert not list(parent.glob("backup-scratch-*"))
+
+
+def test_what_runs_in_a_scratch_cluster_reaches_no_other_machine(postgres: LocalCluster) -> None:
+    def hears(server: LocalCluster) -> bool:
+        with socket.socket() as listener, contextlib.closing(connect(server.endpoint())) as session:
+            listener.bind(("127.0.0.1", 0))
+            listener.listen()
+            listener.settimeout(0.5)
+            port = listener.getsockname()[1]
+            connecting = f"bash -c 'exec 3<>/dev/tcp/127.0.0.1/{port} || true' 2>/dev/null"
+            session.execute(sql.SQL("COPY (SELECT 1) TO PROGRAM {}").format(sql.Literal(connecting)))
+            try:
+                listener.accept()[0].close()
+            except TimeoutError:
+                return False
+            return True
+
+    if not runs_as(Path(bin_dir_17()) / "postgres", server_identity(), network=False):
+        pytest.skip("needs a kernel that lets this user make a network namespace")
+    with scratch_cluster(17, bin_dir=bin_dir_17()) as cluster:
+        assert cluster.cut_off
+        assert not hears(cluster)
+    assert hears(postgres)
 
 
 def test_a_failing_proof_leaves_no_cluster() -> None:
@@ -89,8 +113,8 @@ MAKES_ONE = """
 import sys, time
 from pathlib import Path
 from backup_pipeline.engines.postgres.scratch import scratch_cluster
-with scratch_cluster(17, bin_dir=sys.argv[1], folder=Path(sys.argv[2])) as endpoint:
-    print(endpoint.conninfo["host"], flush=True)
+with scratch_cluster(17, bin_dir=sys.argv[1], folder=Path(sys.argv[2])) as cluster:
+    print(cluster.endpoint().conninfo["host"], flush=True)
     time.sleep(600)
 """
 

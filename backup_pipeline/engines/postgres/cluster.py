@@ -73,7 +73,8 @@ class LocalCluster:
     lies in a folder of mode 0700 and asks for nothing. Run as root, the server runs as `nobody`,
     in a group that no one else is in.
 
-    It ends when the thread that started it ends: in order, or at once with `relaxed`.
+    It ends when the thread that started it ends: in order, or at once with `relaxed`. Without
+    `network`, what runs in it reaches no other machine, where the system allows that: `cut_off` tells.
     """
 
     bin_dir: str
@@ -83,6 +84,8 @@ class LocalCluster:
     password: Secret | None = None
     settings: Mapping[str, str] = field(default_factory=dict)
     locale: str = "C"
+    network: bool = True
+    cut_off: bool = field(default=False, init=False)
     _server: Popen[bytes] | None = field(default=None, init=False, repr=False)
     _socket_folder: Path | None = field(default=None, init=False, repr=False)
 
@@ -138,27 +141,20 @@ class LocalCluster:
             return
         if self.port == FREE_PORT:
             self.port = free_port()
+        await_end(self.data, timeout_s=timeout_s)
         remove_socket_folder(self.folder)
         self._socket_folder = _make_socket_folder(self.folder, self.port or 5432)
         identity = server_identity()
         if identity is not None:
             os.chown(self._socket_folder, identity.uid, identity.gid)
-        command = Command(
-            postgres_argv(
-                self._program("postgres"),
-                self.data,
-                _OURS
-                | (relaxed_settings() if self.relaxed else {})
-                | dict(self.settings)
-                | {
-                    "listen_addresses": "" if self.port is None else "127.0.0.1",
-                    "port": str(self.port or 5432),
-                    "unix_socket_directories": f'"{self._socket_folder}"',
-                },
-            ),
-            identity=identity,
-            cwd="/",
-        )
+        settings = {**_OURS, **(relaxed_settings() if self.relaxed else {}), **self.settings}
+        settings["listen_addresses"] = "" if self.port is None else "127.0.0.1"
+        settings["port"] = str(self.port or 5432)
+        settings["unix_socket_directories"] = f'"{self._socket_folder}"'
+        postgres = self._program("postgres")
+        self.cut_off = not self.network and runs_as(Path(postgres), identity, network=False)
+        argv = postgres_argv(postgres, self.data, settings)
+        command = Command(argv, identity=identity, cwd="/", network=not self.cut_off)
         with self.log.open("ab") as log:
             self._server = process.start(command, stderr=log, parent_death_signal=self._stop_signal)
         try:
@@ -286,12 +282,30 @@ def server_identity() -> Identity | None:
     return Identity(uid, next(gid for gid in _PRIVATE_GIDS if gid not in taken))
 
 
-def runs_as(program: Path, identity: Identity) -> bool:
-    """Whether `identity` can run `program`, with the libraries that it needs."""
+def runs_as(program: Path, identity: Identity | None, *, network: bool = True) -> bool:
+    """Whether `identity` can run `program`, with the libraries that it needs; and without network."""
     with contextlib.suppress(ToolError):
-        command = Command((str(program), "--version"), identity=identity, cwd="/")
+        command = Command((str(program), "--version"), identity=identity, cwd="/", network=network)
         return process.run(command, timeout_s=20.0, check=False).returncode == 0
     return False
+
+
+def server_in(data: Path) -> int | None:
+    """The server that works in `data`, if any: its pid file may be old, and the pid another program's."""
+    try:
+        pid = int((data / "postmaster.pid").read_text(encoding="utf-8").split("\n", 1)[0])
+        return pid if Path(f"/proc/{pid}/cwd").resolve(strict=True) == data.resolve() else None
+    except (OSError, ValueError):
+        return None
+
+
+def await_end(data: Path, *, timeout_s: float) -> None:
+    """Wait until a server that lost its parent has ended. Raises ToolError when it goes on."""
+    deadline = time.monotonic() + timeout_s
+    while (pid := server_in(data)) is not None:
+        if time.monotonic() > deadline:
+            raise ToolError(f"a server runs in {data} already, as process {pid}", hint="Stop it first.")
+        time.sleep(_POLL_S)
 
 
 def free_port() -> int:

@@ -20,7 +20,7 @@ from pathlib import Path
 import psycopg
 from psycopg import sql
 
-from backup_pipeline.engines.postgres.cluster import LocalCluster, remove_socket_folder
+from backup_pipeline.engines.postgres.cluster import LocalCluster, await_end, remove_socket_folder, server_in
 from backup_pipeline.engines.postgres.roles import drop_plain_roles
 from backup_pipeline.engines.postgres.server import (
     Connection,
@@ -49,6 +49,7 @@ class Scratch:
     endpoint: Endpoint
     database: str
     ours: bool  # a cluster of our own, that goes with all that is in it
+    cut_off: bool  # what is restored there can reach no other machine
     roles: list[str] = field(default_factory=list)
 
 
@@ -70,8 +71,8 @@ def scratch_server(
     `source_identifier`), or when this machine has no PostgreSQL of this version.
     """
     if existing is None:
-        with scratch_cluster(major, bin_dir=bin_dir, folder=folder, settings=settings) as endpoint:
-            yield Scratch(endpoint, _new_name(), ours=True)
+        with scratch_cluster(major, bin_dir=bin_dir, folder=folder, settings=settings) as cluster:
+            yield Scratch(cluster.endpoint(), _new_name(), ours=True, cut_off=cluster.cut_off)
     else:
         with _on_existing(existing, major, source_identifier) as scratch:
             yield scratch
@@ -80,11 +81,12 @@ def scratch_server(
 @contextlib.contextmanager
 def scratch_cluster(
     major: int, *, bin_dir: str = "", folder: Path | None = None, settings: Mapping[str, str] | None = None
-) -> Iterator[Endpoint]:
-    """A cluster of this major version on a private socket, without network, that is gone at the end.
+) -> Iterator[LocalCluster]:
+    """A cluster of this major version on a private socket that is gone at the end.
 
     It lies below `folder`, or the system's folder for temporary files. No credential of ours reaches
-    its environment, and it is stopped at once when we are killed.
+    its environment, it is stopped at once when we are killed, and what runs in it, as a foreign table
+    or a function of the dump may, is cut off from the network where the system allows that.
 
     Raises NotProvable when this machine has no PostgreSQL of this version.
     """
@@ -97,10 +99,12 @@ def scratch_cluster(
             hint=f"{error.hint} Or name an existing server of this version with [scratch] dsn.",
         ) from error
     with private_folder(folder) as own:
-        cluster = LocalCluster(tools.bin_dir, own / "cluster", relaxed=True, settings=settings or {})
+        cluster = LocalCluster(
+            tools.bin_dir, own / "cluster", relaxed=True, network=False, settings=settings or {}
+        )
         try:
             _begin(cluster, major)
-            yield cluster.endpoint()
+            yield cluster
         finally:
             cluster.stop()
 
@@ -143,10 +147,11 @@ def collect_stale(parent: Path) -> tuple[Path, ...]:
     """Remove what killed processes of this user left below `parent`, and return what was removed."""
     removed = []
     for folder in parent.glob(f"{_FOLDER_PREFIX}*"):
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ToolError):
             if folder.is_symlink() or folder.lstat().st_uid != os.getuid():
                 continue
             if _is_abandoned(folder):
+                _end_server(folder / "cluster" / "data")
                 remove_socket_folder(folder / "cluster")
                 shutil.rmtree(folder)
                 removed.append(folder)
@@ -164,27 +169,17 @@ def _is_abandoned(folder: Path) -> bool:
         return False
     finally:
         os.close(handle)
-    return _end_server(folder / "cluster" / "data")
-
-
-def _end_server(data: Path) -> bool:
-    """Wait for a server that lost its parent to end, then end it; whether none is left."""
-    deadline = time.monotonic() + _DYING_S
-    while (pid := _server_of(data)) is not None:
-        if time.monotonic() > deadline:
-            os.kill(pid, signal.SIGKILL)
-            deadline += _DYING_S
-        time.sleep(0.02)
     return True
 
 
-def _server_of(data: Path) -> int | None:
-    """The postmaster that works in `data`: its pid file may be old, and the pid another program's."""
+def _end_server(data: Path) -> None:
+    """Wait for a server that lost its parent to end; end it when it does not."""
     try:
-        pid = int((data / "postmaster.pid").read_text(encoding="utf-8").split("\n", 1)[0])
-        return pid if Path(f"/proc/{pid}/cwd").resolve(strict=True) == data.resolve() else None
-    except (OSError, ValueError):
-        return None
+        await_end(data, timeout_s=_DYING_S)
+    except ToolError:
+        if (pid := server_in(data)) is not None:
+            os.kill(pid, signal.SIGKILL)
+        await_end(data, timeout_s=_DYING_S)
 
 
 def _new_name() -> str:
@@ -193,7 +188,7 @@ def _new_name() -> str:
 
 @contextlib.contextmanager
 def _on_existing(endpoint: Endpoint, major: int, source_identifier: str) -> Iterator[Scratch]:
-    scratch = Scratch(endpoint, _new_name(), ours=False)
+    scratch = Scratch(endpoint, _new_name(), ours=False, cut_off=False)
     with contextlib.closing(connect(endpoint, purpose="scratch")) as session:
         info = read_server_info(session)
         if info.major != major:
