@@ -5,10 +5,12 @@ Parses, opens, calls one action, shows its result, and turns errors into exit co
 """
 
 import dataclasses
+import signal
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -22,8 +24,8 @@ from backup_pipeline.config import Config, DatabaseConfig, Secret, StoreConfig, 
 from backup_pipeline.config_file import store_location
 from backup_pipeline.domain.backup import MANUAL_TIER, BackupId, Verdict
 from backup_pipeline.engines.postgres.server import Endpoint
-from backup_pipeline.errors import EXIT_CODES, BackupError
-from backup_pipeline.storage import bucket, catalog, catalog_rebuild
+from backup_pipeline.errors import EXIT_CODES, BackupError, Refused
+from backup_pipeline.storage import catalog, catalog_rebuild
 from backup_pipeline.storage.store import Store, open_store
 
 _EPILOG = "\b\nExit codes:\n" + "\n".join(f"  {code:>2}  {meaning}" for code, meaning in EXIT_CODES)
@@ -197,7 +199,7 @@ def _show(protected: Protected, backup_id: BackupId, *, as_json: bool) -> None:
 
 @cli.command()
 @click.argument("database")
-@click.option("--backup", "wanted", default="proven", show_default=True, help='An id, "proven" or "latest".')
+@click.option("--backup", default="proven", show_default=True, help='An id, "proven" or "latest".')
 @click.option("--into", default="", help="The new database's name.")
 @click.option("--to", default="", metavar="DSN", help="Another server; else restore_dsn.")
 @click.option(
@@ -209,32 +211,31 @@ def _show(protected: Protected, backup_id: BackupId, *, as_json: bool) -> None:
 )
 @click.option(
     "--check",
-    "compare",
-    type=click.Choice(["content", "counts", "none"]),
+    type=click.Choice(restoring.CHECKS),
     default="content",
     show_default=True,
     help="What to compare with the source before the copy counts as restored.",
 )
+@click.option("--accept-failed", is_flag=True, help="Restore even a backup whose proof failed.")
+@click.option("--without-owners", is_flag=True, help="Leave out owners and grants.")
 @click.option("--dry-run", is_flag=True, help="Show the plan and stop.")
 @pass_context
-def restore(
-    context: Context, database: str, wanted: str, into: str, to: str, create_roles: bool,
-    replace: bool, confirm: str, compare: str, dry_run: bool,
-) -> None:  # fmt: skip
+def restore(context: Context, database: str, to: str, dry_run: bool, **asked: Any) -> None:
     """Restore into a new database; with --replace, swap it with the live one."""
     protected = context.protected(database)
-    request = restoring.RestoreRequest(
-        backup=wanted, into=into, to=Endpoint(to) if to else None, replace=replace,
-        confirm=confirm, create_roles=create_roles, check=compare,
-    )  # fmt: skip
-    if replace and not confirm and not dry_run and sys.stdin.isatty():
-        confirm = click.prompt(f"Type the live database's name to replace {database}")
-        request = dataclasses.replace(request, confirm=confirm)
-    plan = restoring.plan(protected, request, clock=now)
+    request = restoring.RestoreRequest(to=Endpoint(to) if to else None, **asked)
+    ask = request.replace and not request.confirm and not dry_run and sys.stdin.isatty()
+    if ask or (dry_run and request.replace):  # the plan is shown first, the name typed after it
+        name = restoring.name_to_confirm(protected, request)
+        plan = restoring.plan(protected, dataclasses.replace(request, confirm=name), clock=now)
+    else:
+        plan = restoring.plan(protected, request, clock=now)
     for line in plan.lines:
         click.echo(line)
     if dry_run:
         return
+    if ask and click.prompt("Type the name of the database to replace") != plan.decided.target:
+        raise Refused("the name that was typed is another one", hint="Nothing was touched.")
     with terminal.reporting(quiet=context.quiet) as report:
         result = restoring.carry_out(protected, plan, clock=now, report=report)
     for line in result.lines:
@@ -291,7 +292,7 @@ def pin(context: Context, backup_id: str) -> None:
     """Keep a backup for ever, whatever the retention says."""
     protected = context.owner_of(backup_id)
     found = backups.find(protected, backup_id)
-    catalog.pin(protected.store, found.id, note=f"{now():%Y-%m-%dT%H:%M:%SZ}")
+    catalog.pin(protected.store, found.id, at=now())
     click.echo(f"{found.id} is pinned: no prune deletes it. `backup-pipeline unpin {found.id}` lifts it.")
 
 
@@ -309,6 +310,8 @@ def unpin(context: Context, backup_id: str) -> None:
 @pass_context
 def probe(context: Context) -> None:
     """Try what the store really does, on scratch keys, and print it."""
+    from backup_pipeline.storage import bucket  # boto3 costs half a second
+
     results = bucket.probe(context.store())
     for result in results:
         click.echo(f"{result.status:<8} {result.name}: {result.found}")
@@ -332,6 +335,7 @@ def rebuild(context: Context) -> None:
 
 def main() -> None:
     """Run the command line; the exit code says what kind of failure it was."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what runs is taken back
     try:
         cli.main(standalone_mode=False)
     except click.ClickException as error:

@@ -6,8 +6,7 @@ before `publish`; a failure before it takes away what it had stored.
 
 import contextlib
 import secrets
-import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -79,13 +78,18 @@ def preflight(protected: Protected, *, report: Report) -> Preflight:
     Raises ConfigError, ServerError, ToolError, StoreError: what would make the dump fail.
     """
     config, source = protected.config, protected.source()
-    found = checks.check_source(source, bin_dir=config.bin_dir, critical_tables=config.critical_tables)
+    found = checks.check_source(
+        source,
+        bin_dir=config.bin_dir,
+        critical_tables=config.critical_tables,
+        role_passwords=config.role_passwords,
+    )
     checks.raise_first_failure(found)
     tools, compression = _tools(protected)
-    _try_store(protected)
+    try_store(protected)
     with contextlib.closing(connect(source, purpose="preflight")) as session:
         details = read_source(session, tools)
-    warnings = tuple(check.found for check in found if check.status == "warning")
+    warnings = tuple(check.found for check in found if check.status is checks.CheckStatus.WARNING)
     ready = Preflight(
         server_version=details.server_version_text,
         client_version=tools.version_text,
@@ -155,6 +159,12 @@ class _Dump:
         tools, compression = _tools(self.protected)
         with contextlib.closing(connect(source, purpose="dump")) as session:
             details = read_source(session, tools)
+        prepared = fingerprint.prepare(
+            source,
+            pg_dump=tools.path("pg_dump"),
+            critical_tables=config.critical_tables,
+            contents=config.proof == "content",
+        )
         with exported_snapshot(source, lock_timeout_s=config.lock_timeout.total_seconds()) as snapshot:
             backup = BackupId.make(config.name, snapshot.taken_at, secrets.token_hex(3))
             self.prefix = layout.data_prefix(backup, self.tier)
@@ -162,7 +172,9 @@ class _Dump:
                 leases.hold(self.protected.store, backup, "dump", clock=self.clock) as lease,
                 _taken_away_on_failure(self.protected, self.prefix, self.report),
             ):
-                found = self._read(snapshot, tools, compression, details)
+                found = self._read(prepared, snapshot, tools, compression, details)
+                snapshot.release()
+                found = fingerprint.finish(found, prepared)
                 self._ride_along(source, tools, replace(found, properties=details.database))
                 lease.check()
                 if not self.lock.still_held():
@@ -187,44 +199,32 @@ class _Dump:
         )
 
     def _read(
-        self, snapshot: Snapshot, tools: Tools, compression: Compression, details: Source
+        self,
+        prepared: fingerprint.Prepared,
+        snapshot: Snapshot,
+        tools: Tools,
+        compression: Compression,
+        details: Source,
     ) -> Fingerprint:
         """Dump and fingerprint side by side; whichever fails ends the other."""
-        config, pg_dump = self.protected.config, tools.path("pg_dump")
-        prepared = fingerprint.prepare(
-            snapshot,
-            pg_dump=pg_dump,
-            critical_tables=config.critical_tables,
-            contents=config.proof == "content",
-        )
-        started = threading.Event()
         with ThreadPoolExecutor(1, "fingerprint") as pool:
             taking = pool.submit(
                 fingerprint.take,
                 prepared,
-                connections=config.fingerprint_connections,
-                started=started,
+                snapshot,
+                connections=self.protected.config.fingerprint_connections,
                 progress=timed(self.report, "fingerprint"),
             )
             try:
-                self._dump(snapshot, pg_dump, compression, details, started.set)
+                self._dump(snapshot, tools.path("pg_dump"), compression, details)
                 return taking.result()
-            finally:
+            except BaseException:
                 snapshot.cancel()
+                raise
 
-    def _dump(
-        self,
-        snapshot: Snapshot,
-        pg_dump: str,
-        compression: Compression,
-        details: Source,
-        on_started: Callable[[], None],
-    ) -> None:
+    def _dump(self, snapshot: Snapshot, pg_dump: str, compression: Compression, details: Source) -> None:
         config, source = self.protected.config, snapshot.endpoint
-        timeouts = {
-            "lock_timeout_s": config.lock_timeout.total_seconds(),
-            "stall_s": config.stall_timeout.total_seconds(),
-        }
+        stall_s = config.stall_timeout.total_seconds()
         if config.jobs == 1:
             with tool.stream_custom(
                 pg_dump,
@@ -372,7 +372,7 @@ def _tools(protected: Protected) -> tuple[Tools, Compression]:
     return tools, choose_compression(tools)
 
 
-def _try_store(protected: Protected) -> None:
+def try_store(protected: Protected) -> None:
     """Write where only scratch lies. A writer that may not delete is as it should be: one object stays."""
     key = f"{layout.SCRATCH}preflight"
     protected.store.put(key, [b"may this process write here?"])

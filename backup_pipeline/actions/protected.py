@@ -12,7 +12,6 @@ from backup_pipeline.engines.postgres.server import Endpoint
 from backup_pipeline.errors import ConfigError
 from backup_pipeline.storage.store import Store, open_store
 
-
 NO_SCRATCH = ScratchConfig()
 
 

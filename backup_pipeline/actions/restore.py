@@ -105,6 +105,11 @@ def plan(protected: Protected, request: RestoreRequest, *, clock: Clock) -> Plan
     return Plan(request, target, plan_restore(listing, asked, facts, now=clock()))
 
 
+def name_to_confirm(protected: Protected, request: RestoreRequest) -> str:
+    """The name of the database that a replacing restore would replace. Raises BackupNotFound."""
+    return request.into or _live_name(protected, backups.find(protected, request.backup))
+
+
 def carry_out(protected: Protected, planned: Plan, *, clock: Clock, report: Report) -> RestoreResult:
     """Restore as planned. May be repeated; whatever fails leaves every existing database as it was.
 

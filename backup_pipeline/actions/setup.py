@@ -1,0 +1,229 @@
+"""The first steps: write a configuration from what is there, and check one that exists.
+
+Called by `init` and `check`. Neither changes anything on a server or in a store, but for the new
+file, the folder of a local store, and a scratch object.
+"""
+
+import contextlib
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from backup_pipeline.actions.dump import try_store
+from backup_pipeline.actions.protected import Protected
+from backup_pipeline.engines.postgres.preflight import Check, CheckStatus, check_source
+from backup_pipeline.engines.postgres.server import (
+    NEUTRAL_DATABASE,
+    Connection,
+    Endpoint,
+    connect,
+    read_server_info,
+)
+from backup_pipeline.engines.postgres.tools import SERVER, find_tools
+from backup_pipeline.errors import BackupError, Refused, ServerError, ToolError
+
+STORE_FOLDER = "backups"
+_LARGEST = 3
+
+
+@dataclass(frozen=True)
+class Written:
+    """A configuration that was written, and what to tell about it."""
+
+    path: Path
+    lines: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A database that the configuration will protect."""
+
+    name: str  # in the configuration
+    database: str
+    largest: tuple[str, ...]
+
+
+def initialise(path: Path, *, dsn: str, store_url: str) -> Written:
+    """Write a commented configuration to `path` for what is reached with `dsn` (else libpq's defaults).
+
+    Without a database in `dsn` it covers all databases of the server. A password in `dsn` is not
+    written. Raises Refused when the file exists, ServerError when no server is reached.
+    """
+    if path.exists():
+        raise Refused(f"{path} exists and is not overwritten", hint="Name another file with --output.")
+    given = Endpoint(dsn)
+    parts = conninfo_to_dict(dsn)
+    password = parts.pop("password", None)
+    server = given if parts.get("dbname") else given.with_database(NEUTRAL_DATABASE)
+    with contextlib.closing(connect(server, purpose="init")) as session:
+        version = read_server_info(session).version_text
+        names = [given.database] if parts.get("dbname") else _databases(session)
+    found = [_look(server.with_database(name), names) for name in names]
+    if not found:
+        raise Refused(f"no database to protect on {server.shown}", hint="Create one, or name one in --dsn.")
+    store = store_url or f"file:{STORE_FOLDER}"
+    lines = [f"found PostgreSQL {version} on {server.shown}: {', '.join(names)}"]
+    if store.startswith("file:"):
+        folder = path.parent / store.removeprefix("file:").removeprefix("//")
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lines.append(f"backups go to {folder}; use another disk or an S3 bucket for real ones")
+    variable = f"{_name(found[0].name).upper().replace('-', '_')}_PASSWORD" if password else ""
+    if password:
+        os.environ.setdefault(variable, str(password))
+        lines.append(f"the password is not written: set {variable} wherever backup-pipeline runs")
+    text = _text(found, {key: str(value) for key, value in parts.items()}, store, variable)
+    with path.open("x", encoding="utf-8") as file:
+        file.write(text)
+    lines.append(f"wrote {path}")
+    lines.append(f"next: backup-pipeline backup {found[0].name}")
+    return Written(path, tuple(lines))
+
+
+def check(protected: Protected) -> Iterator[str]:
+    """Look at source, store, scratch and target; a line for each thing, as soon as it is known.
+
+    Raises the first failure at the end, after everything was looked at.
+    """
+    failures: list[BackupError] = []
+    config = protected.config
+    try:
+        found = check_source(
+            protected.source(),
+            bin_dir=config.bin_dir,
+            critical_tables=config.critical_tables,
+            role_passwords=config.role_passwords,
+        )
+    except BackupError as error:
+        found = (Check("source", CheckStatus.FAILED, error.message, error.hint),)
+    yield from map(_line, found)
+    failures += [
+        ServerError(item.found, hint=item.hint) for item in found if item.status is CheckStatus.FAILED
+    ]
+    for name, look in (("store", _check_store), ("proof", _check_proof), ("restore", _check_restore)):
+        try:
+            yield _line(look(protected))
+        except BackupError as error:
+            failures.append(error)
+            yield _line(Check(name, CheckStatus.FAILED, error.message, error.hint))
+    if failures:
+        raise failures[0]
+
+
+def _line(item: Check) -> str:
+    hint = f"\n           {item.hint}" if item.hint and item.status is not CheckStatus.OK else ""
+    return f"{item.status:<8} {item.name}: {item.found}{hint}"
+
+
+def _check_store(protected: Protected) -> Check:
+    try_store(protected)
+    return Check("store", CheckStatus.OK, f"{protected.store.url} can be written to")
+
+
+def _check_proof(protected: Protected) -> Check:
+    scratch = protected.scratch
+    with contextlib.closing(connect(protected.source(), purpose="check")) as session:
+        major = read_server_info(session).major
+    if scratch.dsn is not None:
+        endpoint = Endpoint(scratch.dsn.reveal(), scratch.password)
+        with contextlib.closing(connect(endpoint, purpose="check")) as session:
+            found = read_server_info(session)
+        if found.major != major:
+            shown = f"the scratch server is PostgreSQL {found.version_text}, the source {major}"
+            return Check("proof", CheckStatus.WARNING, shown, "Proofs need the same major version.")
+        return Check("proof", CheckStatus.OK, f"proofs restore to {endpoint.shown}")
+    try:
+        tools = find_tools(scratch.bin_dir, exactly=major, needs=SERVER)
+    except ToolError as error:
+        shown = f"no PostgreSQL {major} server here to restore proofs into: {error.message}"
+        return Check("proof", CheckStatus.WARNING, shown, error.hint)
+    return Check("proof", CheckStatus.OK, f"proofs restore into a cluster of {tools.bin_dir}")
+
+
+def _check_restore(protected: Protected) -> Check:
+    if protected.config.restore_dsn is None:
+        hint = f"Set databases.{protected.name}.restore_dsn, or give the server with --to when you restore."
+        return Check("restore", CheckStatus.WARNING, "no restore_dsn: where to restore is not known", hint)
+    endpoint = protected.target().with_database(NEUTRAL_DATABASE)
+    with contextlib.closing(connect(endpoint, purpose="check")) as session:
+        row = session.execute(
+            "SELECT rolcreatedb OR rolsuper FROM pg_catalog.pg_roles WHERE rolname = current_user"
+        ).fetchone()
+    if not row or not row[0]:
+        shown = f"{endpoint.user} may not create databases on {endpoint.shown}"
+        return Check("restore", CheckStatus.WARNING, shown, "Grant it: ALTER ROLE … CREATEDB.")
+    return Check("restore", CheckStatus.OK, f"restores go to {endpoint.shown}")
+
+
+def _databases(session: Connection) -> list[str]:
+    rows = session.execute(
+        "SELECT datname FROM pg_catalog.pg_database"
+        " WHERE datallowconn AND NOT datistemplate AND datname <> %s ORDER BY datname",
+        [NEUTRAL_DATABASE],
+    )
+    return [str(name) for (name,) in rows]
+
+
+def _look(endpoint: Endpoint, names: Sequence[str]) -> _Found:
+    with contextlib.closing(connect(endpoint, purpose="init")) as session:
+        rows = session.execute(
+            "SELECT n.nspname || '.' || c.relname FROM pg_catalog.pg_class c"
+            " JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
+            " WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition"
+            " AND pg_catalog.left(n.nspname, 3) <> 'pg_' AND n.nspname <> 'information_schema'"
+            " ORDER BY pg_catalog.pg_total_relation_size(c.oid) DESC LIMIT %s",
+            [_LARGEST],
+        ).fetchall()
+    name = _name(endpoint.database)
+    taken = [other for other in names if _name(other) == name]
+    suffix = f"-{taken.index(endpoint.database) + 1}" if len(taken) > 1 else ""
+    return _Found(f"{name[:58]}{suffix}", endpoint.database, tuple(str(row[0]) for row in rows))
+
+
+def _name(database: str) -> str:
+    """A database's name as the configuration can use it."""
+    return re.sub(r"[^A-Za-z0-9]+", "-", database).strip("-").lower()[:60] or "database"
+
+
+def _text(found: Sequence[_Found], parts: dict[str, str], store: str, variable: str) -> str:
+    tables = "\n".join(_table(item, parts, variable) for item in found)
+    return f"""# What backup-pipeline protects, and where the backups go. Times are UTC.
+
+[store]
+url = {_toml(store)}    # or "s3://bucket/prefix"
+# endpoint = "https://s3.example.net"         # S3 only; leave it out for AWS
+# access_key_id = {{ env = "S3_KEY" }}          # leave out for boto3's own chain
+# secret_access_key = {{ env = "S3_SECRET" }}
+
+{tables}
+# Left out, these tiers apply to each database:
+# [databases.<name>.tiers.daily]
+# cron = "0 2 * * *"
+# keep = 7
+# weekly: "0 2 * * 0", keep 4; monthly: "0 2 1 * *", keep 12
+
+# [scratch]                                   # where proofs restore to; left out: a cluster of our own
+# dsn = "postgresql://prover@scratch.internal/postgres"
+"""
+
+
+def _table(item: _Found, parts: dict[str, str], variable: str) -> str:
+    dsn = make_conninfo("", **{**parts, "dbname": item.database})
+    restore = make_conninfo("", **{**parts, "dbname": NEUTRAL_DATABASE})
+    password = f"password = {{ env = {_toml(variable)} }}\n" if variable else ""
+    again = f"# restore_password = {{ env = {_toml(variable)} }}\n" if variable else ""
+    largest = ", ".join(_toml(table) for table in item.largest)
+    return f"""[databases.{item.name}]
+dsn = {_toml(dsn)}
+{password}# restore_dsn = {_toml(restore)}    # may create and rename databases; only restores read it
+{again}# critical_tables = [{largest}]    # counted one by one in every proof
+"""
+
+
+def _toml(text: str) -> str:
+    """A TOML basic string; JSON's escapes are a part of TOML's."""
+    return json.dumps(text, ensure_ascii=True)
