@@ -194,11 +194,18 @@ def record_proof(store: Store, backup: BackupId, proof: Proof) -> ProofRecord:
 
 
 def pin(store: Store, backup: BackupId, *, at: datetime, note: str = "") -> None:
-    """Keep a backup until it is unpinned, whatever the policy. Raises BackupNotFound."""
+    """Keep a backup until it is unpinned, whatever the policy.
+
+    Raises BackupNotFound, also when a prune was faster; Busy when an imported dump is being pruned.
+    """
     tier = "" if backup.imported else load(store, backup).tier
     _put_beside(store, backup, tier, Beside.PIN, f"pinned at {at:%Y-%m-%dT%H:%M:%SZ}\n{note}\n".encode())
-    if not backup.imported and not exists(store, catalog_key(backup)):
-        # Deleted in between: the pin came too late. Looking after putting is what makes prune see it.
+    # Looking after putting is what makes prune and us see one another; see leases.py.
+    if backup.imported:
+        if any(lease.purpose == leases.PRUNE for lease in leases.others(store, backup, now=at)):
+            store.delete([catalog_key(backup, Beside.PIN)])
+            raise Busy(f"{backup} is being pruned", hint="`backup-pipeline list` shows what is left.")
+    elif not exists(store, catalog_key(backup)):
         store.delete([copy_key(backup, tier, Beside.PIN), catalog_key(backup, Beside.PIN)])
         raise BackupNotFound(
             f"{backup} was pruned a moment ago", hint="`backup-pipeline list` shows what there is."

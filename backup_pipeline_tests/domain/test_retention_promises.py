@@ -7,7 +7,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from backup_pipeline.domain.backup import Backup, Lease, Verdict, newest_first
-from backup_pipeline.domain.retention import LAST_GOOD, SKEW, plan_prune
+from backup_pipeline.domain.retention import plan_prune
+from backup_pipeline_tests.domain.promises import must_stay
 from backup_pipeline_tests.domain.values import NOW, backup
 
 TIER_NAMES = ("daily", "weekly", "gone", "manual")
@@ -45,25 +46,10 @@ def check(backups: list[Backup], tiers: dict[str, int], leased: list[int], damag
     assert [item.backup for item in plan.decisions] == list(newest_first(backups))
     assert all(decision.reasons for decision in plan.decisions)
 
-    gone = {item.id for item in plan.delete}
-    held = {lease.id for lease in leases}
-    certain = [
-        item for item in newest_first(backups) if item.taken_at <= NOW + SKEW and not item.unreadable_verdict
-    ]
-    good = [item for item in certain if item.id not in broken and item.verdict is not Verdict.FAILED]
-    proven = [item for item in good if item.verdict is Verdict.PROVEN]
-    assert not gone & {item.id for item in backups if item not in certain}
-    assert not gone & {item.id for item in backups if item.pinned or item.tier == "gone" or item.id in held}
-    assert not gone & {item.id for item in good[:LAST_GOOD]}
-    assert not gone & {item.id for item in proven[:1]}
-    for tier, keep in tiers.items():
-        of_tier = [item for item in good if item.tier == tier]
-        assert not gone & {item.id for item in of_tier[:keep]}
-        enough = of_tier[keep - 1].taken_at if len(of_tier) >= keep else None
-        for item in plan.delete:
-            assert item.tier != tier or (enough is not None and item.taken_at <= enough)
-    for item in plan.delete:
-        assert item.tier != "manual" or (item.expires_at is not None and item.expires_at <= NOW)
+    stay = must_stay(backups, tiers=tiers, leases=leases, now=NOW, damaged=broken)
+    assert stay <= {item.id for item in plan.keep}
+    needless = {item.id for item in plan.keep} - stay
+    assert needless <= {item.id for item in backups if item.id in broken and item.verdict is Verdict.PROVEN}
 
     # What goes at once goes in any order, in any number of steps: each is fine by itself.
     for step in range(len(plan.delete)):

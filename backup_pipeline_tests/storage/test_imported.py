@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 import pytest
 
 from backup_pipeline.domain.backup import BackupId, CatalogListing, Verdict
-from backup_pipeline.errors import BackupNotFound, Corrupt
+from backup_pipeline.errors import BackupNotFound, Busy, Corrupt
 from backup_pipeline.storage import catalog, catalog_delete, imported, leases
 from backup_pipeline.storage.imported import Inside
 from backup_pipeline_tests.domain.values import NOW, proof
@@ -73,6 +73,13 @@ def test_verdicts_and_pins_lie_in_our_store(store: MemoryStore, imports: MemoryS
     assert list(imports.objects) == [KEY]
     assert catalog.list_backups(store) == CatalogListing(())
     catalog.unpin(store, ID)
+    assert not imported.load_imported(imports, store, ID).pinned
+
+
+def test_what_is_being_pruned_is_not_pinned(store: MemoryStore, imports: MemoryStore) -> None:
+    imports.put(KEY, [b"PGDMP"])
+    with leases.claim(store, ID, now=NOW), pytest.raises(Busy):
+        catalog.pin(store, ID, at=NOW)
     assert not imported.load_imported(imports, store, ID).pinned
 
 
