@@ -14,7 +14,7 @@ from subprocess import Popen
 
 from backup_pipeline import process
 from backup_pipeline.demo import filler, servers
-from backup_pipeline.demo.place import CHECKOUT, Place, shown
+from backup_pipeline.demo.place import CHECKOUT, Place, shown, sourced
 from backup_pipeline.demo.servers import Servers
 from backup_pipeline.demo.stage import PROGRAM, Stage
 from backup_pipeline.demo.writer import Writer
@@ -32,7 +32,7 @@ _POLL_S = 0.2
 
 def serve(place: Place, *, port: int | None, rows: int) -> int:
     """Serve the UI at `port`, or 3000 when that is free, or any; return dg's exit code when it ends."""
-    stage = Stage()
+    stage = Stage(place.log)
     port = port or (PORT if _is_free(PORT) else free_port())
     url = f"http://127.0.0.1:{port}"
     stage.heading(f"Dagster's UI will be at {url}")
@@ -72,7 +72,7 @@ def _serve(stage: Stage, place: Place, running: Servers, port: int, url: str) ->
 
 def _hints(stage: Stage, place: Place) -> None:
     stage.say("In another terminal, the same by command line:")
-    stage.say(f"  . {shown(place.environment)}")
+    stage.say(f"  {sourced(place.environment)}")
     for command in (f"backup {filler.DATABASE} --tier daily", "list", f"restore {filler.DATABASE}"):
         stage.say(f"  {PROGRAM} {command}")
     stage.say('  PGPASSWORD="$DEMO_PASSWORD" psql "$DEMO_DSN"')

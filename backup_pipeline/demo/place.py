@@ -53,6 +53,11 @@ class Place:
         """A file for a shell to read: the variables that backups.toml names."""
         return self.folder / "env"
 
+    @property
+    def log(self) -> Path:
+        """All that the product's commands said during the demo."""
+        return self.folder / "demo.log"
+
     def secret(self, name: str) -> Path:
         """A file with a random secret that only its owner may read; made when it is missing."""
         path = self.folder / f"{name}.secret"
@@ -93,7 +98,7 @@ def empty(place: Place) -> None:
     (place.folder / "postgres").unlink(missing_ok=True)
     for folder in (place.objects, place.dagster_home):
         shutil.rmtree(folder, ignore_errors=True)
-    for file in place.folder.glob("*.secret"):
+    for file in (*place.folder.glob("*.secret"), *place.folder.glob("*.log")):
         file.unlink()
 
 
@@ -126,10 +131,16 @@ def write_private(path: Path, text: str) -> None:
 
 
 def shown(path: Path) -> str:
-    """A path as short as it can be from where the user stands."""
+    """A path as short as it can be from where the user stands, quoted for a shell where that is needed."""
     with contextlib.suppress(ValueError):
-        return str(path.resolve().relative_to(Path.cwd()))
-    return str(path)
+        return shlex.quote(str(path.resolve().relative_to(Path.cwd())))
+    return shlex.quote(str(path))
+
+
+def sourced(path: Path) -> str:
+    """The command by which a shell reads the file."""
+    name = shown(path)
+    return f". {name}" if "/" in name else f". ./{name}"
 
 
 def _make(folder: Path) -> None:

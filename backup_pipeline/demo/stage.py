@@ -5,10 +5,13 @@ Called by story.py and dev.py; knows nothing of what is shown.
 
 import json
 import os
+import re
 import shlex
 import sys
+import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, TextIO
 
 import click
@@ -26,62 +29,86 @@ class DemoFailed(BackupError):
 
 
 class Stage:
-    """Numbered steps on `out`, and commands with what they say, indented."""
+    """Numbered steps on `out`, and commands with the lines that matter, indented.
+
+    What a command says besides goes to `log` alone.
+    """
 
     variables: Mapping[str, str]
     """What the commands find in their environment, beside the usual."""
 
-    def __init__(self, out: TextIO | None = None) -> None:
+    def __init__(self, log: Path, out: TextIO | None = None) -> None:
         self.variables = {}
+        self._log = log
         self._out = out or sys.stdout
         self._step = 0
+        self._code = 0
 
     def step(self, title: str) -> None:
         """Begin the next numbered step."""
         self._step += 1
-        self._write("\n" + click.style(f"{self._step}. {title}", bold=True))
+        self.heading(f"{self._step}. {title}")
 
     def heading(self, title: str) -> None:
         """A title without a number."""
         self._write("\n" + click.style(title, bold=True))
 
-    def say(self, line: str = "") -> None:
+    def say(self, line: str) -> None:
         """One line of ours."""
-        self._write(f"   {line}" if line else "")
+        self._write(f"   {line}")
 
-    def command(self, *arguments: str) -> float:
-        """Show a command of the product and run it as it is, with what it says; return its seconds.
+    def command(self, *arguments: str, show: str = "") -> float:
+        """Show a command of the product and run it as it is; return its seconds.
 
-        Raises DemoFailed when it fails.
+        Of what it says, the lines that match `show` are shown as they come. Raises DemoFailed when it fails.
         """
-        self._write(click.style(f"   $ {PROGRAM} {shlex.join(arguments)}", fg="cyan"))
+        return self._run(arguments, show, None)
+
+    def ask(self, *arguments: str, show: str) -> tuple[Any, float]:
+        """The same, and what the command answers to --json."""
+        with tempfile.TemporaryFile("w+", encoding="utf-8") as answer:
+            took_s = self._run(arguments, show, answer)
+            answer.seek(0)
+            return json.loads(answer.read()), took_s
+
+    def _run(self, arguments: tuple[str, ...], show: str, answer: TextIO | None) -> float:
+        shown = f"$ {PROGRAM} {shlex.join(arguments)}"
+        self._write(click.style(f"   {shown}", fg="cyan"))
         started = time.monotonic()
-        self._run(arguments)
+        with self._log.open("a", encoding="utf-8") as log:
+            print(shown, file=log, flush=True)
+            said: list[str] = []
+            argv = (sys.executable, "-m", "backup_pipeline.cli", *arguments, *(["--json"] if answer else []))
+            for line in self._lines(argv, answer):
+                print(line, file=log, flush=True)
+                said.append(line)
+                if re.search(show, line):
+                    self._write(f"     {line}")
+        self._raise_if_failed(shown, said)
         return time.monotonic() - started
 
-    def ask(self, *arguments: str) -> Any:
-        """What a command of the product answers to --json; not shown."""
-        command = Command((*_argv(), *arguments, "--json"), self.variables)
-        return json.loads(process.run(command, timeout_s=120.0).stdout)
-
-    def _run(self, arguments: tuple[str, ...]) -> None:
+    def _lines(self, argv: tuple[str, ...], answer: TextIO | None) -> Iterator[str]:
+        """What the command writes, line by line; to standard error alone when it has an `answer` to give."""
+        command = Command(argv, {**self.variables, "COLUMNS": "110", "PYTHONUNBUFFERED": "1"})
         reading, writing = os.pipe()
-        command = Command((*_argv(), *arguments), {**self.variables, "COLUMNS": "110"})
         with os.fdopen(reading, encoding="utf-8", errors="replace") as lines:
             try:
-                child = process.start(command, stdout=writing, stderr=writing)
+                stdout = writing if answer is None else answer.fileno()
+                child = process.start(command, stdout=stdout, stderr=writing)
             finally:
                 os.close(writing)
             try:
-                for line in lines:
-                    self._write(f"     {line.rstrip()}")
-                code = child.wait()
+                yield from (line.rstrip() for line in lines)
+                self._code = child.wait()
             finally:
                 process.terminate(child, grace_s=_GRACE_S)
-        if code != 0:
+
+    def _raise_if_failed(self, shown: str, said: list[str]) -> None:
+        if self._code != 0:
+            for line in said:
+                self._write(f"     {line}")
             raise DemoFailed(
-                f"`{PROGRAM} {shlex.join(arguments)}` ended with exit code {code}",
-                hint="Its own words are above.",
+                f"`{shown[2:]}` ended with exit code {self._code}", hint="Its own words are above."
             )
 
     def _write(self, text: str) -> None:
@@ -93,7 +120,3 @@ def expect(condition: bool, otherwise: str) -> None:
     """Go on only when `condition` holds. Raises DemoFailed saying what is wrong."""
     if not condition:
         raise DemoFailed(otherwise)
-
-
-def _argv() -> tuple[str, ...]:
-    return (sys.executable, "-m", "backup_pipeline.cli")

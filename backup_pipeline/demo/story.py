@@ -5,22 +5,22 @@ at the end was compared here, from the side (contents.py), and not read from the
 """
 
 import contextlib
-import shlex
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
 
 import psycopg
 
 from backup_pipeline.demo import contents, filler, servers
 from backup_pipeline.demo.contents import Named, Rows
-from backup_pipeline.demo.place import Place, empty, shown
+from backup_pipeline.demo.place import Place, empty, shown, sourced
 from backup_pipeline.demo.servers import Servers
 from backup_pipeline.demo.stage import PROGRAM, DemoFailed, Stage, expect
 from backup_pipeline.demo.writer import Writer
 from backup_pipeline.engines.postgres.server import connect
 from backup_pipeline.units import show_bytes, show_seconds
+
+_EQUAL = r"\d.* equal\b"
 
 LOST = "workflow_versions"
 BESIDE = "agentweave_restored"
@@ -29,9 +29,10 @@ _SOME = 20
 
 @dataclass(frozen=True)
 class Taken:
-    """The daily backup: its id, how long it took, and how far the application was then."""
+    """The daily backup: its id, its size, how long it took, and how far the application was then."""
 
     backup: str
+    size_bytes: int
     took_s: float
     committed: int
 
@@ -46,7 +47,7 @@ class Accident:
 
 def tell(place: Place, *, rows: int) -> None:
     """Run the demo in `place`, which is emptied first. Raises DemoFailed when anything is not as claimed."""
-    stage = Stage()
+    stage = Stage(place.log)
     stage.heading("A database is backed up while an application writes to it; then the backup is needed.")
     stage.step("Two servers of our own")
     started = time.monotonic()
@@ -62,7 +63,7 @@ def tell(place: Place, *, rows: int) -> None:
         with Writer(running.application()) as writer:
             _still_writing(writer)
             taken = _take(stage, writer)
-            proven, prove_s = _prove(stage, taken)
+            prove_s = _prove(stage, taken)
             accident = _lose(stage, running, writer)
             restore_s = _restore_beside(stage, running, accident)
             swap_s = _replace(stage, running, writer, accident)
@@ -71,8 +72,8 @@ def tell(place: Place, *, rows: int) -> None:
         stage.heading("What happened")
         for name, value in (
             ("database", f"{filled.rows:,} rows, {show_bytes(filled.size_bytes)}, written to all the time"),
-            ("backup", f"{show_bytes(proven['size_bytes'])} in the store, in {show_seconds(taken.took_s)}"),
-            ("proof", f"{proven['verdict']}, in {show_seconds(prove_s)}"),
+            ("backup", f"{show_bytes(taken.size_bytes)} in the store, in {show_seconds(taken.took_s)}"),
+            ("proof", f"proven, in {show_seconds(prove_s)}"),
             ("accident", f"{contents.counted(accident.gone)} and {accident.rows.count:,} rows lost"),
             (
                 "restore",
@@ -100,20 +101,20 @@ def _fill(stage: Stage, running: Servers, rows: int) -> filler.Filled:
 def _take(stage: Stage, writer: Writer) -> Taken:
     stage.step("The daily backup, taken while the application writes")
     before = writer.committed
-    took = stage.command("backup", filler.DATABASE, "--tier", "daily", "--no-prove")
+    arguments = ("backup", filler.DATABASE, "--tier", "daily", "--no-prove")
+    taken, took_s = stage.ask(*arguments, show="^published ")
     stage.say(f"Meanwhile the application committed {writer.committed - before} transactions.")
     expect(writer.committed > before, "the application could not write while the dump was taken")
-    (newest,) = stage.ask("list", filler.DATABASE)
-    return Taken(str(newest["id"]), took, before)
+    return Taken(str(taken["id"]), int(taken["size_bytes"]), took_s, before)
 
 
-def _prove(stage: Stage, taken: Taken) -> tuple[dict[str, Any], float]:
+def _prove(stage: Stage, taken: Taken) -> float:
     stage.step("The proof: restored into an empty server, and compared row for row")
-    took = stage.command("prove", filler.DATABASE, "--backup", taken.backup)
-    (newest,) = stage.ask("list", filler.DATABASE)
-    verdict = newest["verdict"]
+    arguments = ("prove", filler.DATABASE, "--backup", taken.backup)
+    proven, took_s = stage.ask(*arguments, show=f" is proven|{_EQUAL}")
+    verdict = proven["verdict"]
     expect(verdict == "proven", f"the verdict on {taken.backup} is {verdict!r}, not 'proven'")
-    return newest, took
+    return took_s
 
 
 def _lose(stage: Stage, running: Servers, writer: Writer) -> Accident:
@@ -133,7 +134,9 @@ def _lose(stage: Stage, running: Servers, writer: Writer) -> Accident:
 
 def _restore_beside(stage: Stage, running: Servers, accident: Accident) -> float:
     stage.step("The newest proven backup, restored beside the live database")
-    took = stage.command("restore", filler.DATABASE, "--into", BESIDE)
+    took = stage.command(
+        "restore", filler.DATABASE, "--into", BESIDE, show=f"^(backup|into|then): |^restored |{_EQUAL}"
+    )
     live, restored = contents.named(running.database()), contents.named(running.database(BESIDE))
     stage.say("Compared:")
     width = max(len(thing.name) for thing in accident.gone if thing.kind in ("table", "view"))
@@ -150,14 +153,14 @@ def _restore_beside(stage: Stage, running: Servers, accident: Accident) -> float
 
 def _replace(stage: Stage, running: Servers, writer: Writer, accident: Accident) -> float:
     stage.step("The restored database takes the live one's place")
-    took = stage.command("restore", filler.DATABASE, "--replace", "--confirm", filler.DATABASE)
+    arguments = ("restore", filler.DATABASE, "--replace", "--confirm", filler.DATABASE)
+    took = stage.command(*arguments, show="^then: |^restored | is kept as | were ended")
     expect(accident.gone <= contents.named(running.database()), "the live database still lacks what was lost")
     rows = contents.rows(running.database(), LOST)
     expect(rows == accident.rows, f"{LOST} was {accident.rows} before the accident, and is {rows} now")
     _still_writing(writer)
     stage.say(f"The application found its database again after {_gap(writer)}, and goes on writing.")
-    stage.say("What it wrote after the backup is in the old database, which is kept until you drop it;")
-    stage.say(f"`backup-pipeline undo {filler.DATABASE}` swaps it back.")
+    stage.say(f"The old one is kept until you drop it: `{PROGRAM} undo {filler.DATABASE}` swaps it back.")
     return took
 
 
@@ -170,9 +173,9 @@ def _keep(stage: Stage) -> None:
 def _farewell(stage: Stage, place: Place, backup: str) -> None:
     stage.heading("See it yourself")
     stage.say("`make dev` starts the same servers over the same data, with Dagster's UI beside them.")
-    stage.say("While it runs, in another terminal:")
-    file = shlex.quote(shown(place.environment))
-    stage.say(f"  . {file if '/' in file else f'./{file}'}")
+    stage.say(f"All that the commands above said is in {shown(place.log)}.")
+    stage.say("While `make dev` runs, in another terminal:")
+    stage.say(f"  {sourced(place.environment)}")
     for command in ("list", f"show {backup}", f"restore {filler.DATABASE} --into another"):
         stage.say(f"  {PROGRAM} {command}")
 

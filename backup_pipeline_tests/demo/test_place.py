@@ -2,8 +2,6 @@
 
 import os
 import subprocess
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,14 +12,6 @@ from backup_pipeline.demo import servers
 from backup_pipeline.demo.place import Place, empty, held, prepare, write_environment
 from backup_pipeline.engines.postgres.server import Endpoint, connect
 from backup_pipeline.errors import Busy
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """A folder that any user may enter, with a space in its path."""
-    with tempfile.TemporaryDirectory(prefix="demo test ", dir="/tmp" if os.getuid() == 0 else None) as made:
-        Path(made).chmod(0o755)
-        yield Path(made) / ".demo"
 
 
 def test_a_second_user_is_told_who_has_it(folder: Path) -> None:
@@ -35,7 +25,7 @@ def test_a_second_user_is_told_who_has_it(folder: Path) -> None:
 def test_a_shell_reads_the_variables(folder: Path) -> None:
     with held(folder, "test") as place:
         write_environment(place, {"DEMO_DSN": "it's $HOME; `id`"}, paths=[Path("/a b/bin")])
-    assert places.shown(place.environment) == str(place.environment)
+    assert places.sourced(place.environment) == f". '{place.environment}'"
     assert place.environment.stat().st_mode & 0o077 == 0
     said = subprocess.run(
         ["/bin/sh", "-c", '. "$1"; echo "$DEMO_DSN"; echo "$PATH"', "sh", place.environment],
