@@ -20,10 +20,17 @@ from backup_pipeline import process
 from backup_pipeline.domain.backup import DatabaseProperties, Source
 from backup_pipeline.engines.postgres import restore
 from backup_pipeline.engines.postgres.cluster import LocalCluster
+from backup_pipeline.engines.postgres.globals import parse_globals
 from backup_pipeline.engines.postgres.load import LoadLimits, LoadProgress, count_items, load, restore_argv
 from backup_pipeline.engines.postgres.properties import read_properties, read_source, statements
 from backup_pipeline.engines.postgres.requirements import missing_requirements, unfit_tools
-from backup_pipeline.engines.postgres.roles import create_plain_roles, drop_plain_roles
+from backup_pipeline.engines.postgres.roles import (
+    create_plain_roles,
+    create_roles,
+    drop_plain_roles,
+    existing_roles,
+    plan_roles,
+)
 from backup_pipeline.engines.postgres.server import Connection, Endpoint, connect
 from backup_pipeline.engines.postgres.swap import kept_name, publish, swap
 from backup_pipeline.engines.postgres.tools import Tools, find_tools
@@ -191,6 +198,41 @@ def test_a_restored_database_takes_the_place_of_the_live_one(
     assert fetch(admin.with_database(kept), "SELECT count(*) FROM public.t") == [(0,)]
     assert plain(furnished) == properties
     assert database_names(admin) >= {live, kept}
+
+
+def test_an_operator_who_is_no_superuser_restores_and_swaps(
+    admin: Endpoint, furnished: Endpoint, tools: Tools, tmp_path: Path
+) -> None:
+    """As on a managed server: CREATEDB and CREATEROLE, and membership in what is created."""
+    from datetime import UTC, datetime
+
+    archive, source = dump(furnished, tmp_path / "dump", tools), source_of(furnished, tools)
+    globals_sql = b'CREATE ROLE "r owner";\nCREATE ROLE "r \'app\'";\n'
+    restore.drop_database(admin, furnished.database, force=True)
+    execute(admin, 'DROP ROLE "r owner"', "DROP ROLE \"r 'app'\"")
+    execute(admin, 'CREATE ROLE "r operator" LOGIN CREATEDB CREATEROLE')
+    conninfo = {name: value for name, value in admin.conninfo.items() if name in {"host", "port", "dbname"}}
+    operator = Endpoint(psycopg.conninfo.make_conninfo("", **conninfo, user="r operator"))
+    with contextlib.closing(connect(operator)) as session:
+        lacking = missing_requirements(session, source)
+        assert lacking.roles == ("r 'app'", "r owner")
+        plan = plan_roles(parse_globals(globals_sql), needed=lacking.roles, existing=existing_roles(session))
+        assert create_roles(session, plan) == ()
+        restore.create_database(operator, "target", source.database)
+        with pytest.raises(ServerError, match=r"cannot be made like its source: .*my\.setting") as caught:
+            restore.apply_properties(operator, "target", source.database)
+        assert "GRANT SET ON PARAMETER" in caught.value.hint
+    execute(admin, 'GRANT SET ON PARAMETER my.setting TO "r operator"')
+    # Large objects and tables of the source's superuser stay the operator's: only a superuser gives to one.
+    with restore.temporary_database(operator, "target", source.database) as name:
+        load(operator, name, archive, tools=tools, owners=False)
+        restore.analyze(operator, name)
+        restore.apply_properties(operator, name, source.database)
+        swap(operator, "target", name, kept_name("target", datetime(2026, 3, 1, tzinfo=UTC)))
+    new = admin.with_database("target")
+    assert replace(plain(new), name=source.database.name) == source.database
+    assert fetch(new, "SELECT count(*) FROM public.t") == [(5000,)]
+    execute(admin, 'REVOKE SET ON PARAMETER my.setting FROM "r operator"')
 
 
 def test_nobody_else_may_enter_while_a_private_database_is_loaded(
@@ -557,7 +599,7 @@ def test_a_restore_that_is_killed_leaves_no_name_taken_and_the_next_one_cleans_u
     assert not any(restore.is_temporary(each) for each in database_names(admin))
 
 
-@pytest.mark.parametrize("delay_ms", range(0, 500, 50))
+@pytest.mark.parametrize("delay_ms", range(0, 500, 70))
 def test_a_restore_killed_at_any_moment_is_all_or_nothing(
     admin: Endpoint, furnished: Endpoint, tools: Tools, tmp_path: Path, delay_ms: int
 ) -> None:

@@ -77,6 +77,9 @@ def make(session: Connection, admin: Endpoint, name: str, which: str) -> None:
         inside.execute("INSERT INTO public.marker VALUES (%s)", [which])
 
 
+ONE_NAME = pytest.mark.parametrize("pair", ["plain"], indirect=True)
+
+
 @pytest.fixture(params=["plain", "hostile"])
 def pair(request: pytest.FixtureRequest, postgres: LocalCluster) -> Iterator[Pair]:
     admin = postgres.endpoint()
@@ -149,6 +152,7 @@ def test_a_swap_exchanges_the_names_and_undo_goes_back(pair: Pair) -> None:
         undo(pair.admin, pair.live, AT)
 
 
+@ONE_NAME
 def test_undo_takes_the_newest_kept_copy(pair: Pair) -> None:
     older = kept_name(pair.live, AT - timedelta(days=1))
     make(pair.session, pair.admin, older, "older")
@@ -228,6 +232,7 @@ def test_reconnecting_clients_see_the_old_database_or_the_new_one(pair: Pair) ->
     assert all("terminat" in each or "dropped or renamed" in each for each in clients.errors), clients.errors
 
 
+@ONE_NAME
 def test_a_swap_waits_for_no_dump_unless_asked_to(pair: Pair) -> None:
     with (
         advisory_lock(pair.admin.with_database(pair.live), pair.live, purpose="dump", wait_s=0),
@@ -359,6 +364,7 @@ def test_missing_rights_are_named_with_their_fix(pair: Pair, role: str) -> None:
             pair.session.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(name)))
 
 
+@ONE_NAME
 def test_sessions_of_superusers_are_found_before_anything_is_touched(pair: Pair, role: str) -> None:
     own(pair, role)
     pair.session.execute(sql.SQL("ALTER ROLE {} CREATEDB").format(sql.Identifier(role)))
@@ -438,6 +444,7 @@ def test_a_swap_killed_while_it_holds_its_locks_changes_nothing(pair: Pair, step
     assert pair.content(pair.live) == "[('new',)]"
 
 
+@ONE_NAME
 @pytest.mark.parametrize("delay_ms", range(0, 150, 30))
 def test_a_swap_killed_at_any_moment_leaves_one_whole_database(pair: Pair, delay_ms: int) -> None:
     client = connect(pair.admin.with_database(pair.live))
@@ -454,6 +461,7 @@ def test_a_swap_killed_at_any_moment_leaves_one_whole_database(pair: Pair, delay
         assert (pair.content(pair.live), pair.content(pair.kept)) == ("[('new',)]", "[('old',)]")
 
 
+@ONE_NAME
 def test_a_session_that_never_leaves_ends_the_swap_with_nothing_changed(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -470,6 +478,7 @@ def test_a_session_that_never_leaves_ends_the_swap_with_nothing_changed(
     assert pair.content(pair.live) == "[('old',)]"
 
 
+@ONE_NAME
 def test_a_renaming_session_that_is_lost_is_asked_about(pair: Pair) -> None:
     session = connect(pair.admin.with_database(pair.new))
     os.kill(session.info.backend_pid, signal.SIGSTOP)

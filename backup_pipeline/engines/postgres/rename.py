@@ -34,11 +34,15 @@ from backup_pipeline.errors import Refused, ServerError
 NAME_BYTES = 63
 """The longest name that PostgreSQL keeps (NAMEDATALEN - 1); it cuts longer ones without an error."""
 
+SWAP_PURPOSE = "swap"
+"""What pg_stat_activity shows of sessions that look before a swap."""
+
 _PURPOSE = "rename"
 _ATTEMPTS = 3
 _LOCK_TIMEOUT_S = 10.0
 _STATEMENT_TIMEOUT_S = 30.0
 _POLL_S = 0.02
+_OURS = (f"{APPLICATION} {_PURPOSE}", f"{APPLICATION} {SWAP_PURPOSE}")  # on their way out already
 _IN_THE_WAY = (
     psycopg.errors.ObjectInUse,
     psycopg.errors.LockNotAvailable,
@@ -280,18 +284,18 @@ class _Clearing:
     def _end_sessions(self, session: Connection) -> None:
         # Workers of autovacuum have no role, and are ended by the rename itself.
         found = session.execute(
-            "SELECT a.pid, a.usename FROM pg_catalog.pg_stat_activity a"
+            "SELECT a.pid, a.usename, a.application_name FROM pg_catalog.pg_stat_activity a"
             " JOIN pg_catalog.pg_locks l ON l.locktype = 'object'"
             " AND l.classid = 'pg_catalog.pg_database'::pg_catalog.regclass AND l.objid = a.datid"
             " WHERE l.pid = %s AND l.mode = 'AccessExclusiveLock' AND l.granted"
             " AND a.datid = ANY(%s) AND a.usesysid IS NOT NULL",
             [self.renamer_pid, list(self.oids)],
         ).fetchall()
-        for pid, role in found:
+        for pid, role, application in found:
             try:
                 row = session.execute("SELECT pg_catalog.pg_terminate_backend(%s)", [pid]).fetchone()
             except psycopg.errors.InsufficientPrivilege:
                 self.refused.add(f"pid {pid} of role {role}")
                 continue
-            if row and row[0]:
+            if row and row[0] and application not in _OURS:
                 self.ended.add(int(str(pid)))

@@ -26,7 +26,7 @@ from backup_pipeline.engines.postgres.server import (
     server_errors,
 )
 from backup_pipeline.engines.postgres.swap import cut_name
-from backup_pipeline.errors import BackupError, Busy, Refused
+from backup_pipeline.errors import BackupError, Refused, ServerError
 
 PURPOSE = "restore"
 """What pg_stat_activity and a refused second run show of a restore."""
@@ -73,7 +73,10 @@ def temporary_database(endpoint: Endpoint, target: str, properties: DatabaseProp
 
 
 def drop_stale(endpoint: Endpoint) -> tuple[str, ...]:
-    """Drop what killed restores left on this server; return the names. Running ones are left alone."""
+    """Drop what killed restores left on this server; return the names. Running ones are left alone.
+
+    One that cannot be dropped is left to the next time: it stands in nobody's way.
+    """
     with _session(endpoint) as session, server_errors(endpoint, "cannot list the databases"):
         rows = session.execute(
             "SELECT datname FROM pg_catalog.pg_database WHERE pg_catalog.pg_has_role(datdba, 'USAGE')"
@@ -81,7 +84,7 @@ def drop_stale(endpoint: Endpoint) -> tuple[str, ...]:
     dropped = []
     for name in sorted(str(name) for (name,) in rows if is_temporary(str(name))):
         with (
-            contextlib.suppress(Busy),
+            contextlib.suppress(BackupError),
             advisory_lock(endpoint, name, purpose=PURPOSE, wait_s=0, renames=True),
         ):
             _drop_temporary(endpoint, name)
@@ -152,9 +155,25 @@ def apply_properties(endpoint: Endpoint, name: str, properties: DatabaseProperti
 
 
 def _apply(session: Connection, name: str, properties: DatabaseProperties) -> None:
+    owner = sql.SQL("SET LOCAL ROLE {}").format(sql.Identifier(properties.owner))
     with session.transaction():
         for statement in statements(properties, name):
-            session.execute(statement)
+            text = statement.as_string(session)
+            # PostgreSQL would choose as grantor any role of ours that has a grant option.
+            as_owner = text.startswith(("GRANT ", "REVOKE "))
+            try:
+                if as_owner:
+                    session.execute(owner)
+                session.execute(statement)
+                if as_owner:
+                    session.execute("RESET ROLE")
+            except psycopg.errors.InsufficientPrivilege as error:
+                raise ServerError(
+                    f"database {name} cannot be made like its source: {error.diag.message_primary}",
+                    detail={"statement": text},
+                    hint="Restore as a superuser or a member of the owner; a setting that the server does not"
+                    " know needs GRANT SET ON PARAMETER.",
+                ) from error
 
 
 def analyze(endpoint: Endpoint, name: str, *, timeout_s: float = 0.0) -> None:

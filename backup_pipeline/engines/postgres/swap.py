@@ -16,6 +16,7 @@ import psycopg
 
 from backup_pipeline.engines.postgres.rename import (
     NAME_BYTES,
+    SWAP_PURPOSE,
     check_rights,
     find_renamable,
     rename,
@@ -122,7 +123,7 @@ def swap(endpoint: Endpoint, live: str, new: str, kept: str, *, wait_s: float = 
     sessions would not end. Whatever is raised, both names are as they were.
     """
     with (
-        advisory_lock(endpoint, live, purpose="swap", wait_s=wait_s, renames=True),
+        advisory_lock(endpoint, live, purpose=SWAP_PURPOSE, wait_s=wait_s, renames=True),
         contextlib.closing(rename_session(endpoint)) as session,
     ):
         old, fresh = find_renamable(endpoint, session, [live, new], vacant=kept)
@@ -177,7 +178,7 @@ def left_behind(endpoint: Endpoint, live: str) -> tuple[str, ...]:
     said: list[str] = []
     for where, query in queries:
         try:
-            with contextlib.closing(connect(where, purpose="swap")) as conn:
+            with contextlib.closing(connect(where, purpose=SWAP_PURPOSE)) as conn:
                 said += [str(text) for (text,) in conn.execute(query.encode(), [live])]
         except (ServerError, psycopg.Error):
             said.append(f"what {where.shown} replicates could not be read")
