@@ -231,8 +231,7 @@ class _Dump:
                 source,
                 snapshot,
                 compress_option=compression.option,
-                on_started=on_started,
-                **timeouts,
+                stall_s=stall_s,
             ) as chunks:
                 self._put(ARCHIVE_NAME, ObjectRole.DUMP, chunks, size_hint_bytes=details.size_bytes)
             return
@@ -245,8 +244,7 @@ class _Dump:
                 spool=spool,
                 jobs=config.jobs,
                 compress_option=compression.option,
-                on_started=on_started,
-                **timeouts,
+                stall_s=stall_s,
             ) as files,
         ):
             for file in files:

@@ -1,8 +1,6 @@
 """Fingerprints of real databases: equal after a dump and a restore, and different after any change."""
 
-import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +21,7 @@ from backup_pipeline.engines.postgres.cluster import LocalCluster
 from backup_pipeline.engines.postgres.properties import read_properties
 from backup_pipeline.engines.postgres.schema import archive_sequences
 from backup_pipeline.engines.postgres.server import Endpoint, connect
-from backup_pipeline.engines.postgres.snapshot import Relation, exported_snapshot
+from backup_pipeline.engines.postgres.snapshot import Relation
 from backup_pipeline.errors import ConfigError, ServerError
 from backup_pipeline_tests.engines.zoo import (
     HOSTILE_NAMES,
@@ -395,15 +393,6 @@ def test_a_table_in_two_schemas_must_be_named_in_full() -> None:
     assert fingerprint.find_tables(["b.t"], tables) == (tables[1],)
     in_public = Relation(9, "public", "t", "r", unlogged=False)
     assert fingerprint.find_tables(["t"], [*tables, in_public]) == (in_public,)
-
-
-def test_a_dump_that_never_starts_ends_the_fingerprint(database: Endpoint) -> None:
-    with exported_snapshot(database) as snapshot, ThreadPoolExecutor(1) as pool:
-        prepared = fingerprint.prepare(snapshot, pg_dump=tool("pg_dump"))
-        taking = pool.submit(fingerprint.take, prepared, started=threading.Event())
-        snapshot.cancel()
-        with pytest.raises(ServerError, match="given up"):
-            taking.result(timeout=20)
 
 
 def test_progress_reaches_the_total(restored: Restored) -> None:

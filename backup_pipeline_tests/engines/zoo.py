@@ -1,7 +1,6 @@
 """A database of oddities, and one way to dump, restore and compare it, for the tests of this folder."""
 
 import subprocess
-import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -47,26 +46,24 @@ def execute(endpoint: Endpoint, statements: str) -> None:
 
 def backup(endpoint: Endpoint, archive: Path, *, critical_tables: Sequence[str] = ()) -> Fingerprint:
     """Dump into `archive`, custom format, and take the fingerprint beside it, as a backup does."""
-    started = threading.Event()
-    with exported_snapshot(endpoint, lock_timeout_s=20) as snapshot, ThreadPoolExecutor(1) as pool:
-        prepared = fingerprint.prepare(snapshot, pg_dump=tool("pg_dump"), critical_tables=critical_tables)
-        taking = pool.submit(fingerprint.take, prepared, started=started)
-        try:
-            with (
-                dump.stream_custom(
-                    tool("pg_dump"),
-                    endpoint,
-                    snapshot,
-                    compress_option="--compress=zstd:1",
-                    lock_timeout_s=20,
-                    on_started=started.set,
-                ) as chunks,
-                archive.open("wb") as file,
-            ):
+    prepared = fingerprint.prepare(endpoint, pg_dump=tool("pg_dump"), critical_tables=critical_tables)
+    with exported_snapshot(endpoint, lock_timeout_s=20) as snapshot:
+        with (
+            ThreadPoolExecutor(1) as pool,
+            dump.stream_custom(
+                tool("pg_dump"), endpoint, snapshot, compress_option="--compress=zstd:1"
+            ) as chunks,
+            archive.open("wb") as file,
+        ):
+            taking = pool.submit(fingerprint.take, prepared, snapshot)
+            try:
                 file.writelines(chunks)
-            return taking.result()
-        finally:
-            snapshot.cancel()
+                found = taking.result()
+            except BaseException:
+                snapshot.cancel()
+                raise
+        snapshot.release()
+        return fingerprint.finish(found, prepared)
 
 
 def restore(archive: Path, target: Endpoint) -> None:

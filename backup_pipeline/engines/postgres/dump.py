@@ -23,13 +23,15 @@ from typing import IO, Protocol
 from backup_pipeline import process
 from backup_pipeline.engines.postgres.server import APPLICATION, Endpoint
 from backup_pipeline.engines.postgres.snapshot import DUMP_PURPOSE
-from backup_pipeline.errors import Refused
+from backup_pipeline.errors import Refused, ServerError, ToolError
 from backup_pipeline.process import Command
 from backup_pipeline.units import show_bytes
 
 SPOOL_RESERVE_BYTES = 256 * 1024 * 1024
 """A spool's file system is never filled beyond this."""
 
+# The snapshot holds its locks already: pg_dump waits only behind somebody who waits for them, as all do then.
+_LOCK_TIMEOUT_S = 5.0
 _PIPE_BYTES = 1024 * 1024
 _CHECK_S = 5.0
 _POLL_S = 0.2
@@ -58,6 +60,10 @@ class Watched(Protocol):
 
     def dump_is_working(self, *, within_s: float) -> bool:
         """Whether the server is at work for a pg_dump that is silent."""
+        ...
+
+    def contention(self) -> ServerError | None:
+        """Who kept a failed pg_dump from a table, if somebody did."""
         ...
 
 
@@ -133,26 +139,23 @@ def stream_custom(
     snapshot: Watched,
     *,
     compress_option: str,
-    lock_timeout_s: float = 60.0,
     stall_s: float = 900.0,
-    on_started: Callable[[], None] = lambda: None,
 ) -> Iterator[Iterator[bytes]]:
     """Run pg_dump in the custom format and yield its output in chunks of at most 1 MiB.
 
-    `on_started` is called at the first byte: pg_dump has read the whole schema and all sequences by
-    then. Silence alone is no failure: after `stall_s` seconds the server is asked, and as long as it
+    Silence alone is no failure: after `stall_s` seconds the server is asked, and as long as it
     is at work for this pg_dump (a scan over dead rows, a slow disk), the wait goes on, up to eight
     times as long. Leaving the context ends pg_dump, whatever happened.
 
     The iterator raises ToolError when pg_dump fails, is killed or hangs, and ServerError when the
-    snapshot was lost.
+    snapshot was lost, or a session that waits for a table's lock kept pg_dump from it.
     """
     argv = dump_argv(
         pg_dump,
         endpoint.tool_dbname,
         snapshot_id=snapshot.id,
         compress_option=compress_option,
-        lock_timeout_s=lock_timeout_s,
+        lock_timeout_s=_LOCK_TIMEOUT_S,
     )
     command = tool_command(argv, endpoint, DUMP_PURPOSE)
     output, input_ = os.pipe()
@@ -163,7 +166,7 @@ def stream_custom(
             child = process.start(command, stdout=writer, stderr=errors)
             writer.close()
             try:
-                yield _chunks(reader, _Watch(command, child, errors, snapshot, stall_s), on_started)
+                yield _chunks(reader, _Watch(command, child, errors, snapshot, stall_s))
             finally:
                 process.terminate(child, grace_s=_GRACE_S)
 
@@ -208,22 +211,27 @@ class _Watch:
             self.look()
             time.sleep(_POLL_S / 10)
         if self.child.returncode != 0:
-            raise process.failure(self.command, self.child.returncode, process.tail(self.errors))
+            raise self._failure(process.tail(self.errors))
         self.snapshot.check()
 
+    def _failure(self, said: str) -> ToolError | ServerError:
+        failure = process.failure(self.command, self.child.returncode, said)
+        contention = self.snapshot.contention() if self.child.returncode > 0 else None
+        if contention is None:
+            return failure
+        contention.detail["pg_dump"] = failure.message
+        contention.__cause__ = failure
+        return contention
 
-def _chunks(output: IO[bytes], watch: _Watch, on_started: Callable[[], None]) -> Iterator[bytes]:
+
+def _chunks(output: IO[bytes], watch: _Watch) -> Iterator[bytes]:
     poll = select.poll()
     poll.register(output, select.POLLIN | select.POLLHUP)
-    started = False
     while True:
         if poll.poll(min(_CHECK_S, watch.stall_s) * 1000):
             chunk = output.read(process.CHUNK_BYTES)
             if not chunk:
                 break
-            if not started:
-                started = True
-                on_started()
             yield chunk
             watch.spoke()  # after the consumer, whose time is not the child's
         watch.look()
@@ -246,7 +254,7 @@ class SpooledFile:
 
 
 @contextlib.contextmanager
-def dump_directory(  # noqa: PLR0913 - pg_dump's options, and where to
+def dump_directory(
     pg_dump: str,
     endpoint: Endpoint,
     snapshot: Watched,
@@ -254,9 +262,7 @@ def dump_directory(  # noqa: PLR0913 - pg_dump's options, and where to
     spool: Path,
     jobs: int,
     compress_option: str,
-    lock_timeout_s: float = 60.0,
     stall_s: float = 900.0,
-    on_started: Callable[[], None] = lambda: None,
 ) -> Iterator[Iterator[SpooledFile]]:
     """Run pg_dump with `jobs` workers into `spool` (private, ours) and yield each file once it is closed.
 
@@ -271,7 +277,7 @@ def dump_directory(  # noqa: PLR0913 - pg_dump's options, and where to
         endpoint.tool_dbname,
         snapshot_id=snapshot.id,
         compress_option=compress_option,
-        lock_timeout_s=lock_timeout_s,
+        lock_timeout_s=_LOCK_TIMEOUT_S,
         directory=directory,
         jobs=jobs,
     )
@@ -281,25 +287,24 @@ def dump_directory(  # noqa: PLR0913 - pg_dump's options, and where to
         child = process.start(command, stderr=errors)
         watch = _Watch(command, child, errors, snapshot, stall_s)
 
-        def started() -> None:
+        def keep_workers() -> None:  # they are all there before the first file
             workers.callback(_kill, _children(child.pid))
-            on_started()
 
         try:
-            yield _files(directory, watch, started)
+            yield _files(directory, watch, keep_workers)
         finally:
             process.terminate(child, grace_s=_GRACE_S)
             workers.close()
             shutil.rmtree(directory, ignore_errors=True)
 
 
-def _files(directory: Path, watch: _Watch, on_started: Callable[[], None]) -> Iterator[SpooledFile]:
+def _files(directory: Path, watch: _Watch, keep_workers: Callable[[], None]) -> Iterator[SpooledFile]:
     started, written = False, -1
     while watch.child.poll() is None:
         present = _present(directory)
         if present and not started:
             started = True
-            on_started()
+            keep_workers()
         total = sum(size for _, size in present)
         if total != written:
             written = total
@@ -314,8 +319,6 @@ def _files(directory: Path, watch: _Watch, on_started: Callable[[], None]) -> It
         else:
             time.sleep(_POLL_S)
     watch.finish()
-    if not started:
-        on_started()
     for path, _ in sorted(_present(directory), key=lambda item: item[0].name == _TOC):
         yield from _hand_over(path)
 

@@ -7,7 +7,6 @@ fingerprints say of each other is domain/proof.py's.
 
 import contextlib
 import difflib
-import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +23,7 @@ from backup_pipeline.domain.fingerprint import (
     TableContent,
 )
 from backup_pipeline.engines.postgres.schema import Schema, capture
-from backup_pipeline.engines.postgres.server import Connection, Endpoint
+from backup_pipeline.engines.postgres.server import Connection, Endpoint, connect, server_errors
 from backup_pipeline.engines.postgres.snapshot import (
     Relation,
     Snapshot,
@@ -43,8 +42,6 @@ MAX_LARGE_OBJECTS = 10_000
 _GROUPS = 4096
 _SEQUENCES_PER_QUERY = 100
 _NAMES_SHOWN = 5
-_POLL_S = 0.5
-_AFTER_LOCK_TIMEOUT_S = 10.0
 
 # A row as text, whatever its columns and casts are called; sorted by name, because a restore may give an
 # inherited table another order of columns. A hash follows the collation of its text: "C" is always the same.
@@ -122,61 +119,57 @@ _INDEXES = f"""
 
 @dataclass(frozen=True)
 class Prepared:
-    """What has to be read before pg_dump starts, and what `take` goes on from."""
+    """What was read before the snapshot, and what `take` and `finish` go on from."""
 
-    snapshot: Snapshot
+    endpoint: Endpoint
     pg_dump: str
+    critical_tables: tuple[str, ...]
     contents: bool
-    critical: tuple[Relation, ...]
     sequences: tuple[SequenceValue, ...]
     schema: Schema
 
 
 def prepare(
-    snapshot: Snapshot, *, pg_dump: str, critical_tables: Sequence[str] = (), contents: bool = True
+    endpoint: Endpoint, *, pg_dump: str, critical_tables: Sequence[str] = (), contents: bool = True
 ) -> Prepared:
-    """Read the sequences and the schema, to be taken before pg_dump reads them.
+    """Read what no snapshot holds still, or what would need locks beside it: sequences and the schema.
 
-    `critical_tables` are names, with or without a schema. Without `contents` rows are only counted.
-    Raises ConfigError for a critical table that does not exist, ServerError, ToolError.
+    To be called before the snapshot is taken. `critical_tables` are names, with or without a schema;
+    without `contents` rows are only counted. Raises ConfigError for a critical table that does not
+    exist, ServerError, ToolError.
     """
-    critical = find_tables(critical_tables, snapshot.relations)
-    with snapshot.reading() as session:
-        sequences = tuple(_sequences(session, snapshot))
-    schema = capture(pg_dump, snapshot.endpoint, snapshot_id=snapshot.id)
-    return Prepared(snapshot, pg_dump, contents, critical, sequences, schema)
+    with contextlib.closing(connect(endpoint, purpose="fingerprint")) as session:
+        check_critical_tables(session, critical_tables)
+        sequences = _sequences(endpoint, session)
+    schema = capture(pg_dump, endpoint)
+    return Prepared(endpoint, pg_dump, tuple(critical_tables), contents, sequences, schema)
 
 
 def take(
     prepared: Prepared,
+    snapshot: Snapshot,
     *,
     connections: int = 1,
-    started: threading.Event | None = None,
     progress: Progress = lambda *_: None,
 ) -> Fingerprint:
     """Read everything in the snapshot, beside the dump; return its fingerprint.
 
-    One session reads; with more `connections` the others are its parallel workers. `started` says
-    that pg_dump has read the schema and the sequences: it is waited for, and they are read again.
-    Without it nothing changes them. What fails here makes the snapshot's `check` fail.
-
-    Raises ServerError, also after `snapshot.cancel()`.
+    One session reads; with more `connections` the others are its parallel workers. What fails here
+    makes the snapshot's `check` fail. Raises ServerError, also after `snapshot.cancel()`.
     """
-    snapshot = prepared.snapshot
     with snapshot.reading() as session:
         for name, value in _PARALLEL.items():
             session.execute(f"SET LOCAL {name} = {value.format(workers=max(0, connections - 1))}".encode())
         reader = _Reader(session, snapshot, prepared, progress)
         tables = reader.tables()
-        large_objects = reader.large_objects()
         constraints, unvalidated = _validity(session, _CONSTRAINTS)
         indexes, invalid_indexes = _validity(session, _INDEXES)
-        fingerprint = Fingerprint(
+        return Fingerprint(
             server_version=session.info.server_version,
             client_version=prepared.schema.client_version,
             tables=tables,
             newest=reader.newest(),
-            large_objects=large_objects,
+            large_objects=reader.large_objects(),
             sequences_before=prepared.sequences,
             sequences_after=prepared.sequences,
             schema_before=prepared.schema.statements,
@@ -188,7 +181,22 @@ def take(
             invalid_indexes=invalid_indexes,
             notes=(*_notes(snapshot), *reader.notes),
         )
-    return fingerprint if started is None else _again(fingerprint, prepared, started)
+
+
+def finish(fingerprint: Fingerprint, prepared: Prepared) -> Fingerprint:
+    """Read once more what `prepare` read, once dump and snapshot have ended (`snapshot.release()`).
+
+    What the dump holds was seen in between. Where the schema cannot be read, as while a long ALTER
+    runs, a note says so, and only the first reading counts. Raises ServerError.
+    """
+    with contextlib.closing(connect(prepared.endpoint, purpose="fingerprint")) as session:
+        sequences = _sequences(prepared.endpoint, session)
+    try:
+        schema = capture(prepared.pg_dump, prepared.endpoint)
+    except ToolError as error:
+        note = f"the schema was read before the dump, and not once more after it: {error.message}"
+        return replace(fingerprint, sequences_after=sequences, notes=(*fingerprint.notes, note))
+    return replace(fingerprint, sequences_after=sequences, schema_after=schema.statements)
 
 
 def of_database(
@@ -205,13 +213,14 @@ def of_database(
 
     A critical table that is not there is left out: comparing finds that it is missing.
     """
+    with contextlib.closing(connect(endpoint, purpose="fingerprint")) as session:
+        relations, present = tuple(list_relations(session)), []
+    for name in critical_tables:
+        with contextlib.suppress(ConfigError):
+            present += [str(relation) for relation in find_tables([name], relations)]
+    prepared = prepare(endpoint, pg_dump=pg_dump, critical_tables=present, contents=contents)
     with exported_snapshot(endpoint, lock_timeout_s=lock_timeout_s) as snapshot:
-        present = []
-        for name in critical_tables:
-            with contextlib.suppress(ConfigError):
-                present += [str(relation) for relation in find_tables([name], snapshot.relations)]
-        prepared = prepare(snapshot, pg_dump=pg_dump, critical_tables=present, contents=contents)
-        return take(prepared, connections=connections, progress=progress)
+        return take(prepared, snapshot, connections=connections, progress=progress)
 
 
 def check_critical_tables(session: Connection, names: Sequence[str]) -> None:
@@ -266,13 +275,14 @@ class _Reader:
     progress: Progress
 
     def __post_init__(self) -> None:
+        self._critical = find_tables(self.prepared.critical_tables, self.snapshot.relations)
         self.notes: list[str] = []
         self._newest: list[NewestValue] = []
         leaves = [relation for relation in self.snapshot.relations if relation.kind == "r"]
         self._tables = [
             relation for relation in leaves if not (relation.unlogged and self.snapshot.in_recovery)
         ]
-        oids = [relation.oid for relation in (*leaves, *self.prepared.critical)]
+        oids = [relation.oid for relation in (*leaves, *self._critical)]
         self._columns: dict[int, list[str]] = defaultdict(list)
         self._dates: dict[int, list[str]] = defaultdict(list)
         for oid, name, is_date in self.session.execute(_COLUMNS.encode(), [oids]):
@@ -324,7 +334,7 @@ class _Reader:
         return self.session.execute(query).fetchone() or ()
 
     def _maxima(self, relation: Relation) -> list[sql.Composable]:
-        if relation not in self.prepared.critical:
+        if relation not in self._critical:
             return []
         dates = self._dates[relation.oid]
         return [sql.SQL("max({})::text").format(sql.Identifier(name)) for name in dates]
@@ -336,13 +346,13 @@ class _Reader:
         return TableContent(relation.schema, relation.name, int(str(rows)), digest)
 
     def _keep_newest(self, relation: Relation, values: Sequence[object]) -> None:
-        if relation in self.prepared.critical:
+        if relation in self._critical:
             for name, value in zip(self._dates[relation.oid], values, strict=True):
                 self._newest.append(NewestValue(str(relation), name, None if value is None else str(value)))
 
     def newest(self) -> tuple[NewestValue, ...]:
         """Of critical tables; those of a partitioned one are asked for here."""
-        for relation in self.prepared.critical:
+        for relation in self._critical:
             if relation.kind == "p" and (maxima := self._maxima(relation)):
                 query = sql.SQL("SELECT {} FROM {}").format(sql.SQL(", ").join(maxima), relation.identifier)
                 self._keep_newest(relation, self.session.execute(query).fetchone() or ())
@@ -370,20 +380,25 @@ def _summed(row: sql.Composable) -> sql.Composable:
     return sql.SQL("count(*), coalesce(sum({}), 0)::text").format(row)
 
 
-def _sequences(session: Connection, snapshot: Snapshot) -> Iterator[SequenceValue]:
-    wanted = [
-        relation
-        for relation in snapshot.relations
-        if relation.kind == "S" and not (relation.unlogged and snapshot.in_recovery)
-    ]
-    for start in range(0, len(wanted), _SEQUENCES_PER_QUERY):
-        batch = wanted[start : start + _SEQUENCES_PER_QUERY]
-        try:
-            yield from _read_sequences(session, batch)
-        except psycopg.errors.UndefinedTable:  # one of them was dropped
-            for relation in batch:
-                with contextlib.suppress(psycopg.errors.UndefinedTable):
-                    yield from _read_sequences(session, [relation])
+def _sequences(endpoint: Endpoint, session: Connection) -> tuple[SequenceValue, ...]:
+    with server_errors(endpoint, "cannot read the sequences"):
+        row = session.execute("SELECT pg_is_in_recovery()").fetchone()
+        on_standby = bool(row and row[0])
+        wanted = [
+            relation
+            for relation in list_relations(session)
+            if relation.kind == "S" and not (relation.unlogged and on_standby)
+        ]
+        found: list[SequenceValue] = []
+        for start in range(0, len(wanted), _SEQUENCES_PER_QUERY):
+            batch = wanted[start : start + _SEQUENCES_PER_QUERY]
+            try:
+                found += _read_sequences(session, batch)
+            except psycopg.errors.UndefinedTable:  # one of them was dropped
+                for relation in batch:
+                    with contextlib.suppress(psycopg.errors.UndefinedTable):
+                        found += _read_sequences(session, [relation])
+    return tuple(sorted(found))
 
 
 def _read_sequences(session: Connection, batch: Sequence[Relation]) -> list[SequenceValue]:
@@ -391,10 +406,8 @@ def _read_sequences(session: Connection, batch: Sequence[Relation]) -> list[Sequ
         sql.SQL("SELECT {}, last_value, is_called FROM {}").format(sql.Literal(number), relation.identifier)
         for number, relation in enumerate(batch)
     )
-    with session.transaction():
-        rows = session.execute(query).fetchall()
     found = []
-    for number, last_value, is_called in rows:
+    for number, last_value, is_called in session.execute(query):
         relation = batch[int(str(number))]
         found.append(SequenceValue(relation.schema, relation.name, int(str(last_value)), bool(is_called)))
     return found
@@ -409,28 +422,6 @@ def _validity(session: Connection, query: str) -> tuple[int, tuple[str, ...]]:
 def _extensions(session: Connection) -> tuple[tuple[str, str], ...]:
     rows = session.execute("SELECT extname, extversion FROM pg_extension ORDER BY extname")
     return tuple((str(name), str(version)) for name, version in rows)
-
-
-def _again(fingerprint: Fingerprint, prepared: Prepared, started: threading.Event) -> Fingerprint:
-    """Read once more what pg_dump may have seen later than `prepare`, once it has seen it."""
-    snapshot = prepared.snapshot
-    while not started.wait(_POLL_S) and not snapshot.given_up:
-        snapshot.check()
-    with snapshot.reading() as session:
-        sequences = tuple(_sequences(session, snapshot))
-    try:
-        schema = capture(
-            prepared.pg_dump,
-            snapshot.endpoint,
-            snapshot_id=snapshot.id,
-            lock_timeout_s=_AFTER_LOCK_TIMEOUT_S,
-        )
-    except ToolError:
-        # An ALTER waits for our locks, and pg_dump's would wait behind it for as long as the dump takes.
-        snapshot.check()
-        note = "the schema was read before the dump only: something waits for a lock that the dump holds"
-        return replace(fingerprint, sequences_after=sequences, notes=(*fingerprint.notes, note))
-    return replace(fingerprint, sequences_after=sequences, schema_after=schema.statements)
 
 
 def _notes(snapshot: Snapshot) -> Iterator[str]:

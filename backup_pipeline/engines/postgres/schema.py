@@ -70,9 +70,7 @@ class Schema:
     client_version: int  # 170010 is 17.10
 
 
-def schema_argv(
-    pg_dump: str, dbname: str, *, snapshot_id: str = "", lock_timeout_s: float
-) -> tuple[str, ...]:
+def schema_argv(pg_dump: str, dbname: str, *, lock_timeout_s: float) -> tuple[str, ...]:
     """The command that writes a schema as SQL. Tablespaces are placement, and left out."""
     return (
         pg_dump,
@@ -82,23 +80,18 @@ def schema_argv(
         "--no-tablespaces",
         "--no-password",
         f"--lock-wait-timeout={lock_timeout_s * 1000:.0f}",
-        *((f"--snapshot={snapshot_id}",) if snapshot_id else ()),
     )
 
 
 def capture(
-    pg_dump: str,
-    endpoint: Endpoint,
-    *,
-    snapshot_id: str = "",
-    lock_timeout_s: float = 60.0,
-    stall_s: float = 900.0,
+    pg_dump: str, endpoint: Endpoint, *, lock_timeout_s: float = 60.0, stall_s: float = 900.0
 ) -> Schema:
-    """The schema of `endpoint`'s database, as of a snapshot when one is given.
+    """The schema of `endpoint`'s database as it is now.
 
-    Raises ToolError when pg_dump fails, or is silent for `stall_s` seconds.
+    Not to be called while a Snapshot of it is open: pg_dump locks every table, and would wait for who
+    waits for the snapshot. Raises ToolError when pg_dump fails, or is silent for `stall_s` seconds.
     """
-    argv = schema_argv(pg_dump, endpoint.tool_dbname, snapshot_id=snapshot_id, lock_timeout_s=lock_timeout_s)
+    argv = schema_argv(pg_dump, endpoint.tool_dbname, lock_timeout_s=lock_timeout_s)
     with process.stream(tool_command(argv, endpoint, "schema"), stall_s=stall_s) as chunks:
         # Names in a database without an encoding may be any bytes; they come through as they are.
         text = b"".join(chunks).decode("utf-8", "surrogateescape")

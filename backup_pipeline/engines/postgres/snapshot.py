@@ -124,13 +124,14 @@ class Snapshot:
     _session: Connection = field(repr=False)
     _busy: threading.Lock = field(default_factory=threading.Lock, repr=False)
     _failure: BaseException | None = field(default=None, repr=False)
-    given_up: bool = False
+    _given_up: bool = field(default=False, repr=False)
+    _released: bool = field(default=False, repr=False)
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[Connection]:
         """The session, for one thread. What fails in here makes `check` fail, and so ends the dump."""
         with self._busy:
-            if self.given_up:
+            if self._given_up or self._released:
                 raise ServerError("the snapshot was given up")
             try:
                 with snapshot_errors(self.endpoint, "cannot read in the snapshot"):
@@ -147,10 +148,21 @@ class Snapshot:
             raise ServerError(f"reading beside the dump failed: {self._failure}") from self._failure
         if self._busy.acquire(blocking=False):  # else a reader uses it, and will notice
             try:
-                with snapshot_errors(self.endpoint, "the session that holds the dump's locks was lost"):
-                    self._session.execute("SELECT 1")
+                if not self._released:
+                    with snapshot_errors(self.endpoint, "the session that holds the dump's locks was lost"):
+                        self._session.execute("SELECT 1")
             finally:
                 self._busy.release()
+
+    def release(self) -> None:
+        """End the snapshot and let go of its locks, once dump and fingerprint are complete.
+
+        Raises ServerError, as `check`, when it had not lived until now.
+        """
+        self.check()
+        with self._busy, snapshot_errors(self.endpoint, "the snapshot's session was lost"):
+            self._session.rollback()
+            self._released = True
 
     def dump_is_working(self, *, within_s: float) -> bool:
         """Ask the server whether a silent pg_dump still gets somewhere: one of its sessions runs, not
@@ -163,9 +175,20 @@ class Snapshot:
             return False
         return row is not None and row[0] != 0
 
+    def contention(self) -> ServerError | None:
+        """What kept pg_dump from a table, if somebody did: it cannot come past a session that waits for
+        a lock which this snapshot holds, and that one waits for us.
+        """
+        locked = [relation for relation in self.relations if relation.lockable]
+        try:
+            with contextlib.closing(connect(self.endpoint, statement_timeout_s=_CHECK_TIMEOUT_S)) as session:
+                return _contended(self.endpoint, session, locked)
+        except (ServerError, psycopg.Error):
+            return None
+
     def cancel(self) -> None:
         """End whatever is being read in this snapshot, and begin nothing new: readers raise ServerError."""
-        self.given_up = True
+        self._given_up = True
         while not self._busy.acquire(timeout=0.2):
             with contextlib.suppress(psycopg.Error):
                 self._session.cancel_safe(timeout=5.0)
@@ -288,22 +311,27 @@ def _lock_together(
 
 
 def _blocked(endpoint: Endpoint, session: Connection, batch: Sequence[Relation]) -> ServerError:
-    rows = session.execute(_BLOCKERS, [[relation.oid for relation in batch]]).fetchall()
+    return _contended(endpoint, session, batch) or ServerError(
+        f"table {batch[0]} or one of {len(batch) - 1} others stayed locked ({endpoint.shown})",
+        hint="Whoever locked it has let go of it just now; try again.",
+    )
+
+
+def _contended(endpoint: Endpoint, session: Connection, relations: Sequence[Relation]) -> ServerError | None:
+    """Who holds one of these exclusively, or waits to: nobody comes past either of them."""
+    rows = session.execute(_BLOCKERS, [[relation.oid for relation in relations]]).fetchall()
     if not rows:
-        return ServerError(
-            f"table {batch[0]} or one of {len(batch) - 1} others stayed locked ({endpoint.shown})",
-            hint="Whoever locked it has let go of it just now; try again.",
-        )
+        return None
     table, pid, _, granted, user, application, state, since = rows[0]
     began = f" since {since:%Y-%m-%d %H:%M:%S} UTC" if isinstance(since, datetime) else ""
-    how = "holds an exclusive lock" if granted else "waits for an exclusive lock, and everyone behind it,"
+    how = "holds an exclusive lock" if granted else "waits for an exclusive lock, and all others behind it,"
     return ServerError(
         f"table {table} is locked by another session (pid {pid}, role {user or 'unknown'}, {endpoint.shown})",
         detail={
             "session": f"{application or 'an unknown program'}, {state or 'state unknown'}, {how}{began}",
             "locked": ", ".join(dict.fromkeys(str(row[0]) for row in rows)),
         },
-        hint=f"Wait for it to end, or look at it in pg_stat_activity; pg_terminate_backend({pid}) ends it.",
+        hint=f"Try again when it has ended; pg_stat_activity shows it, pg_terminate_backend({pid}) ends it.",
     )
 
 
