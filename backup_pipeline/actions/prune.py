@@ -47,9 +47,10 @@ _LOCKED = re.compile(r"object.?lock|worm|retention|legal.?hold", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Prune:
-    """What one prune of one database would do."""
+    """What one prune of one database would do. Holds no secret: it may be stored between two steps."""
 
-    config: DatabaseConfig
+    database: str
+    tiers: Mapping[str, int]  # how many of each are kept
     plan: PrunePlan
     orphans: tuple[OrphanDecision, ...]
 
@@ -87,20 +88,27 @@ def plan(store: Store, database: DatabaseConfig, *, now: datetime, imports: Stor
 
     Raises StoreError.
     """
+    return _look(store, database.name, {tier.name: tier.keep for tier in database.tiers}, now, imports)
+
+
+def _look(
+    store: Store, database: str, tiers: Mapping[str, int], now: datetime, imports: Store | None
+) -> Prune:
     # Objects before manifests before leases: whoever publishes meanwhile is seen as published.
-    objects = list(store.list(f"{DATA}{database.name}/"))
-    listing = list_backups(store, database.name, fresh=True)
-    imported = _imported(imports, store, database.name)
-    claims = leases.live_leases(store, database.name, now)
+    objects = list(store.list(f"{DATA}{database}/"))
+    listing = list_backups(store, database, fresh=True)
+    imported = _imported(imports, store, database)
+    claims = leases.live_leases(store, database, now)
     judged = plan_prune(
         (*listing.backups, *imported.backups),
-        tiers={tier.name: tier.keep for tier in database.tiers},
+        tiers=tiers,
         leases=claims,
         now=now,
         unreadable=(*listing.unreadable, *imported.unreadable),
         damaged=_damaged(store, listing.backups, objects) | _empty(imported.backups),
     )
-    return Prune(database, judged, plan_orphans(_unlisted(store, listing, objects), leases=claims, now=now))
+    orphans = plan_orphans(_unlisted(store, listing, objects), leases=claims, now=now)
+    return Prune(database, tiers, judged, orphans)
 
 
 def carry_out(
@@ -119,7 +127,7 @@ def carry_out(
     for line in planned.lines:
         log(line)
     done = Pruned()
-    again = plan(store, planned.config, now=now, imports=imports)
+    again = _look(store, planned.database, planned.tiers, now, imports)
     for backup in reversed(planned.plan.delete):
         outcome = _delete(store, imports, backup, again, now)
         _note(done, outcome)
@@ -130,15 +138,15 @@ def carry_out(
             done.deleted.append(backup.id)
             log(f"deleted {backup.id}, {show_bytes(outcome.freed_bytes)}")
     _collect(store, planned, again, done, now, log)
-    _note(done, Deletion(denied=leases.remove_ended(store, planned.config.name, now)))
+    _note(done, Deletion(denied=leases.remove_ended(store, planned.database, now)))
     if len(again.plan.decisions) >= INDEX_FROM:
         refresh_index(store)
-    log(f"prune of {planned.config.name}: {done}")
+    log(f"prune of {planned.database}: {done}")
     for key, reason in done.locked.items():
         log(f"still locked: {key}: {reason}")
     if done.denied:
         raise StoreError(
-            f"prune of {planned.config.name}: {len(done.denied)} objects could not be deleted",
+            f"prune of {planned.database}: {len(done.denied)} objects could not be deleted",
             detail=dict(list(done.denied.items())[:20]),
             hint="Prune with credentials that may delete; the rest is tried again next time.",
         )

@@ -61,8 +61,7 @@ class RestorePlan:
 
     backup: Backup
     target: str  # the database that holds the backup in the end
-    work_name: str  # the new database that is restored into; the target itself when nothing is replaced
-    kept_name: str  # what the replaced database is called afterwards; "" when nothing is replaced
+    kept_name: str  # how the replaced database is called afterwards, to be shown; "" when none is replaced
     missing_roles: tuple[str, ...]  # to be created first; empty without create_roles
     without_owners: bool
     without_tablespaces: bool
@@ -105,12 +104,10 @@ def plan_restore(
     if found.against:
         raise _refusal(backup, target, found.against)
     tablespaces = set(manifest.source.tablespaces) - set(facts.tablespaces) if manifest else set()
-    mark = backup.id.stamp[:16].lower()
     plan = RestorePlan(
         backup=backup,
         target=target,
-        work_name=_free_name(target, f"_restoring_{mark}", facts.databases) if replaces else target,
-        kept_name=_free_name(target, f"_before_{now:%Y%m%dt%H%M%Sz}", facts.databases) if replaces else "",
+        kept_name=f"{target}_before_<time>" if replaces else "",
         missing_roles=_missing_roles(backup, facts) if request.create_roles else (),
         without_owners=request.without_owners,
         without_tablespaces=bool(tablespaces),
@@ -241,14 +238,14 @@ def _lines(plan: RestorePlan, facts: TargetFacts, now: datetime) -> tuple[str, .
         lines.append(f"from: {source.database.name} on PostgreSQL {source.server_version_text}")
     else:
         lines.append(f"from: {backup.imported_key}, a dump of an older layout")
-    lines.append(f"into: {plan.work_name}, a new database on {facts.server} ({facts.server_version_text})")
+    lines.append(f"into: a new database on {facts.server} ({facts.server_version_text})")
     if plan.kept_name:
         lines.append(
-            f"then: {plan.target} becomes {plan.kept_name}, which stays, and {plan.work_name} becomes "
+            f"then: {plan.target} becomes {plan.kept_name}, which stays, and the new database becomes "
             f"{plan.target}; {facts.sessions} sessions are ended"
         )
     else:
-        lines.append("then: nothing; no database that exists is touched")
+        lines.append(f"then: it is named {plan.target}; no database that exists is touched")
     lines.append(f"space: {show_bytes(needed) if needed is not None else 'an unknown amount'} needed, {free}")
     if proof and proof.restore_s:
         lines.append(f"time: {show_seconds(proof.restore_s)}, as its proof measured")

@@ -30,7 +30,9 @@ def must_stay(
     stay += [item for item in ordered if item.pinned or item.id in held]
     stay += [item for item in ordered if item.tier not in tiers and item.tier != "manual"]
     stay += [
-        item for item in ordered if item.tier == "manual" and (item.expires_at is None or item.expires_at > now)
+        item
+        for item in ordered
+        if item.tier == "manual" and (item.expires_at is None or item.expires_at > now)
     ]
     for tier, keep in tiers.items():
         of_tier = [item for item in good if item.tier == tier]

@@ -43,14 +43,14 @@ def refusal(
 def test_the_defaults_restore_the_newest_proven_into_a_new_database() -> None:
     made = plan()
     assert made.backup == PROVEN
-    assert made.target == made.work_name == "app_restored_20260310t020000z"
+    assert made.target == "app_restored_20260310t020000z"
     assert not made.kept_name
     assert made.lines == (
         "backup: app/20260310T020000Z-3f9a1c, daily, 80 B, taken 10 h 0 min ago",
         "verdict: proven at 2026-03-10T12:00:00Z by drill-1, 0.1.0",
         "from: app on PostgreSQL 17.10",
-        "into: app_restored_20260310t020000z, a new database on db.example:5432 (17.10)",
-        "then: nothing; no database that exists is touched",
+        "into: a new database on db.example:5432 (17.10)",
+        "then: it is named app_restored_20260310t020000z; no database that exists is touched",
         "space: 5.7 MiB needed, 953.7 MiB are free",
         "time: 12.5 s, as its proof measured",
         "note: the unlogged table public.cache comes back empty",
@@ -87,15 +87,14 @@ def test_a_database_that_exists_is_replaced_only_when_its_name_is_typed() -> Non
         assert "not confirmed" in refusal(RestoreRequest(replace=True, confirm=confirm)).message
     made = plan(RestoreRequest(replace=True, confirm="app"))
     assert made.target == "app"
-    assert made.work_name == "app_restoring_20260310t020000z"
-    assert made.kept_name == "app_before_20260310t120000z"
-    assert "app becomes app_before_20260310t120000z, which stays" in "\n".join(made.lines)
+    assert made.kept_name == "app_before_<time>"
+    assert "app becomes app_before_<time>, which stays" in "\n".join(made.lines)
     assert "3 sessions are ended" in "\n".join(made.lines)
 
 
 def test_replacing_what_is_gone_is_a_plain_restore() -> None:
     made = plan(RestoreRequest(replace=True), facts=replace(FACTS, databases=("postgres",)))
-    assert (made.target, made.work_name, made.kept_name) == ("app", "app", "")
+    assert (made.target, made.kept_name) == ("app", "")
 
 
 @pytest.mark.parametrize("name", ["postgres", "template1", "x" * 64, "é" * 32, "a\0b"])
