@@ -86,8 +86,12 @@ def test_prove_takes_three_forms() -> None:
             "manual",
         ),
         ("[store]\nurl = 's3://b'\n[databases.app]\n", "databases.app.dsn: missing", ""),
-        (changed(file="ftp"), "store.url: expected \"s3://bucket/prefix\"", ""),
-        (MINIMAL + "[databases.'a.b']\ndsn = 'host=x'\n", "databases.a.b: this name cannot be used", "letters"),
+        (changed(file="ftp"), 'store.url: expected "s3://bucket/prefix"', ""),
+        (
+            MINIMAL + "[databases.'a.b']\ndsn = 'host=x'\n",
+            "databases.a.b: this name cannot be used",
+            "letters",
+        ),
         (
             MINIMAL + "[databases.App]\ndsn = 'host=x'\n",
             "databases: app and App become one name in Dagster (app)",

@@ -14,7 +14,9 @@ from backup_pipeline.errors import Corrupt, ToolError
 from backup_pipeline.process import Command
 
 _LIST_TIMEOUT_S = 600.0
-_FIELD = re.compile(r"^; +(?P<name>dbname|Dumped from database version|Dumped by pg_dump version): (?P<value>.*)$", re.M)
+_FIELD = re.compile(
+    r"^; +(?P<name>dbname|Dumped from database version|Dumped by pg_dump version): (?P<value>.*)$", re.M
+)
 
 
 @dataclass(frozen=True)
