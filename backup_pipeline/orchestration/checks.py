@@ -13,7 +13,7 @@ from backup_pipeline.actions.backups import listing, load
 from backup_pipeline.actions.protected import Protected
 from backup_pipeline.config import Config, DatabaseConfig, TierConfig
 from backup_pipeline.domain.backup import Backup, BackupId, Proof, Verdict
-from backup_pipeline.errors import BackupNotFound, NotProvable
+from backup_pipeline.errors import BackupNotFound
 from backup_pipeline.orchestration import words
 from backup_pipeline.orchestration.assets import plain
 from backup_pipeline.orchestration.failures import explained
@@ -67,14 +67,13 @@ def prove_newest(
     with explained(context):
         protected = backups.open(database)
         taken = taken_in(context, key)
-        if not taken:
-            backup = _newest(protected, tier)
+        backup = load(protected, BackupId.parse(taken)) if taken else _newest(protected, tier)
+        if not taken or prove.due_at_once(protected, backup):
+            yield prove_one(context, protected, backup)
+        elif backup.proof is not None:  # a copy is proven together with the dump whose bytes it shares
+            yield result_of(protected, backup, backup.proof)
         else:
-            backup = load(protected, BackupId.parse(taken))
-            if not prove.due_at_once(protected, backup):
-                context.log.info(f"{taken} is not proven now: {words.prove_rule(protected.config)}")
-                return
-        yield prove_one(context, protected, backup)
+            context.log.info(f"{taken} is not proven now: {words.prove_rule(protected.config)}")
 
 
 def _newest(protected: Protected, tier: str) -> Backup:
@@ -89,31 +88,42 @@ def _newest(protected: Protected, tier: str) -> Backup:
 
 def prove_one(context: dg.OpExecutionContext, protected: Protected, backup: Backup) -> dg.AssetCheckResult:
     """Prove one backup; tell the result, and the restore's time for the asset's plots."""
-    key = dg.AssetKey([backup.id.database, backup.tier])
-    try:
-        proof = prove.prove(protected, backup.id, clock=now, report=report_to(context))
-    except NotProvable as missing:
-        return _result(key, False, dg.AssetCheckSeverity.WARN, f"{missing.message}. {missing.hint}", {})
-    if backup.manifest is not None and proof.restore_s:
+    proof = prove.prove(protected, backup.id, clock=now, report=report_to(context))
+    if has_asset(protected, backup) and backup.manifest is not None and proof.restore_s:
         numbers = {**words.manifest_numbers(backup.manifest), "restore_s": round(proof.restore_s, 3)}
-        context.log_event(dg.AssetObservation(key, metadata=numbers))
-    return _result(
-        key,
-        passes(proof, protected.config),
-        severity(proof),
-        words.verdict_sentence(backup, proof),
-        words.proof_metadata(backup, proof),
+        context.log_event(dg.AssetObservation(_key(backup), metadata=numbers))
+    return result_of(protected, backup, proof)
+
+
+def result_of(protected: Protected, backup: Backup, proof: Proof) -> dg.AssetCheckResult:
+    """A proof as Dagster shows it."""
+    return dg.AssetCheckResult(
+        asset_key=_key(backup),
+        check_name=PROVEN_CHECK,
+        passed=passes(proof, protected.config),
+        severity=severity(proof),
+        description=words.verdict_sentence(backup, proof),
+        metadata=words.proof_metadata(backup, proof),
     )
+
+
+def has_asset(protected: Protected, backup: Backup) -> bool:
+    """Whether the backup's tier is an asset: manual backups, and tiers of the past, are none."""
+    return backup.tier in [tier.name for tier in protected.config.tiers]
+
+
+def _key(backup: Backup) -> dg.AssetKey:
+    return dg.AssetKey([backup.id.database, backup.tier])
 
 
 def show_on_asset(
     context: dg.OpExecutionContext, protected: Protected, backup: Backup, result: dg.AssetCheckResult
 ) -> None:
     """Let the check of the backup's asset show a result that another job found."""
-    if all(tier.name != backup.tier for tier in protected.config.tiers):
+    if not has_asset(protected, backup):
         return
     evaluation = dg.AssetCheckEvaluation(
-        asset_key=dg.AssetKey([backup.id.database, backup.tier]),
+        asset_key=_key(backup),
         check_name=PROVEN_CHECK,
         passed=result.passed,
         metadata=result.metadata,
@@ -121,19 +131,6 @@ def show_on_asset(
         description=result.description,
     )
     context.log_event(evaluation)  # type: ignore[arg-type]  # taken at run time, missing from the hint
-
-
-def _result(
-    key: dg.AssetKey, passed: bool, level: dg.AssetCheckSeverity, description: str, metadata: words.Metadata
-) -> dg.AssetCheckResult:
-    return dg.AssetCheckResult(
-        asset_key=key,
-        check_name=PROVEN_CHECK,
-        passed=passed,
-        severity=level,
-        description=description,
-        metadata=metadata,
-    )
 
 
 def passes(proof: Proof, database: DatabaseConfig) -> bool:

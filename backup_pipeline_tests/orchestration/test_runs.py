@@ -18,6 +18,7 @@ from backup_pipeline_tests.orchestration.configurations import configuration
 
 DAILY = dg.AssetKey(["shop", "daily"])
 LIST = dg.AssetKey(["shop", "backups"])
+LATER = '"0 4 * * 6"'
 TEXT = """
 [store]
 url = "file://{store}"
@@ -152,7 +153,7 @@ def test_what_was_taken_is_shown_in_numbers_and_words(make: MakeBox) -> None:
 
 
 def test_tiers_due_together_share_one_dump(make: MakeBox) -> None:
-    box = make()
+    box = make(LATER)
     assert box.backup("daily", scheduled_for="2026-03-01T02:00:00+00:00").success
     assert box.backup("weekly", scheduled_for="2026-03-01T02:00:00+00:00").success
     weekly, daily = sorted(box.backups(), key=lambda item: item.tier, reverse=True)
@@ -160,8 +161,8 @@ def test_tiers_due_together_share_one_dump(make: MakeBox) -> None:
     assert weekly.manifest.copied_from == daily.id
 
 
-def test_what_the_retention_gives_up_goes_after_the_proof(make: MakeBox) -> None:
-    box = make()
+def test_what_the_retention_gives_up_goes_in_the_same_run(make: MakeBox) -> None:
+    box = make(LATER)
     assert all(box.backup().success for _ in range(3))
     assert len(box.backups()) == 2
 
@@ -212,7 +213,7 @@ def test_a_proof_left_for_later_is_neither_green_nor_red(make: MakeBox) -> None:
 
 
 def test_a_proof_by_hand_shows_on_the_asset(make: MakeBox) -> None:
-    box = make('"0 4 * * 6"')
+    box = make(LATER)
     box.backup()
     result = box.form("verify_restore")
     assert result.success
@@ -251,7 +252,7 @@ def test_a_restore_shows_its_plan_and_makes_a_new_database(make: MakeBox) -> Non
     ],
 )
 def test_a_restore_is_refused_in_its_first_step(make: MakeBox, form: dict[str, object], said: str) -> None:
-    box = make()
+    box = make(LATER)
     box.backup()
     result = box.form("restore_database", **form)
     assert not result.success
@@ -261,7 +262,7 @@ def test_a_restore_is_refused_in_its_first_step(make: MakeBox, form: dict[str, o
 
 
 def test_a_prune_only_looks_unless_it_is_told_otherwise(make: MakeBox) -> None:
-    box = make('"0 4 * * 6"')
+    box = make(LATER)
     for _ in range(3):
         job = box.definitions.resolve_job_def("daily_backups")
         assert job.execute_in_process(instance=box.instance, asset_selection=[DAILY]).success

@@ -1,0 +1,249 @@
+"""The whole of it, as in production: code server, webserver, daemon; PostgreSQL; an S3 server.
+
+One story after another on one Dagster: a schedule's tick ends in a proven backup and a pruned list, a
+restore is launched as from the UI, a refusal says what to do, a run that is terminated leaves nothing.
+"""
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from backup_pipeline.engines.postgres.cluster import LocalCluster
+from backup_pipeline.engines.postgres.server import Endpoint, connect
+from backup_pipeline_tests.e2e.dagster_box import CHECKOUT, DagsterBox, Event, Run, running_dagster
+from backup_pipeline_tests.servers.postgres import fresh_database
+from backup_pipeline_tests.servers.s3 import S3Server, rclone_s3
+
+pytestmark = pytest.mark.timeout(240)
+
+EVERY_MINUTE = "x_x_x_x_x"
+BIG_MB = 400
+TEXT = """
+[store]
+url = "s3://{bucket}/e2e"
+endpoint = "{endpoint}"
+region = "{region}"
+access_key_id = {{ env = "E2E_ACCESS_KEY_ID" }}
+secret_access_key = {{ env = "E2E_SECRET_ACCESS_KEY" }}
+
+[defaults]
+bin_dir = "{bin_dir}"
+restore_dsn = "{restore_dsn}"
+
+[databases.shop]
+dsn = "{shop}"
+owner = "team:shop"
+
+[databases.shop.tiers.often]
+cron = "* * * * *"
+keep = 2
+
+[databases.shop.tiers.also-often]
+cron = "* * * * *"
+keep = 2
+
+[databases.big]
+dsn = "{big}"
+prove = "0 4 29 2 *"
+
+[databases.big.tiers.leap]
+cron = "0 2 29 2 *"
+keep = 2
+"""
+
+
+@dataclass(frozen=True)
+class Site:
+    """What the stories happen on."""
+
+    dagster: DagsterBox
+    s3: S3Server
+    cluster: LocalCluster
+    shop: Endpoint
+    big: Endpoint
+
+    def objects(self, database: str) -> list[str]:
+        """The keys of a database's objects and manifests."""
+        listed = self.s3.client().list_objects_v2(Bucket=self.s3.bucket)
+        return [item["Key"] for item in listed.get("Contents", []) if f"/{database}/" in item["Key"]]
+
+
+@pytest.fixture(scope="module")
+def site(postgres: LocalCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    folder = tmp_path_factory.mktemp("e2e")
+    with contextlib.ExitStack() as stack:
+        s3 = stack.enter_context(rclone_s3(folder / "s3"))
+        shop = stack.enter_context(fresh_database(postgres))
+        big = stack.enter_context(fresh_database(postgres))
+        fill(
+            shop,
+            "CREATE TABLE public.orders AS "
+            "SELECT n AS id, 'item ' || n AS item FROM generate_series(1, 5000) AS n",
+        )
+        configuration = folder / "backups.toml"
+        configuration.write_text(
+            TEXT.format(
+                bucket=s3.bucket,
+                endpoint=s3.endpoint,
+                region=s3.region,
+                bin_dir=postgres.bin_dir,
+                restore_dsn=postgres.endpoint().dsn,
+                shop=shop.dsn,
+                big=big.dsn,
+            ),
+            encoding="utf-8",
+        )
+        secrets = {"E2E_ACCESS_KEY_ID": s3.access_key_id, "E2E_SECRET_ACCESS_KEY": s3.secret_access_key}
+        dagster = stack.enter_context(running_dagster(folder / "home", configuration, secrets))
+        yield Site(dagster, s3, postgres, shop, big)
+
+
+def fill(endpoint: Endpoint, *statements: str) -> None:
+    with contextlib.closing(connect(endpoint, statement_timeout_s=0)) as session:
+        for statement in statements:
+            session.execute(statement.encode())
+
+
+@pytest.fixture(scope="module")
+def tick(site: Site) -> list[Run]:
+    """The ended runs of the first tick of both tiers, in the order in which they ran."""
+    dagster = site.dagster
+    dagster.wait(lambda: dagster.runs(database="shop") or None, "the first tick")
+    for tier in ("often", "also_often"):
+        dagster.stop_schedule(f"{tier}_{EVERY_MINUTE}")
+    first = min(run.tags["backup/scheduled_for"] for run in dagster.runs(database="shop"))
+    runs = dagster.wait(
+        lambda: due if len(due := dagster.runs(database="shop", scheduled_for=first)) == 2 else None,
+        "both tiers' runs",
+    )
+    return [dagster.wait_for_run(run.id) for run in reversed(runs)]
+
+
+def materialized(events: list[Event]) -> dict[str, Event]:
+    """The materialization of each asset of a run, by its step."""
+    return {event.step: event for event in events if event.kind == "MaterializationEvent"}
+
+
+def test_a_tick_ends_in_a_proven_backup_and_a_pruned_list(site: Site, tick: list[Run]) -> None:
+    assert [run.status for run in tick] == ["SUCCESS", "SUCCESS"]
+    assert {run.tags["backup/tier"] for run in tick} == {"often", "also-often"}
+    for run in tick:
+        tier = run.tags["backup/tier"]
+        assert run.job == f"{tier.replace('-', '_')}_backups"
+        assert (run.tags["backup/action"], run.tags["backup/database"]) == ("backup", "shop")
+        (check,) = site.dagster.checks("shop", tier)
+        assert check["executionForLatestMaterialization"]["status"] == "SUCCEEDED"
+        assert check["canExecuteIndividually"] == "CAN_EXECUTE"
+        assert check["blocking"]
+
+
+def test_two_tiers_of_one_tick_share_one_dump(site: Site, tick: list[Run]) -> None:
+    first, second = (materialized(site.dagster.events(run.id)) for run in tick)
+    taken = next(event for step, event in first.items() if step.endswith(".publish"))
+    copied = next(event for step, event in second.items() if step.endswith(".publish"))
+    assert taken.metadata["copied_from"] == "-"
+    assert copied.metadata["copied_from"] == taken.metadata["backup_id"]
+    assert isinstance(taken.metadata["size_bytes"], int)
+    assert isinstance(taken.metadata["throughput_mib_s"], float)
+
+
+def test_the_list_shows_what_the_store_holds(site: Site, tick: list[Run]) -> None:
+    listed = materialized(site.dagster.events(tick[1].id))["shop__backups"]
+    assert (listed.metadata["count"], listed.metadata["proven"]) == (2, 2)
+    assert len(listed.metadata["backups"]["records"]) == 2
+    manifests = [key for key in site.objects("shop") if "/catalog/" in key and ".verdict." not in key]
+    assert len(manifests) == 2
+
+
+@pytest.mark.filterwarnings("ignore:Using variable_values:DeprecationWarning")  # dagster_graphql's own
+def test_a_restore_as_from_the_launchpad(site: Site, tick: list[Run]) -> None:
+    from dagster_graphql import DagsterGraphQLClient
+
+    host, port = site.dagster.url.removeprefix("http://").split(":")
+    client = DagsterGraphQLClient(host, port_number=int(port))
+    form = {"database": "shop", "into": "shop_at_three"}
+    run_id = client.submit_job_execution("restore_database", run_config=form)
+    assert site.dagster.wait_for_run(run_id).status == "SUCCESS"
+    with contextlib.closing(connect(site.cluster.endpoint("shop_at_three"))) as session:
+        assert session.execute("SELECT count(*) FROM public.orders").fetchone() == (5000,)
+    events = site.dagster.events(run_id)
+    plan = next(event for event in events if event.step == "plan_restore" and "plan" in event.metadata)
+    first_said = next(event for event in events if event.kind == "LogMessageEvent")
+    assert first_said.step == "plan_restore"
+    assert first_said.message == plan.metadata["plan"].splitlines()[0]
+    fill(site.cluster.endpoint(), "DROP DATABASE shop_at_three")
+
+
+def test_a_refusal_says_what_to_do_and_touches_nothing(site: Site, tick: list[Run]) -> None:
+    form = {"database": "shop", "replace": True, "confirm": "shopp"}
+    run_id = site.dagster.launch("restore_database", form)
+    assert site.dagster.wait_for_run(run_id).status == "FAILURE"
+    assert "What to do: " in site.dagster.failure(run_id)
+    started = {event.step for event in site.dagster.events(run_id) if event.kind == "ExecutionStepStartEvent"}
+    assert started == {"plan_restore"}
+
+
+def test_a_wrong_name_does_not_even_start_a_run(site: Site) -> None:
+    with pytest.raises(AssertionError, match="RunConfigValidationInvalid"):
+        site.dagster.launch("restore_database", {"database": "shopp"})
+
+
+def test_execute_on_the_check_s_page_proves_again(site: Site, tick: list[Run]) -> None:
+    run_id = site.dagster.launch("__ASSET_JOB", checks=[(["shop", "often"], "proven")])
+    run = site.dagster.wait_for_run(run_id)
+    assert run.status == "SUCCESS"
+    assert run.tags["backup/action"] == "prove"
+    assert not materialized(site.dagster.events(run_id))
+
+
+def test_nothing_that_dagster_keeps_holds_a_secret(site: Site, tick: list[Run]) -> None:
+    for path in site.dagster.home.rglob("*"):
+        if path.is_file():
+            assert site.s3.secret_access_key.encode() not in path.read_bytes(), path
+
+
+def children_of(database: str) -> list[int]:
+    """The processes of pg_dump that read this database now."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            argv = (path.parent / "cmdline").read_bytes().split(b"\0")
+            if argv[0].endswith(b"pg_dump") and database.encode() in path.read_bytes() + b" ".join(argv):
+                found.append(int(path.parent.name))
+    return found
+
+
+def test_a_terminated_run_leaves_nothing_behind(site: Site) -> None:
+    noise = f"SELECT n, public.gen_random_bytes(1000) AS noise FROM generate_series(1, {BIG_MB * 125}) AS n"
+    fill(
+        site.big, "CREATE EXTENSION pgcrypto SCHEMA public", f"CREATE UNLOGGED TABLE public.noise AS {noise}"
+    )
+    run_id = site.dagster.launch("leap_backups", assets=[["big", "leap"]], checks=[])
+    site.dagster.wait(lambda: children_of(site.big.database) or None, "pg_dump to start")
+    site.dagster.terminate(run_id)
+    run = site.dagster.wait_for_run(run_id)
+    assert run.status == "CANCELED"
+    gone_by = time.monotonic() + 10
+    while children_of(site.big.database) and time.monotonic() < gone_by:
+        time.sleep(0.1)
+    assert children_of(site.big.database) == []
+    assert site.objects("big") == []
+
+
+@pytest.mark.parametrize("argv", [["check", "defs"], ["list", "defs"]])
+def test_dg_reads_the_project(site: Site, argv: list[str]) -> None:
+    environment = {**os.environ, "BACKUP_PIPELINE_CONFIG": str(site.dagster.home.parent / "backups.toml")}
+    dg = Path(sys.executable).parent / "dg"
+    done = subprocess.run(
+        [dg, *argv], cwd=CHECKOUT, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    if argv[0] == "list":
+        assert "shop/often" in done.stdout.replace("\n", "")
