@@ -153,7 +153,10 @@ def load(  # noqa: PLR0913 - pg_restore's options, and what to do meanwhile
         "PGOPTIONS": f"{environment.get('PGOPTIONS', '')} {_OPTIONS}".strip(),
     }
     command = Command(argv, environment)
-    with _pulse(endpoint, name) as pulse, tempfile.TemporaryFile() as said:
+    with (
+        _pulse(endpoint, name, min(_SAMPLE_S, limits.stall_s / 4)) as pulse,
+        tempfile.TemporaryFile() as said,
+    ):
         # SIGTERM, which it passes on to its workers and to the server; SIGKILL would leave them at work.
         child = process.start(command, stderr=said, parent_death_signal=signal.SIGTERM)
         try:
@@ -282,7 +285,7 @@ class _Pulse:
 
 
 @contextlib.contextmanager
-def _pulse(endpoint: Endpoint, name: str) -> Iterator[_Pulse]:
+def _pulse(endpoint: Endpoint, name: str, interval_s: float) -> Iterator[_Pulse]:
     """Ask in a thread: a server that does not answer must not keep us from seeing that."""
     pulse, stop = _Pulse(), threading.Event()
 
@@ -294,8 +297,8 @@ def _pulse(endpoint: Endpoint, name: str) -> Iterator[_Pulse]:
             ):
                 while not stop.is_set():
                     _sample(session, name, pulse)
-                    stop.wait(_SAMPLE_S)
-            stop.wait(_SAMPLE_S)
+                    stop.wait(interval_s)
+            stop.wait(interval_s)
 
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()

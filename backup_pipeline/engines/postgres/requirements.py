@@ -14,12 +14,9 @@ from psycopg import sql
 
 from backup_pipeline.domain.backup import DatabaseProperties, Source
 from backup_pipeline.engines.postgres.server import Connection, ServerInfo, read_server_info
-from backup_pipeline.engines.postgres.tools import Tools
 from backup_pipeline.units import show_bytes
 
-PROVIDERS_SINCE = {"libc": 0, "icu": 150000, "builtin": 170000}
-"""The first version whose databases can have a locale of this provider."""
-
+_PROVIDERS_SINCE = {"libc": 0, "icu": 150000, "builtin": 170000}
 _ABSENT_LOCALE = (
     psycopg.errors.InvalidParameterValue,
     psycopg.errors.FeatureNotSupported,
@@ -100,14 +97,6 @@ def missing_requirements(conn: Connection, source: Source) -> Requirements:
     )
 
 
-def unfit_tools(tools: Tools, source: Source) -> str:
-    """Why this pg_restore cannot read a backup of `source`; "" when it can."""
-    if tools.major >= source.client_version // 10000:
-        return ""
-    wanted = source.client_version // 10000
-    return f"the dump was written by pg_dump {wanted}, which pg_restore {tools.version_text} cannot read"
-
-
 def _column(conn: Connection, query: str) -> frozenset[str]:
     return frozenset(str(value) for (value,) in conn.execute(query.encode()))
 
@@ -139,7 +128,7 @@ def _compare_extensions(
 def _absent_locale(conn: Connection, info: ServerInfo, wanted: DatabaseProperties) -> str:
     """Try each part of the locale as a temporary collation, and roll back: no list of them is complete."""
     provider = wanted.locale_provider
-    if info.version < PROVIDERS_SINCE.get(provider, info.version + 1):
+    if info.version < _PROVIDERS_SINCE.get(provider, info.version + 1):
         return f"locale provider {provider} is not known to PostgreSQL {info.version_text}"
     tries: list[tuple[str, dict[str, str]]] = []
     # A collation must fit the encoding of the database that it is tried in.
