@@ -24,7 +24,7 @@ from backup_pipeline.config import Config, DatabaseConfig, Secret, StoreConfig, 
 from backup_pipeline.config_file import store_location
 from backup_pipeline.domain.backup import MANUAL_TIER, BackupId, Verdict
 from backup_pipeline.engines.postgres.server import Endpoint
-from backup_pipeline.errors import EXIT_CODES, BackupError, Refused
+from backup_pipeline.errors import EXIT_CODES, BackupError, ConfigError, Refused
 from backup_pipeline.storage import catalog, catalog_rebuild
 from backup_pipeline.storage.store import Store, open_store
 
@@ -65,8 +65,14 @@ class Context:
         return open_protected(config, name)
 
     def owner_of(self, text: str) -> Protected:
-        """The database that a backup's id names: `database/stamp`."""
-        return self.protected(BackupId.parse(text).database)
+        """The database that a backup's id names: `database/stamp`, or the beginning of one."""
+        database, slash, _ = text.partition("/")
+        if not slash:
+            raise ConfigError(
+                f"not a backup id: {text}",
+                hint="Write it with its database, as `backup-pipeline list` does: agentweave/20260301T02",
+            )
+        return self.protected(database)
 
 
 pass_context = click.make_pass_decorator(Context)
@@ -170,7 +176,7 @@ def list_(context: Context, database: str, as_json: bool) -> None:
     if as_json:
         terminal.print_json([terminal.backup_record(item) for item in found.backups])
     elif found.backups:
-        terminal.console().print(terminal.backups_table(found.backups, now()))
+        terminal.print_table(terminal.backups_table(found.backups, now()))
     else:
         click.echo(f"no backups{f' of {database}' if database else ''} in {context.config.store.url}")
     for key, reason in found.unreadable:
@@ -183,16 +189,17 @@ def list_(context: Context, database: str, as_json: bool) -> None:
 @pass_context
 def show(context: Context, backup_id: str, as_json: bool) -> None:
     """Everything that is known of one backup."""
-    _show(context.owner_of(backup_id), BackupId.parse(backup_id), as_json=as_json)
+    protected = context.owner_of(backup_id)
+    _show(protected, backups.find(protected, backup_id).id, as_json=as_json)
 
 
 def _show(protected: Protected, backup_id: BackupId, *, as_json: bool) -> None:
-    found = backups.find(protected, str(backup_id))
+    found = backups.load(protected, backup_id)
     if as_json:
         terminal.print_json(terminal.backup_record(found))
     else:
         where = (protected.imports or protected.store).url if found.manifest is None else protected.store.url
-        terminal.console().print(terminal.backup_details(found, where, now()))
+        terminal.print_table(terminal.backup_details(found, where, now()))
     if found.verdict is Verdict.FAILED:
         raise SystemExit(7)
 
@@ -220,7 +227,7 @@ def _show(protected: Protected, backup_id: BackupId, *, as_json: bool) -> None:
 @click.option("--without-owners", is_flag=True, help="Leave out owners and grants.")
 @click.option("--dry-run", is_flag=True, help="Show the plan and stop.")
 @pass_context
-def restore(context: Context, database: str, to: str, dry_run: bool, **asked: Any) -> None:
+def restore(context: Context, /, database: str, to: str, dry_run: bool, **asked: Any) -> None:
     """Restore into a new database; with --replace, swap it with the live one."""
     protected = context.protected(database)
     request = restoring.RestoreRequest(to=Endpoint(to) if to else None, **asked)
@@ -302,8 +309,9 @@ def pin(context: Context, backup_id: str) -> None:
 def unpin(context: Context, backup_id: str) -> None:
     """Leave a backup to the retention again."""
     protected = context.owner_of(backup_id)
-    catalog.unpin(protected.store, BackupId.parse(backup_id))
-    click.echo(f"{backup_id} is no longer pinned.")
+    found = backups.find(protected, backup_id)
+    catalog.unpin(protected.store, found.id)
+    click.echo(f"{found.id} is no longer pinned.")
 
 
 @cli.command()

@@ -143,6 +143,15 @@ def backup_details(backup: Backup, where: str, now: datetime) -> Table:
     return table
 
 
+def print_table(table: Table) -> None:
+    """A table on standard output, without the blanks that fill its last column."""
+    screen = console()
+    with screen.capture() as captured:
+        screen.print(table)
+    for line in captured.get().splitlines():
+        print(line.rstrip())
+
+
 def print_json(value: object) -> None:
     """One JSON value on standard output."""
     print(json.dumps(value, indent=2, ensure_ascii=False))
