@@ -51,9 +51,10 @@ def servers_of(folder: Path) -> list[str]:
     return found
 
 
+@pytest.mark.timeout(300)
 def test_the_whole_demo_tells_what_was_lost_and_that_it_is_back(folder: Path) -> None:
     with demo(folder) as child:
-        said, _ = child.communicate(timeout=110)
+        said, _ = child.communicate(timeout=280)
     assert child.returncode == 0, said
     steps = re.split(r"\n\d\. ", said)[1:]
     assert len(steps) == 8

@@ -1,0 +1,74 @@
+"""The benchmarks run, say everything, and measure what they say."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import table
+from benchmarks.measure import CommandFailed, Cost, measure
+from benchmarks.table import COLUMNS, MIB, Result
+
+ENVIRONMENT = {"PATH": os.environ["PATH"]}
+
+
+def test_the_cost_of_a_command_is_that_of_all_its_processes() -> None:
+    child = "import subprocess, sys, time; b = bytearray(60 << 20); time.sleep(0.3)"
+    script = (
+        f"import subprocess, sys; b = bytearray(40 << 20); subprocess.run([sys.executable, '-c', {child!r}])"
+    )
+    cost = measure([sys.executable, "-c", script], ENVIRONMENT)
+    assert 100 * MIB < cost.peak_bytes < 140 * MIB
+    assert 0.3 < cost.wall_s < 20
+    assert 0 < cost.cpu_s < cost.wall_s * 2
+
+
+def test_servers_among_the_children_do_not_count(tmp_path: Path) -> None:
+    busy = "import time\nend = time.process_time() + 0.5\nwhile time.process_time() < end: pass"
+    server = tmp_path / "postgres"  # a process is known by its program's name
+    server.symlink_to(sys.executable)
+    script = f"import subprocess; subprocess.run([{str(server)!r}, '-c', {busy!r}])"
+    assert measure([sys.executable, "-c", busy], ENVIRONMENT).cpu_s > 0.45
+    assert measure([sys.executable, "-c", script], ENVIRONMENT).cpu_s < 0.35
+
+
+def test_a_command_that_fails_is_no_result() -> None:
+    with pytest.raises(CommandFailed, match="exit code 3\nbroken"):
+        measure(["sh", "-c", "echo broken >&2; exit 3"], ENVIRONMENT)
+
+
+def test_the_table_has_ratios_of_medians() -> None:
+    results = [
+        Result("cron", "cron", tuple(Cost(wall, 1.0, 50 * MIB) for wall in (10.0, 12.0, 90.0)), 5 * MIB),
+        Result("floor", "floor", (Cost(2.0, 1.0, 5 * MIB),), 0),
+        Result("counts", "ours", (Cost(2.2, 1.0, 80 * MIB),), 6 * MIB),
+        Result("ours", "ours", (Cost(3.0, 1.0, 90 * MIB),), 6 * MIB),
+    ]
+    rows = table.rows(results, 40 * MIB)
+    assert rows[0] == ("cron", "12.0", "10.0-90.0", "1.0", "50", "", "5", "1.00", "6.00")
+    assert rows[3] == ("ours", "3.0", "3.0-3.0", "1.0", "90", "50", "6", "0.25", "1.50")
+    by_key = {result.key: result for result in results}
+    assert all(target.met for target in table.targets(by_key, by_key, 40 * MIB, sizes=("1 GB", "2 GB")))
+
+
+@pytest.mark.timeout(600)
+def test_a_quick_run_measures_everything(folder: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks", "--quick", "--folder", folder],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=570,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = [line.strip("|").split("|") for line in done.stdout.splitlines() if line.startswith("|")]
+    measured = [[cell.strip() for cell in line] for line in lines if len(line) == len(COLUMNS)]
+    assert tuple(measured[0]) == COLUMNS
+    titles = {row[0] for row in measured}
+    for what in ("pg_dump -Fc -Z9", "aws s3 cp", "-Z0 to nowhere", "without fingerprint", "with fingerprint"):
+        assert any(what in title for title in titles), what
+    for row in measured:
+        if row[0].startswith("backup-pipeline"):
+            assert all(float(row[i]) > 0 for i in (1, 3, 4, 5)), row
