@@ -219,7 +219,7 @@ class _Watch:
         contention = self.snapshot.contention() if self.child.returncode > 0 else None
         if contention is None:
             return failure
-        contention.detail["pg_dump"] = failure.message
+        contention.detail["pg_dump"] = failure.detail.get("stderr", failure.message)
         contention.__cause__ = failure
         return contention
 

@@ -19,6 +19,7 @@ from backup_pipeline import process
 from backup_pipeline.domain.fingerprint import Statement
 from backup_pipeline.engines.postgres.dump import tool_command
 from backup_pipeline.engines.postgres.server import Endpoint, connect
+from backup_pipeline.errors import ToolError
 from backup_pipeline.process import Command
 
 SECRET_KINDS = ("SUBSCRIPTION", "USER MAPPING")
@@ -53,6 +54,8 @@ _IDENTIFIER = re.compile(r'"((?:[^"]|"")*)"|([^".]+)')
 _CLIENT = re.compile(r"^-- Dumped by pg_dump version (\d+)(?:\.(\d+))?", re.MULTILINE)
 _LISTED = re.compile(rb"^(\d+); \d+ \d+ SEQUENCE SET ", re.MULTILINE)
 _HEAP = "heap"
+_ATTEMPTS = 5
+_DROPPED = ("does not exist", "cache lookup failed", "could not open relation")
 _PREAMBLE = (
     "SET check_function_bodies = false",
     "SET xmloption = content",
@@ -92,12 +95,24 @@ def capture(
     waits for the snapshot. Raises ToolError when pg_dump fails, or is silent for `stall_s` seconds.
     """
     argv = schema_argv(pg_dump, endpoint.tool_dbname, lock_timeout_s=lock_timeout_s)
-    with process.stream(tool_command(argv, endpoint, "schema"), stall_s=stall_s) as chunks:
-        # Names in a database without an encoding may be any bytes; they come through as they are.
-        text = b"".join(chunks).decode("utf-8", "surrogateescape")
+    command = tool_command(argv, endpoint, "schema")
+    text = _output(command, stall_s)
     client = _CLIENT.search(text)
     version = int(client[1]) * 10000 + int(client[2] or 0) if client else 0
     return Schema(split_statements(text), version)
+
+
+def _output(command: Command, stall_s: float) -> str:
+    """What pg_dump writes, of another try when what it had just listed was dropped."""
+    for left in reversed(range(_ATTEMPTS)):
+        try:
+            with process.stream(command, stall_s=stall_s) as chunks:
+                # Names in a database without an encoding may be any bytes; they come through as they are.
+                return b"".join(chunks).decode("utf-8", "surrogateescape")
+        except ToolError as error:
+            if left == 0 or not any(part in str(error) for part in _DROPPED):
+                raise
+    raise AssertionError("unreachable")
 
 
 def split_statements(text: str) -> tuple[Statement, ...]:

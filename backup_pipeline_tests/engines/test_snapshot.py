@@ -1,0 +1,281 @@
+"""Snapshots against what other sessions do at the same time: never a false row, never an endless wait."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager, suppress
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from backup_pipeline.domain.fingerprint import TableContent
+from backup_pipeline.engines.postgres import fingerprint
+from backup_pipeline.engines.postgres import snapshot as snapshots
+from backup_pipeline.engines.postgres.cluster import LocalCluster
+from backup_pipeline.engines.postgres.server import Connection, Endpoint, connect
+from backup_pipeline.engines.postgres.snapshot import Relation, exported_snapshot
+from backup_pipeline.errors import ServerError
+from backup_pipeline_tests.engines.zoo import ZOO, backup, execute, restore, tool
+from backup_pipeline_tests.servers.postgres import fresh_database, running_cluster
+
+ROWS = "CREATE TABLE t (n int); INSERT INTO t SELECT g FROM generate_series(1, 3) g"
+
+# Each leaves three rows, by a way that a snapshot taken before would see as an empty table.
+REWRITES = (
+    "ALTER TABLE t ALTER n TYPE bigint USING n::bigint; ALTER TABLE t ALTER n TYPE int USING n::int",
+    "BEGIN; TRUNCATE t; INSERT INTO t SELECT g FROM generate_series(1, 3) g; COMMIT",
+    "VACUUM FULL t",
+    "CREATE TABLE other (n int); DROP TABLE other",
+)
+
+
+@contextmanager
+def session_of(endpoint: Endpoint) -> Iterator[Connection]:
+    with closing(connect(endpoint)) as session:
+        session.execute("SET search_path = public")
+        yield session
+
+
+def open_and_close(endpoint: Endpoint, *, lock_timeout_s: float = 20) -> None:
+    with exported_snapshot(endpoint, lock_timeout_s=lock_timeout_s):
+        pass
+
+
+def wait_until(happened: Callable[[], bool], timeout_s: float = 20.0) -> None:
+    end = time.monotonic() + timeout_s
+    while not happened():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+@contextmanager
+def queued(endpoint: Endpoint, statement: str, watcher: Connection) -> Iterator[None]:
+    """Another session that waits for a lock, until the block ends."""
+    with session_of(endpoint) as session, ThreadPoolExecutor(1) as pool:
+        running = pool.submit(session.execute, statement.encode())
+        pid = session.info.backend_pid
+        blocked = "SELECT pg_catalog.cardinality(pg_catalog.pg_blocking_pids(%s)) > 0"
+        wait_until(lambda: watcher.execute(blocked, [pid]).fetchone() == (True,))
+        try:
+            yield
+        finally:
+            session.cancel_safe()
+            with suppress(psycopg.errors.QueryCanceled):
+                running.result(timeout=20)
+
+
+def test_rewrites_at_the_same_time_are_never_a_false_alarm(
+    postgres: LocalCluster, database: Endpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("backup_pipeline.engines.postgres.dump._LOCK_TIMEOUT_S", 0.2)
+    execute(database, ROWS)
+    stop = threading.Event()
+
+    def rewrite(statements: str) -> None:
+        with session_of(database) as session:
+            while not stop.wait(0.1):
+                for statement in statements.split("; "):
+                    session.execute(statement.encode())
+
+    found: list[tuple[TableContent, Path]] = []
+    with ThreadPoolExecutor(len(REWRITES)) as pool:
+        writers = [pool.submit(rewrite, statements) for statements in REWRITES]
+        try:
+            end = time.monotonic() + 40
+            while len(found) < 4 and time.monotonic() < end:
+                archive = tmp_path / f"{len(found)}.dump"
+                # A writer that waits for our lock may keep pg_dump out: that is said, and tried again.
+                with suppress(ServerError):
+                    tables = backup(database, archive).tables
+                    found.append((next(table for table in tables if table.name == "t"), archive))
+        finally:
+            stop.set()
+        for writer in writers:
+            writer.result(timeout=30)
+    assert len(found) == 4
+    assert {table.rows for table, _ in found} == {3}
+    assert len({table.digest for table, _ in found}) == 1
+    for table, archive in found:
+        with fresh_database(postgres) as copy:
+            restore(archive, copy)
+            assert table in fingerprint.of_database(copy, pg_dump=tool("pg_dump")).tables
+
+
+def test_a_lock_that_is_waited_for_keeps_the_fingerprint_from_nothing(database: Endpoint) -> None:
+    execute(database, ROWS)
+    prepared = fingerprint.prepare(database, pg_dump=tool("pg_dump"))
+    with (
+        exported_snapshot(database) as snapshot,
+        session_of(database) as watcher,
+        queued(database, "TRUNCATE t", watcher),
+    ):
+        assert fingerprint.take(prepared, snapshot).rows == 3
+
+
+def test_a_locked_table_is_named_with_who_locks_it(database: Endpoint) -> None:
+    execute(database, "CREATE TABLE a (n int); CREATE TABLE b (n int)")
+    with session_of(database) as other:
+        other.execute("BEGIN")
+        other.execute("LOCK TABLE b")
+        began = time.monotonic()
+        with pytest.raises(ServerError, match=r"table public\.b is locked by another session") as caught:
+            open_and_close(database, lock_timeout_s=0.3)
+        assert time.monotonic() - began < 5
+        assert f"pid {other.info.backend_pid}, role postgres" in caught.value.message
+        assert "holds an exclusive lock" in str(caught.value.detail["session"])
+
+
+def test_pg_dump_behind_a_waiting_session_says_so(
+    database: Endpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("backup_pipeline.engines.postgres.dump._LOCK_TIMEOUT_S", 0.3)
+    execute(database, ROWS)
+    original = snapshots._take
+
+    def late(endpoint: Endpoint, session: Connection, lock_timeout_s: float) -> snapshots.Snapshot:
+        taken = original(endpoint, session, lock_timeout_s)
+        stack.enter_context(queued(database, "TRUNCATE t", watcher))
+        return taken
+
+    with session_of(database) as watcher, ExitStack() as stack:
+        monkeypatch.setattr(snapshots, "_take", late)
+        with pytest.raises(ServerError, match=r"table public\.t is locked by another session") as caught:
+            backup(database, tmp_path / "database.dump")
+        assert "waits for an exclusive lock" in str(caught.value.detail["session"])
+        assert "LOCK TABLE public.t" in str(caught.value.detail["pg_dump"])
+
+
+def test_tables_that_come_while_others_are_locked_are_locked_too(
+    database: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    execute(database, "CREATE TABLE gone (n int)")
+    original, calls = snapshots._lock, iter(range(100))
+
+    def lock(*arguments: object) -> None:
+        number = next(calls)
+        if number == 0:
+            execute(database, "DROP TABLE gone; CREATE TABLE first (n int)")
+        original(*arguments)  # type: ignore[arg-type]
+        if number < 2:
+            execute(database, f"CREATE TABLE later_{number} (n int)")
+
+    monkeypatch.setattr(snapshots, "_lock", lock)
+    with exported_snapshot(database) as snapshot, session_of(database) as other:
+        assert {relation.name for relation in snapshot.relations} == {"first", "later_0", "later_1"}
+        for relation in snapshot.relations:
+            with pytest.raises(psycopg.errors.LockNotAvailable), other.transaction():
+                other.execute(f"LOCK TABLE {relation.name} NOWAIT".encode())
+    assert next(calls) == 3
+
+
+def test_endless_new_tables_are_an_error(database: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    original, numbers = snapshots._lock, iter(range(100))
+
+    def lock(*arguments: object) -> None:
+        original(*arguments)  # type: ignore[arg-type]
+        execute(database, f"CREATE TABLE t{next(numbers)} (n int)")
+
+    monkeypatch.setattr(snapshots, "_lock", lock)
+    with pytest.raises(ServerError, match="created faster than they can be locked"):
+        open_and_close(database)
+    assert next(numbers) == 20
+
+
+def test_relations_are_those_of_a_dump(database: Endpoint) -> None:
+    execute(
+        database,
+        "CREATE TABLE plain (id serial); CREATE TABLE parts (n int) PARTITION BY LIST (n);"
+        "CREATE UNLOGGED TABLE fleeting (n int); CREATE VIEW seen AS SELECT 1 AS n;"
+        "CREATE MATERIALIZED VIEW kept AS SELECT 1 AS n; CREATE EXTENSION pg_stat_statements",
+    )
+    with exported_snapshot(database) as snapshot:
+        found = {(relation.name, relation.kind, relation.unlogged) for relation in snapshot.relations}
+    assert found == {
+        ("plain", "r", False),
+        ("plain_id_seq", "S", False),
+        ("parts", "p", False),
+        ("fleeting", "r", True),
+        ("seen", "v", False),
+        ("kept", "m", False),
+    }
+
+
+END_SESSION = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE '%snapshot'"
+
+
+def test_a_lost_session_fails_the_dump(database: Endpoint) -> None:
+    snapshot = (context := exported_snapshot(database)).__enter__()
+    snapshot.check()
+    execute(database, END_SESSION)
+    with pytest.raises(ServerError, match="the session that holds the dump's locks was lost"):
+        snapshot.check()
+    with pytest.raises(ServerError, match="the session that holds the dump's locks was lost"):
+        context.__exit__(None, None, None)
+
+
+def test_a_lost_session_fails_the_fingerprint(database: Endpoint) -> None:
+    execute(database, ROWS)
+    prepared = fingerprint.prepare(database, pg_dump=tool("pg_dump"))
+
+    def take() -> None:
+        with exported_snapshot(database) as snapshot:
+            execute(database, END_SESSION)
+            fingerprint.take(prepared, snapshot)
+
+    with pytest.raises(ServerError, match="terminating connection"):
+        take()
+
+
+def test_released_it_holds_nothing_and_reads_nothing(database: Endpoint) -> None:
+    execute(database, ROWS)
+    prepared = fingerprint.prepare(database, pg_dump=tool("pg_dump"))
+    with exported_snapshot(database) as snapshot, session_of(database) as other:
+        snapshot.release()
+        with other.transaction():
+            other.execute("LOCK TABLE t NOWAIT")
+        snapshot.check()
+        with pytest.raises(ServerError, match="given up"):
+            fingerprint.take(prepared, snapshot)
+
+
+def test_leaving_ends_what_still_reads(database: Endpoint) -> None:
+    execute(database, "CREATE TABLE slow AS SELECT g FROM generate_series(1, 3000000) g")
+    prepared = fingerprint.prepare(database, pg_dump=tool("pg_dump"))
+    running = (
+        "SELECT count(*) > 0 FROM pg_stat_activity"
+        " WHERE application_name LIKE '%snapshot' AND query LIKE '%slow%' AND state = 'active'"
+    )
+    with ThreadPoolExecutor(1) as pool, session_of(database) as watcher:
+        with exported_snapshot(database) as snapshot:
+            taking = pool.submit(fingerprint.take, prepared, snapshot)
+            wait_until(lambda: watcher.execute(running.encode()).fetchone() == (True,))
+            began = time.monotonic()
+        with pytest.raises(ServerError, match=r"cannot read table public\.slow"):
+            taking.result(timeout=5)
+        assert time.monotonic() - began < 2
+
+
+def test_on_a_standby(postgres: LocalCluster, tmp_path: Path) -> None:
+    """What a primary left behind, started as a standby: unlogged tables are empty there, and not dumped."""
+    archive = tmp_path / "database.dump"
+    with running_cluster(str(Path(tool("postgres")).parent), wal_level="replica") as cluster:
+        execute(cluster.endpoint(), ZOO)
+        cluster.stop()
+        (cluster.data / "standby.signal").touch()
+        cluster.start()
+        source = backup(cluster.endpoint(), archive)
+    assert "fleeting" not in {table.name for table in source.tables}
+    assert any("public.fleeting: empty on a standby" in note for note in source.notes)
+
+
+def test_a_conflict_with_replay_says_what_helps(database: Endpoint) -> None:
+    with pytest.raises(ServerError) as caught, snapshots.snapshot_errors(database, "cannot read"):
+        raise psycopg.errors.SerializationFailure("canceling statement due to conflict with recovery")
+    assert "hot_standby_feedback" in caught.value.hint
+
+
+def test_a_name_is_quoted() -> None:
+    relation = Relation(1, 'a"b', "c.d", "r", unlogged=False)
+    assert relation.identifier.as_string() == '"a""b"."c.d"'
