@@ -86,7 +86,6 @@ class ObjectRole(StrEnum):
 
     DUMP = "dump"  # the one archive of pg_dump -Fc, or one file of -Fd
     GLOBALS = "globals"  # pg_dumpall --globals-only
-    SCHEMA = "schema"  # pg_dump --schema-only, the statements that a proof compares
     FINGERPRINT = "fingerprint"  # domain/proof.py's value as JSON
 
 

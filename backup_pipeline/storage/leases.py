@@ -49,7 +49,10 @@ UNREADABLE = "unreadable"
 
 @dataclass
 class Held:
-    """A lease that is being held; safe to ask from any thread."""
+    """A lease that is being held; safe to ask from any thread.
+
+    `unshielded` says why there is none, where it was not required; prune then keeps away from nothing.
+    """
 
     id: BackupId
     purpose: str
@@ -57,10 +60,11 @@ class Held:
     _clock: Callable[[], datetime] = field(repr=False)
     _until: datetime
     _problem: str = ""
+    unshielded: str = ""
 
     def check(self) -> None:
         """Raises StoreError when the lease has run out because it could not be renewed."""
-        if self._clock() >= self._until:
+        if not self.unshielded and self._clock() >= self._until:
             raise StoreError(
                 f"the lease of {self.id} ran out at {self._until:%Y-%m-%dT%H:%M:%SZ}",
                 detail={"reason": self._problem or "this process stood still"},
@@ -73,15 +77,28 @@ class Held:
 
 @contextmanager
 def hold(
-    store: Store, backup: BackupId, purpose: str, *, clock: Callable[[], datetime], ttl: timedelta = TTL
+    store: Store,
+    backup: BackupId,
+    purpose: str,
+    *,
+    clock: Callable[[], datetime],
+    ttl: timedelta = TTL,
+    required: bool = True,
 ) -> Iterator[Held]:
     """Hold a lease on a backup while the block runs. `purpose` is "dump", "restore" or "proof".
 
     For all but a dump the backup must exist, or BackupNotFound is raised; Busy when an imported
     dump is being pruned. A renewal that fails is tried again until the lease runs out; ask
-    `check()` before a step that must not begin without it.
+    `check()` before a step that must not begin without it. Where a lease is not `required` (a
+    restore by somebody who may only read), one that cannot be put is told in `unshielded`.
     """
-    held = _put(store, backup, purpose, clock, ttl)
+    held = Held(backup, purpose, secrets.token_hex(8), clock, clock() + ttl)
+    try:
+        _put(store, held)
+    except StoreError as error:
+        if required:
+            raise
+        held.unshielded = error.message
     ended = threading.Event()
     thread = threading.Thread(
         target=_renew, args=(store, held, ttl, ended), name=f"lease {backup}", daemon=True
@@ -89,13 +106,15 @@ def hold(
     try:
         if purpose != "dump":
             _refuse_deleted(store, held)
-        thread.start()
+        if not held.unshielded:
+            thread.start()
         yield held
     finally:
         ended.set()
         if thread.ident is not None:
             thread.join()  # a renewal under way would put the lease back
-        _remove(store, held)
+        if not held.unshielded:
+            _remove(store, held)
 
 
 @contextmanager
@@ -106,7 +125,8 @@ def claim(
 
     When there are any, nothing may be deleted. It is not renewed: deleting takes seconds.
     """
-    held = _put(store, backup, PRUNE, lambda: now, ttl)
+    held = Held(backup, PRUNE, secrets.token_hex(8), lambda: now, now + ttl)
+    _put(store, held)
     try:
         yield others(store, held.id, now=now, token=held.token)
     finally:
@@ -160,10 +180,8 @@ def _read(store: Store, info: ObjectInfo) -> Lease | None:
     return Lease(named[0], named[1], UNREADABLE, info.modified_at + UNREADABLE_FOR)
 
 
-def _put(store: Store, backup: BackupId, purpose: str, clock: Callable[[], datetime], ttl: timedelta) -> Held:
-    held = Held(backup, purpose, secrets.token_hex(8), clock, clock() + ttl)
-    store.put(lease_key(backup, held.token), [lease_to_json(held._lease(held._until))])
-    return held
+def _put(store: Store, held: Held) -> None:
+    store.put(lease_key(held.id, held.token), [lease_to_json(held._lease(held._until))])
 
 
 def _renew(store: Store, held: Held, ttl: timedelta, ended: threading.Event) -> None:

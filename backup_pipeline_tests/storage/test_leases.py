@@ -146,6 +146,26 @@ def test_a_lease_that_cannot_be_removed_does_not_spoil_the_work(store: MemorySto
     assert live(store) == ["restore"]
 
 
+def test_who_may_only_read_restores_without_a_lease_and_is_told(store: MemoryStore) -> None:
+    class ReadOnly(CountingStore):
+        def _note(self, effect: str, key: str) -> None:
+            raise StoreError(f"{effect} of {key} is denied")
+
+    reader = ReadOnly(store)
+    with pytest.raises(StoreError, match="denied"), leases.hold(reader, M.id, "proof", clock=clock):
+        raise AssertionError
+    times = iter((NOW, NOW + timedelta(days=1)))
+    with leases.hold(reader, M.id, "restore", clock=lambda: next(times), required=False) as held:
+        assert "is denied" in held.unshielded
+        held.check()
+    gone = manifest(at=datetime(2026, 3, 2, tzinfo=UTC)).id
+    with pytest.raises(BackupNotFound), leases.hold(reader, gone, "restore", clock=clock, required=False):
+        raise AssertionError
+    with leases.hold(store, M.id, "restore", clock=clock, required=False) as held:
+        assert not held.unshielded
+        assert live(store) == ["restore"]
+
+
 def test_nothing_is_held_of_a_backup_that_is_gone(store: MemoryStore) -> None:
     gone = manifest(at=datetime(2026, 3, 2, tzinfo=UTC)).id
     for purpose in ("restore", "proof"):
