@@ -20,7 +20,7 @@ from obstore.store import S3Store as ByteStore
 from backup_pipeline.config import StoreConfig
 from backup_pipeline.errors import BackupError, ConfigError, CopyUnsupported, ObjectExists, StoreError
 from backup_pipeline.storage import s3_errors
-from backup_pipeline.storage.s3_clients import S3Clients
+from backup_pipeline.storage.s3_clients import S3Clients, content_md5
 from backup_pipeline.storage.s3_errors import Problem
 from backup_pipeline.storage.s3_stream import MIB, PART_BYTES, Source, plan_parts
 from backup_pipeline.storage.store import ObjectInfo, check_key, check_prefix
@@ -59,7 +59,7 @@ class S3Store:
         self._endpoint = config.endpoint
         self._clients = S3Clients(config, self.bucket)
         self._single_copy_bytes, self._copy_part_bytes = single_copy_bytes, copy_part_bytes
-        self._ranges_ignored = False
+        self._ranges_ignored = self._md5_wanted = False  # learned from the server
 
     @property
     def url(self) -> str:
@@ -85,34 +85,64 @@ class S3Store:
         Without a hint, a stream is refused past 78 GiB, the end of 10,000 parts.
         """
         path, plan = self._path(key), plan_parts(size_hint_bytes)
-        chosen = storage_class or self.storage_class
-        attributes: Any = {"Storage-Class": chosen} if chosen else None
         source = Source(chunks, limit_bytes=plan.limit_bytes)
         whole = source.gather(PART_BYTES)
-        before = "" if whole is not None else self._etag(path, key)
-        to = self._clients.bytes(self._timeout_s * plan.slowness)
+        if whole is not None:
+            self._put_whole(key, whole, storage_class=storage_class)
+            return
+        before = self._etag(path, key)
         try:
-            if whole is not None:
-                obstore.put(to, path, whole, attributes=attributes, use_multipart=False)
-            else:
-                obstore.put(
-                    to,
-                    path,
-                    iter(source),
-                    attributes=attributes,
-                    use_multipart=True,
-                    chunk_size=plan.part_bytes,
-                    max_concurrency=plan.in_flight,
-                )
+            obstore.put(
+                self._clients.bytes(self._timeout_s * plan.slowness),
+                path,
+                iter(source),
+                attributes=self._attributes(storage_class),
+                use_multipart=True,
+                chunk_size=plan.part_bytes,
+                max_concurrency=plan.in_flight,
+            )
         except BaseException as error:
             if source.raised is error or not isinstance(error, Exception):
                 raise
             if source.raised is not None:
                 raise source.raised from source.raised.__cause__
-            problem = s3_errors.from_obstore(error)
+            problem = _problem(error)
             if problem.code == s3_errors.NO_UPLOAD and self._arrived(key, source, before):
                 return
             raise self._failed("write", key, problem) from None
+
+    def _put_whole(self, key: str, data: bytes, *, storage_class: str = "", if_absent: bool = False) -> None:
+        """Write an object by one request."""
+        if not self._md5_wanted:
+            try:
+                obstore.put(
+                    self._clients.bytes(self._timeout_s),
+                    self._path(key),
+                    data,
+                    attributes=self._attributes(storage_class),
+                    mode="create" if if_absent else "overwrite",
+                    use_multipart=False,
+                )
+                return
+            except Exception as error:
+                problem = _problem(error)
+                if if_absent and problem.status == 501:  # a server that knows no conditions
+                    self._put_whole(key, data, storage_class=storage_class)
+                    return
+                if not _lacks_md5(problem):
+                    raise self._failed("write", key, problem) from None
+                self._md5_wanted = True
+        # Buckets with a lock may insist on a digest that obstore does not send.
+        name = storage_class or self.storage_class
+        extra: Any = ({"StorageClass": name} if name else {}) | ({"IfNoneMatch": "*"} if if_absent else {})
+        with self._controlling("write", key) as client:
+            client.put_object(
+                Bucket=self.bucket, Key=self._path(key), Body=data, ContentMD5=content_md5(data), **extra
+            )
+
+    def _attributes(self, storage_class: str) -> Any:
+        chosen = storage_class or self.storage_class
+        return {"Storage-Class": chosen} if chosen else None
 
     def _arrived(self, key: str, source: Source, before: str) -> bool:
         """Whether an upload is complete whose completion, asked for again, is no longer known.
@@ -128,26 +158,16 @@ class S3Store:
 
     def put_if_absent(self, key: str, data: bytes) -> None:
         """See Store. Looks first, so that only racing writers can meet a server without the condition."""
-        path = self._path(key)
-        if self._etag(path, key):
+        if self._etag(self._path(key), key):
             raise ObjectExists(f"object {key} is already in {self._where}")
-        attributes: Any = {"Storage-Class": self.storage_class} if self.storage_class else None
-        with self._telling("write", key):
-            obstore.put(
-                self._clients.bytes(self._timeout_s),
-                path,
-                data,
-                mode="create",
-                use_multipart=False,
-                attributes=attributes,
-            )
+        self._put_whole(key, data, if_absent=True)
 
     def _etag(self, path: str, key: str) -> str:
         """The ETag of what lies there; "" when nothing does, or when the server will not say."""
         try:
             return (obstore.head(self._reading, path)["e_tag"] or "?").strip('"')
         except Exception as error:
-            problem = s3_errors.from_obstore(error)
+            problem = _problem(error)
             if problem.status in (403, 404):
                 return ""
             raise self._failed("look at", key, problem) from None
@@ -176,7 +196,7 @@ class S3Store:
                 return bytes(obstore.get_range(self._reading, path, start=offset, length=length))
             except Exception as error:
                 if "non-partial response" not in str(error):
-                    problem = s3_errors.from_obstore(error)
+                    problem = _problem(error)
                     if problem.status == 416:
                         return b""
                     raise self._failed("read", key, problem) from None
@@ -302,7 +322,7 @@ class S3Store:
                 raise self._no_copy(source, f"it answered without {error}") from None
             except client.exceptions.ClientError as error:
                 problem = s3_errors.from_botocore(error)
-                if problem.status in (405, 501):
+                if problem.status in (405, 501) or _lacks_md5(problem):
                     raise self._no_copy(source, problem.code) from None
                 raise
         if self.head(target).size_bytes != original.size_bytes:
@@ -330,10 +350,8 @@ class S3Store:
         """Turn obstore's errors into ours. Nothing but calls of obstore belongs in it."""
         try:
             yield
-        except BackupError:
-            raise
         except Exception as error:
-            raise self._failed(doing, key, s3_errors.from_obstore(error)) from None
+            raise self._failed(doing, key, _problem(error)) from None
 
     @contextlib.contextmanager
     def _controlling(self, doing: str, key: str, *, attempt_s: float = 0.0) -> "Iterator[S3Client]":
@@ -358,7 +376,7 @@ class S3Store:
         try:
             obstore.get(self._reading, self._path(key))
         except Exception as error:
-            found = s3_errors.from_obstore(error)
+            found = _problem(error)
             if found.status == problem.status and found.said:
                 return found
         return replace(problem, code=s3_errors.NO_KEY) if problem.code == s3_errors.NOT_FOUND else problem
@@ -376,6 +394,18 @@ def bucket_of(url: str) -> tuple[str, str]:
     if prefix:
         check_key(prefix)
     return match["bucket"], prefix
+
+
+def _problem(error: Exception) -> Problem:
+    """What obstore failed with; an error of ours, as of missing credentials, is raised again."""
+    if isinstance(error, BackupError):
+        raise error
+    return s3_errors.from_obstore(error)
+
+
+def _lacks_md5(problem: Problem) -> bool:
+    """Whether a bucket, most likely one with a lock, wants a digest with every object."""
+    return problem.status == 400 and "Content-MD5" in problem.said
 
 
 def _readable_class(storage_class: str) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from obstore.store import S3Store as ByteStore
 
@@ -77,6 +78,9 @@ class S3Clients:
             "skip_signature": False,
             "virtual_hosted_style_request": False,
         }
+        if (urlsplit(endpoint).hostname or "").endswith((".amazonaws.com", ".amazonaws.com.cn")):
+            # Needed where a bucket has a lock. Some other servers refuse it.
+            config["checksum_algorithm"] = "SHA256"
         options: ClientConfig = {
             "allow_http": endpoint.startswith("http://"),
             "connect_timeout": timedelta(seconds=min(10.0, attempt_s)),
@@ -175,6 +179,10 @@ class S3Clients:
         return client
 
 
+def content_md5(data: bytes) -> str:
+    """The digest that S3's Content-MD5 header holds."""
+    return base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
+
+
 def _add_content_md5(request: Any, **_: object) -> None:
-    digest = hashlib.md5(request.body, usedforsecurity=False).digest()
-    request.headers["Content-MD5"] = base64.b64encode(digest).decode()
+    request.headers["Content-MD5"] = content_md5(request.body)

@@ -35,6 +35,7 @@ class Fault(StrEnum):
 
     NONE = "none"
     BUSY = "answers 503 itself"
+    DENIED = "answers 403 itself"
     DROPPED = "closes the connection before the server sees the request"
     LOST = "lets the server do it, and closes the connection without an answer"
     CUT = "passes on half of the answer's body, and closes the connection"
@@ -76,6 +77,9 @@ def proxy(server: str, fault: Callable[[int, Request], Fault]) -> Iterator[str]:
                 return
             if kind is Fault.BUSY:
                 self.send(Answer(503, b"<Error><Code>SlowDown</Code><Message>Slow down.</Message></Error>"))
+                return
+            if kind is Fault.DENIED:
+                self.send(Answer(403, b"<Error><Code>AccessDenied</Code><Message>No.</Message></Error>"))
                 return
             answer = _forward(server, request)
             if kind is Fault.LOST:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography import x509
@@ -14,8 +15,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from backup_pipeline import process
-from backup_pipeline.config import StoreConfig
+from backup_pipeline.config import Secret, StoreConfig
 from backup_pipeline.errors import ConfigError, StoreError
+from backup_pipeline.storage.s3_clients import S3Clients
 from backup_pipeline.storage.store import Store, open_store, read_all
 from backup_pipeline_tests.servers.s3 import S3Server, rclone_s3
 from backup_pipeline_tests.storage import peers
@@ -122,6 +124,28 @@ def test_a_password_in_the_endpoint_is_not_shown() -> None:
         with pytest.raises(StoreError) as caught:
             verb()
         assert "hidden-word" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("region", "endpoint", "host", "digest"),
+    [
+        ("eu-central-1", "", "https://s3.eu-central-1.amazonaws.com", "SHA256"),
+        ("cn-north-1", "", "https://s3.cn-north-1.amazonaws.com.cn", "SHA256"),
+        ("", "", "https://s3.amazonaws.com", "SHA256"),
+        ("", "https://s3.example.net", "https://s3.example.net", None),
+    ],
+)
+def test_where_requests_go(region: str, endpoint: str, host: str, digest: str | None) -> None:
+    """AWS alone is sent a digest with each part, which a bucket with a lock insists on."""
+    key, secret = Secret("access-key"), Secret("secret-key")
+    place = StoreConfig(
+        "s3://bucket", region=region, endpoint=endpoint, access_key_id=key, secret_access_key=secret
+    )
+    clients = S3Clients(place, "bucket")
+    told: Any = clients.bytes(1.0).config
+    assert told["endpoint"] == told["endpoint_url_s3"] == clients.endpoint == host
+    assert told["region"] == clients.control(1.0).meta.region_name == (region or "us-east-1")
+    assert told.get("checksum_algorithm") == digest
 
 
 # TLS
