@@ -9,53 +9,56 @@ import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from backup_pipeline.errors import BackupError, Refused
+from backup_pipeline.errors import Refused, ToolError
 from backup_pipeline.units import show_bytes
 
+_LOCK = "lock"
+_UNCLAIMED_S = 3600.0  # a folder without a lock file was made by a process that died in that moment
 
-def root() -> Path:
-    """The folder that holds all of this user's spools, 0700 and ours."""
-    folder = Path(tempfile.gettempdir()) / f"backup_pipeline-{os.getuid()}"
-    with contextlib.suppress(FileExistsError):
-        folder.mkdir(mode=0o700)
-    status = folder.lstat()
-    if folder.is_symlink() or status.st_uid != os.getuid() or status.st_mode & 0o077:
-        raise BackupError(
-            f"{folder}: expected a private folder of this user, found one that others own or can open",
-            hint="Remove it, or set TMPDIR to a folder of your own.",
-        )
-    return folder
+Ending = Callable[[Path], object]
+"""What is done to an abandoned folder before it is removed."""
 
 
 @contextlib.contextmanager
-def private_folder(purpose: str) -> Iterator[Path]:
-    """An empty folder that only this user can open; removed on leaving."""
-    base = root()
-    collect(base)
-    lock, folder = _claim(base, purpose)
+def private_folder(
+    purpose: str, *, parent: Path | None = None, mode: int = 0o700, ending: Ending = lambda _: None
+) -> Iterator[Path]:
+    """A new folder `backup-<purpose>-…` below `parent`, gone at the end, or, after a kill, when the
+    next one of its purpose is made.
+
+    A lock on a file in it says that its maker lives; the system gives the lock back when it does not.
+    """
+    place = parent or Path(tempfile.gettempdir())
+    place.mkdir(parents=True, exist_ok=True)
+    collect_stale(purpose, place, ending)
+    folder = Path(tempfile.mkdtemp(prefix=_prefix(purpose), dir=place))
     try:
-        folder.mkdir(mode=0o700)
-        yield folder
+        # Locked before it has its name: a collector never sees it without its lock.
+        with (folder / "lock.new").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            (folder / "lock.new").rename(folder / _LOCK)
+            folder.chmod(mode)
+            yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-        folder.with_suffix(".lock").unlink(missing_ok=True)
-        os.close(lock)
 
 
-def collect(base: Path) -> None:
-    """Remove the folders whose process is gone."""
-    for path in base.glob("*.lock"):
-        with contextlib.suppress(FileNotFoundError, BlockingIOError):
-            lock = os.open(path, os.O_RDWR)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(path.with_suffix(""), ignore_errors=True)
-                path.unlink(missing_ok=True)
-            finally:
-                os.close(lock)
+def collect_stale(purpose: str, parent: Path, ending: Ending = lambda _: None) -> tuple[Path, ...]:
+    """Remove what killed processes of this user left below `parent`, and return what was removed."""
+    removed = []
+    for folder in parent.glob(f"{_prefix(purpose)}*"):
+        with contextlib.suppress(OSError, ToolError):
+            if folder.is_symlink() or folder.lstat().st_uid != os.getuid():
+                continue
+            if _is_abandoned(folder):
+                ending(folder)
+                shutil.rmtree(folder)
+                removed.append(folder)
+    return tuple(removed)
 
 
 def require_free(folder: Path, needed_bytes: int, what: str) -> None:
@@ -68,13 +71,19 @@ def require_free(folder: Path, needed_bytes: int, what: str) -> None:
         )
 
 
-def _claim(base: Path, purpose: str) -> tuple[int, Path]:
-    while True:
-        path = base / f"{purpose}-{os.urandom(4).hex()}.lock"
-        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        # A collector may have taken the file between its creation and our lock.
-        with contextlib.suppress(FileNotFoundError):
-            if os.fstat(lock).st_ino == path.stat().st_ino:
-                return lock, path.with_suffix("")
-        os.close(lock)
+def _prefix(purpose: str) -> str:
+    return f"backup-{purpose}-"
+
+
+def _is_abandoned(folder: Path) -> bool:
+    try:
+        handle = os.open(folder / _LOCK, os.O_RDWR | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return time.time() - folder.stat().st_mtime > _UNCLAIMED_S
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(handle)
+    return True

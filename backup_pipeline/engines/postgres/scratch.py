@@ -6,13 +6,9 @@ or on the same server.
 """
 
 import contextlib
-import fcntl
 import os
 import secrets
-import shutil
 import signal
-import tempfile
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +16,7 @@ from pathlib import Path
 import psycopg
 from psycopg import sql
 
+from backup_pipeline import spool
 from backup_pipeline.engines.postgres.cluster import LocalCluster, await_end, remove_socket_folder, server_in
 from backup_pipeline.engines.postgres.roles import drop_plain_roles
 from backup_pipeline.engines.postgres.server import (
@@ -36,9 +33,6 @@ from backup_pipeline.errors import BackupError, Busy, NotProvable, ServerError, 
 DATABASE_PREFIX = "backup_scratch_"
 """Begins the name of every scratch database; on a scratch server, others are never touched."""
 
-_FOLDER_PREFIX = "backup-scratch-"
-_LOCK = "lock"
-_UNCLAIMED_S = 3600.0  # a folder without a lock file was made by a process that died in that moment
 _DYING_S = 5.0
 
 
@@ -122,54 +116,19 @@ def _begin(cluster: LocalCluster, major: int) -> None:
         ) from error
 
 
-@contextlib.contextmanager
-def private_folder(parent: Path | None = None) -> Iterator[Path]:
-    """A new folder below `parent` that is gone at the end, or when the next one is made after a kill.
-
-    A lock on a file in it says that its maker lives; the system gives the lock back when it does not.
-    """
-    place = parent or Path(tempfile.gettempdir())
-    place.mkdir(parents=True, exist_ok=True)
-    collect_stale(place)
-    folder = Path(tempfile.mkdtemp(prefix=_FOLDER_PREFIX, dir=place))
-    try:
-        # Locked before it has its name: a collector never sees it without its lock.
-        with (folder / "lock.new").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            (folder / "lock.new").rename(folder / _LOCK)
-            folder.chmod(0o711)  # a server that runs as another user passes to what lies in it
-            yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+def private_folder(parent: Path | None = None) -> contextlib.AbstractContextManager[Path]:
+    """A folder for a cluster: a server that runs as another user passes through it."""
+    return spool.private_folder("scratch", parent=parent, mode=0o711, ending=_end_cluster)
 
 
 def collect_stale(parent: Path) -> tuple[Path, ...]:
-    """Remove what killed processes of this user left below `parent`, and return what was removed."""
-    removed = []
-    for folder in parent.glob(f"{_FOLDER_PREFIX}*"):
-        with contextlib.suppress(OSError, ToolError):
-            if folder.is_symlink() or folder.lstat().st_uid != os.getuid():
-                continue
-            if _is_abandoned(folder):
-                _end_server(folder / "cluster" / "data")
-                remove_socket_folder(folder / "cluster")
-                shutil.rmtree(folder)
-                removed.append(folder)
-    return tuple(removed)
+    """End and remove the clusters that killed processes of this user left; return their folders."""
+    return spool.collect_stale("scratch", parent, _end_cluster)
 
 
-def _is_abandoned(folder: Path) -> bool:
-    try:
-        handle = os.open(folder / _LOCK, os.O_RDWR | os.O_NOFOLLOW)
-    except FileNotFoundError:
-        return time.time() - folder.stat().st_mtime > _UNCLAIMED_S
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    finally:
-        os.close(handle)
-    return True
+def _end_cluster(folder: Path) -> None:
+    _end_server(folder / "cluster" / "data")
+    remove_socket_folder(folder / "cluster")
 
 
 def _end_server(data: Path) -> None:
