@@ -39,6 +39,11 @@ class Place:
         return (self.folder / "postgres").resolve()
 
     @property
+    def is_split(self) -> bool:
+        """Whether PostgreSQL's folder lies elsewhere."""
+        return not self.cluster.is_relative_to(self.folder.resolve())
+
+    @property
     def objects(self) -> Path:
         """What the S3 server serves: a folder for each bucket."""
         return self.folder / "s3"

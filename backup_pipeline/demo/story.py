@@ -59,6 +59,8 @@ def tell(place: Place, *, rows: int) -> None:
             f"PostgreSQL {running.tools.version_text} and an S3 server, for this machine alone ({took})."
         )
         stage.say(f"All that they keep is in {shown(place.folder)}; nothing else here is touched.")
+        if place.is_split:
+            stage.say(f"(PostgreSQL's user may not enter there: its data is in {shown(place.cluster)}.)")
         filled = _fill(stage, running, rows)
         with Writer(running.application()) as writer:
             _still_writing(writer)
