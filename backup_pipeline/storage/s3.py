@@ -364,7 +364,8 @@ class S3Store:
             raise self._failed(doing, key, s3_errors.from_botocore(error)) from None
 
     def _failed(self, doing: str, key: str, problem: Problem) -> StoreError:
-        if problem.code in (s3_errors.NOT_FOUND, s3_errors.DENIED) and not problem.said and key:
+        bare = problem.code in (s3_errors.NOT_FOUND, s3_errors.DENIED) and not problem.said
+        if bare and doing in ("look at", "read"):
             problem = self._explained(problem, key)
         error = s3_errors.to_error(problem, doing=doing, key=key, where=self._where)
         if self._clients.reveals(str(error)):
