@@ -159,13 +159,16 @@ class _Dump:
         tools, compression = _tools(self.protected)
         with contextlib.closing(connect(source, purpose="dump")) as session:
             details = read_source(session, tools)
+        lock_timeout_s = config.lock_timeout.total_seconds()
+        with exported_snapshot(source, lock_timeout_s=lock_timeout_s):
+            pass  # names who keeps us from a table; the pg_dump that reads the schema could not
         prepared = fingerprint.prepare(
             source,
             pg_dump=tools.path("pg_dump"),
             critical_tables=config.critical_tables,
             contents=config.proof == "content",
         )
-        with exported_snapshot(source, lock_timeout_s=config.lock_timeout.total_seconds()) as snapshot:
+        with exported_snapshot(source, lock_timeout_s=lock_timeout_s) as snapshot:
             backup = BackupId.make(config.name, snapshot.taken_at, secrets.token_hex(3))
             self.prefix = layout.data_prefix(backup, self.tier)
             with (

@@ -1,0 +1,45 @@
+"""Sources, stores and a second server for the tests of actions."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from backup_pipeline.actions import prove
+from backup_pipeline.domain.backup import Verdict
+from backup_pipeline.engines.postgres.cluster import LocalCluster
+from backup_pipeline_tests.actions.box import DUE, Box, a_box, copy_of, now
+from backup_pipeline_tests.servers import postgres as servers
+
+
+@pytest.fixture(scope="session")
+def other() -> Iterator[LocalCluster]:
+    """A second PostgreSQL 17: where proofs restore to, and where a lost server's backups go."""
+    with servers.running_cluster(servers.bin_dir_17()) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def box(postgres: LocalCluster, other: LocalCluster, tmp_path: Path) -> Iterator[Box]:
+    """A source of its own, with an empty store."""
+    with a_box(postgres, tmp_path / "store", scratch=other) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def taken(
+    postgres: LocalCluster, other: LocalCluster, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Box]:
+    """A source with a proven daily backup and an unproven weekly one; read only: see `proven`."""
+    with a_box(postgres, tmp_path_factory.mktemp("taken") / "store", scratch=other) as made:
+        first = made.take("daily", scheduled_for=DUE)
+        assert prove.prove(made.protected, first.id, clock=now, report=made.said).verdict is Verdict.PROVEN
+        made.execute("INSERT INTO public.customer (name, added) VALUES ('the last one', '2026-03-01Z')")
+        made.take("weekly")
+        yield made
+
+
+@pytest.fixture
+def proven(taken: Box, tmp_path: Path) -> Box:
+    """The backups of `taken` in a store of the test's own."""
+    return copy_of(taken, tmp_path / "copy")

@@ -1,0 +1,361 @@
+"""Dumps on real servers: what a backup consists of, and what a failed one leaves: nothing."""
+
+import contextlib
+import hashlib
+import os
+import signal
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from backup_pipeline.actions import dump, prove, prune, restore
+from backup_pipeline.actions.protected import Protected
+from backup_pipeline.config import Secret
+from backup_pipeline.domain.backup import Backup, ObjectRole, Verdict
+from backup_pipeline.domain.fingerprint import fingerprint_from_json
+from backup_pipeline.domain.layout import data_prefix
+from backup_pipeline.engines.postgres.cluster import LocalCluster
+from backup_pipeline.engines.postgres.server import advisory_lock, connect
+from backup_pipeline.errors import (
+    BackupError,
+    Busy,
+    ConfigError,
+    Corrupt,
+    ServerError,
+    StoreError,
+    ToolError,
+)
+from backup_pipeline.storage import catalog
+from backup_pipeline.storage.store import open_store, read_all
+from backup_pipeline_tests.actions.box import DUE, Box, Meddling, ask, now, our_children, stored
+from backup_pipeline_tests.domain.values import manifest, proof
+from backup_pipeline_tests.servers.s3 import rclone_s3
+from backup_pipeline_tests.storage.backups import put_backup
+
+# More than the pipe and a chunk hold, so that pg_dump still writes when the first chunk is stored.
+BULK = """CREATE TABLE public.bulk AS
+    SELECT sha512(random()::text::bytea) AS noise FROM generate_series(1, 120000)"""
+
+
+def whole(protected: Protected, backup: Backup) -> None:
+    """Assert that every object is there as its manifest says, below the backup's own prefix."""
+    record = backup.manifest
+    assert record is not None
+    prefix = data_prefix(backup.id, backup.tier)
+    below = {info.key: info.size_bytes for info in protected.store.list(prefix)}
+    assert {item.key: item.size_bytes for item in record.objects}.items() <= below.items()
+    for item in record.objects:
+        data = read_all(protected.store, item.key)
+        assert (len(data), hashlib.sha256(data).hexdigest()) == (item.size_bytes, item.sha256)
+        assert item.key == prefix + item.name
+    assert set(below) - {item.key for item in record.objects} <= {
+        f"{prefix}manifest.json",
+        f"{prefix}verdict.json",
+    }
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_published_backup_is_whole(box: Box, jobs: int) -> None:
+    before = now()
+    backup = box.take("daily", scheduled_for=DUE, protected=box.configured(jobs=jobs))
+    record = backup.manifest
+    assert record is not None
+    whole(box.protected, backup)
+    assert [item.id for item in catalog.list_backups(box.store).backups] == [backup.id]
+    assert (backup.tier, record.scheduled_for, record.jobs) == ("daily", DUE, jobs)
+    assert record.format == ("custom" if jobs == 1 else "directory")
+    assert before <= record.started_at <= record.snapshot_at <= record.finished_at <= now()
+    assert (backup.expires_at, backup.verdict, backup.pinned) == (None, Verdict.NONE, False)
+    roles = [item.role for item in record.objects]
+    assert (roles.count(ObjectRole.GLOBALS), roles.count(ObjectRole.FINGERPRINT)) == (1, 1)
+    dump_names = sorted(item.name for item in record.of_role(ObjectRole.DUMP))
+    assert dump_names == ["database.dump"] or (jobs == 2 and "dump/toc.dat" in dump_names)
+    assert len(dump_names) == 1 if jobs == 1 else len(dump_names) >= 4  # two tables, large objects, contents
+    source = record.source
+    assert str(source.server_version) == ask(box.endpoint, "SHOW server_version_num")
+    assert (source.database.name, source.database.owner) == (box.endpoint.database, box.owner)
+    assert set(source.roles) >= {box.owner, box.reader}
+    assert not [key for key in stored(box.store) if key.startswith("leases/")]
+
+
+def test_the_fingerprint_and_globals_say_what_the_source_holds(taken: Box) -> None:
+    first = min(catalog.list_backups(taken.store).backups, key=lambda item: item.id.stamp)
+    assert first.manifest is not None
+    (item,) = first.manifest.of_role(ObjectRole.FINGERPRINT)
+    found = fingerprint_from_json(read_all(taken.store, item.key), item.key)
+    assert {str(table): table.rows for table in found.tables} == {
+        "public.customer": 100,
+        "public.orders": 1000,
+    }
+    assert found.has_contents
+    assert found.large_objects.count == 1
+    assert [value.value for value in found.newest] == ["2026-01-05 04:00:00+00"]
+    (globals_,) = first.manifest.of_role(ObjectRole.GLOBALS)
+    text = read_all(taken.store, globals_.key).decode()
+    assert f"CREATE ROLE {taken.owner};" in text
+    assert "PASSWORD" not in text
+
+
+def test_tiers_that_are_due_together_share_one_dump(box: Box) -> None:
+    first = box.take("daily", scheduled_for=DUE)
+    prove.prove(box.protected, first.id, clock=now, report=box.said)
+    box.execute("INSERT INTO public.customer (name, added) VALUES ('later', now())")
+    second = box.take("weekly", scheduled_for=DUE)
+    third = box.take("monthly", scheduled_for=DUE)
+    assert first.manifest is not None
+    for copy in (second, third):
+        assert copy.manifest is not None
+        assert copy.manifest.copied_from is not None
+        whole(box.protected, copy)
+        assert {(item.name, item.sha256) for item in copy.manifest.objects} == {
+            (item.name, item.sha256) for item in first.manifest.objects
+        }
+        assert copy.verdict is Verdict.PROVEN
+        assert copy.proof is not None
+        assert "every byte equal to" in copy.proof.checked[0]
+        assert copy.taken_at == first.taken_at
+    # The copy is a backup of its own: it outlives the original.
+    box.store.delete([item.key for item in first.manifest.objects])
+    again = prove.prove(box.protected, second.id, clock=now, report=box.said)
+    assert again.verdict is Verdict.PROVEN
+
+
+def test_a_copy_of_an_unproven_dump_is_unproven(proven: Box) -> None:
+    verdicts = [key for key in stored(proven.store) if key.endswith("verdict.json")]
+    assert len(verdicts) == 2  # in the catalog, and beside the objects
+    proven.store.delete(verdicts)
+    second = proven.take("weekly", scheduled_for=DUE)
+    assert second.manifest is not None
+    assert second.manifest.copied_from is not None
+    assert second.verdict is Verdict.NONE
+
+
+@pytest.mark.parametrize("why", ["failed", "another time", "the same tier", "not scheduled"])
+def test_what_may_not_be_shared_is_dumped_anew(proven: Box, why: str) -> None:
+    (first,) = (item for item in catalog.list_backups(proven.store).backups if item.tier == "daily")
+    if why == "failed":
+        catalog.record_proof(proven.store, first.id, proof(Verdict.FAILED))
+    at = {"another time": DUE + timedelta(days=1), "not scheduled": None}.get(why, DUE)
+    second = proven.take("daily" if why == "the same tier" else "weekly", scheduled_for=at)
+    assert second.manifest is not None
+    assert second.manifest.copied_from is None
+    assert second.taken_at > first.taken_at
+
+
+def test_a_damaged_dump_is_not_copied(proven: Box) -> None:
+    (first,) = (item for item in catalog.list_backups(proven.store).backups if item.tier == "daily")
+    assert first.manifest is not None
+    (item,) = first.manifest.of_role(ObjectRole.DUMP)
+    data = bytearray(read_all(proven.store, item.key))
+    data[len(data) // 2] ^= 1
+    proven.store.put(item.key, [bytes(data)])
+    before = stored(proven.store)
+    with pytest.raises(Corrupt, match="not those that were written"):
+        proven.take("weekly", scheduled_for=DUE)
+    assert stored(proven.store) == before
+
+
+def test_a_manual_backup_expires(box: Box) -> None:
+    protected = box.configured(manual_keep=timedelta(days=3))
+    backup = box.take(protected=protected)
+    assert backup.expires_at is not None
+    assert abs(backup.expires_at - now() - timedelta(days=3)) < timedelta(minutes=5)
+    later = now() + timedelta(days=2)
+    for hours in (0, 1):  # the two newest good backups stay whatever they are
+        put_backup(box.store, manifest(at=(later + timedelta(hours=hours)).replace(microsecond=0)))
+    for days, goes in ((2.5, False), (3.5, True)):
+        plan = prune.plan(box.store, protected.config, now=now() + timedelta(days=days))
+        assert (backup.id in {item.id for item in plan.plan.delete}) is goes
+        prune.carry_out(box.store, plan, now=now() + timedelta(days=days), log=box.said.say)
+        assert (not [key for key in stored(box.store) if backup.id.stamp in key]) is goes
+
+
+def test_the_same_on_s3(box: Box, tmp_path: Path) -> None:
+    with rclone_s3(tmp_path / "s3") as server:
+        protected = box.on(open_store(server.store("some prefix/of ours")))
+        first = box.take("daily", scheduled_for=DUE, protected=protected)
+        assert prove.prove(protected, first.id, clock=now, report=box.said).verdict is Verdict.PROVEN
+        second = box.take("weekly", scheduled_for=DUE, protected=protected)
+        whole(protected, first)
+        whole(protected, second)
+        assert second.verdict is Verdict.PROVEN
+        plan = restore.plan(protected, restore.RestoreRequest(), clock=now)
+        done = restore.carry_out(protected, plan, clock=now, report=box.said)
+        assert ask(box.cluster.endpoint(done.database), "SELECT count(*) FROM public.orders") == 1000
+        assert not list(protected.store.list("leases/"))
+
+
+# --- failures ------------------------------------------------------------------------------
+
+
+def unreadable(box: Box) -> Protected:
+    """The source as a role sees it that may read only one of its tables."""
+    box.execute(f"ALTER ROLE {box.reader} LOGIN")
+    return box.configured(
+        dsn=Secret(box.cluster.endpoint(box.endpoint.database, user=box.reader).dsn), critical_tables=()
+    )
+
+
+PREFLIGHTS: dict[str, Callable[[Box], Protected]] = {
+    "no server": lambda box: box.configured(dsn=Secret("host=/nonexistent dbname=app user=nobody")),
+    "no such database": lambda box: box.configured(dsn=Secret(box.cluster.endpoint("not_there").dsn)),
+    "no such critical table": lambda box: box.configured(critical_tables=("public.nothing",)),
+    "no tools": lambda box: box.configured(bin_dir="/nonexistent"),
+    "no right to read": unreadable,
+    "no variable": lambda box: box.configured(password=Secret(env="NOT_SET_ANYWHERE", key="password")),
+}
+
+
+@pytest.mark.parametrize("what", PREFLIGHTS)
+def test_a_failing_preflight_leaves_nothing(box: Box, what: str) -> None:
+    with pytest.raises((ServerError, ToolError, ConfigError)) as failure:
+        box.take(protected=PREFLIGHTS[what](box))
+    assert failure.value.hint
+    assert not stored(box.store)
+
+
+def test_an_unknown_tier_is_refused_before_anything_is_read(box: Box) -> None:
+    with pytest.raises(ConfigError, match="no tier hourly"):
+        box.take("hourly")
+    assert not stored(box.store)
+
+
+def kill_pg_dump(_box: Box) -> None:
+    (pid,) = our_children("pg_dump")
+    os.kill(pid, signal.SIGKILL)
+
+
+def end_sessions(purpose: str) -> Callable[[Box], None]:
+    def end(box: Box) -> None:
+        with contextlib.closing(connect(box.cluster.endpoint())) as session:
+            ended = session.execute(
+                "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE application_name = %s",
+                [f"backup_pipeline {purpose}"],
+            ).fetchall()
+        assert ended
+
+    return end
+
+
+def refuse_writes(_box: Box) -> None:
+    raise StoreError("the store is full")
+
+
+def interrupt(_box: Box) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("meddle", "error", "said"),
+    [
+        (kill_pg_dump, ToolError, "killed by SIGKILL"),
+        (end_sessions("dump"), BackupError, "pg_dump|connection"),
+        (end_sessions("snapshot"), ServerError, "lost|terminat"),
+        (end_sessions("dump of app"), ServerError, "the lock that keeps other dumps"),
+        (refuse_writes, StoreError, "the store is full"),
+        (interrupt, KeyboardInterrupt, None),
+    ],
+    ids=["pg_dump killed", "its session ended", "snapshot lost", "lock lost", "store full", "interrupted"],
+)
+def test_a_failed_dump_leaves_nothing(
+    box: Box, meddle: Callable[[Box], None], error: type[BaseException], said: str | None
+) -> None:
+    box.execute(BULK)
+    store = Meddling(box.store, "database.dump", lambda: meddle(box))
+    with pytest.raises(error, match=said):
+        box.take("daily", protected=box.on(store))
+    assert store.meddled.is_set()
+    assert not stored(box.store)
+    assert not our_children("pg_dump")
+    sessions = "SELECT count(*) FROM pg_stat_activity WHERE datname = '{}' AND application_name LIKE '{}'"
+    with advisory_lock(box.endpoint, box.endpoint.database, purpose="test", wait_s=10):
+        pass  # the lock is free: what held it is gone
+    assert ask(box.cluster.endpoint(), sessions.format(box.endpoint.database, "%snapshot%")) == 0
+    whole(box.protected, box.take("daily"))
+
+
+def test_a_failed_parallel_dump_takes_away_what_it_had_stored(box: Box) -> None:
+    box.execute(BULK)
+    stored_by_then: list[int] = []
+
+    def meddle() -> None:
+        stored_by_then.append(len(list(box.store.list("databases/"))))
+        raise StoreError("the store is full")
+
+    store = Meddling(box.store, "globals.sql", meddle)
+    with pytest.raises(StoreError, match="the store is full"):
+        box.take("daily", protected=replace(box.configured(jobs=2), store=store))
+    assert stored_by_then[0] >= 3  # two tables and the table of contents
+    assert not stored(box.store)
+
+
+def test_a_locked_table_ends_the_dump_and_names_who_locks_it(box: Box) -> None:
+    protected = box.configured(lock_timeout=timedelta(seconds=0.5))
+    with contextlib.closing(connect(box.endpoint, autocommit=False, purpose="migration")) as session:
+        session.execute("LOCK TABLE public.orders IN ACCESS EXCLUSIVE MODE")
+        with pytest.raises(ServerError, match=r"public\.orders is locked") as failure:
+            box.take(protected=protected)
+        assert "migration" in str(failure.value)
+        assert "pg_terminate_backend" in failure.value.hint
+        assert not stored(box.store)
+        session.rollback()
+    whole(protected, box.take(protected=protected))
+
+
+# --- one at a time -------------------------------------------------------------------------
+
+
+def test_a_second_dump_is_refused_while_the_first_runs(box: Box) -> None:
+    box.execute(BULK)
+    go_on = threading.Event()
+    store = Meddling(box.store, "database.dump", lambda: go_on.wait(60))
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(box.take, "daily", protected=box.on(store))
+        assert store.meddled.wait(60)
+        try:
+            with pytest.raises(Busy, match="held by another dump") as failure:
+                box.take("weekly", protected=box.configured(lock_timeout=timedelta(seconds=0.2)))
+            assert "dump of app" in str(failure.value)
+        finally:
+            go_on.set()
+        backup = first.result()
+    assert [item.id for item in catalog.list_backups(box.store).backups] == [backup.id]
+    assert not [key for key in stored(box.store) if backup.id.stamp not in key]
+
+
+def test_a_second_dump_waits_for_the_first(box: Box) -> None:
+    waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+    with ThreadPoolExecutor(1) as pool, contextlib.closing(connect(box.cluster.endpoint())) as session:
+        with advisory_lock(box.endpoint, box.endpoint.database, purpose="another dump", wait_s=0):
+            second = pool.submit(box.take, "daily")
+            while session.execute(waiting.encode()).fetchone() == (0,):
+                assert not second.done()
+        whole(box.protected, second.result())
+
+
+def test_the_lock_of_one_database_does_not_hold_another(box: Box, postgres: LocalCluster) -> None:
+    with advisory_lock(postgres.endpoint("template1"), "template1", purpose="dump of another", wait_s=0):
+        whole(box.protected, box.take(protected=box.configured(lock_timeout=timedelta(0))))
+
+
+def test_publishing_twice_is_publishing_once(box: Box) -> None:
+    record = dump.dump_and_upload(box.protected, tier="daily", scheduled_for=DUE, clock=now, report=box.said)
+    assert not catalog.list_backups(box.store).backups
+    first = dump.publish(box.protected, record, report=box.said)
+    before = stored(box.store)
+    assert dump.publish(box.protected, record, report=box.said) == first
+    assert stored(box.store) == before
+
+
+def test_rows_are_only_counted_when_asked_to(box: Box) -> None:
+    backup = box.take(protected=box.configured(proof="counts"))
+    assert backup.manifest is not None
+    (item,) = backup.manifest.of_role(ObjectRole.FINGERPRINT)
+    found = fingerprint_from_json(read_all(box.store, item.key), item.key)
+    assert not found.has_contents
+    assert found.rows == 1100
