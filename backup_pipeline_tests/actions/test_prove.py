@@ -1,0 +1,438 @@
+"""Proofs on real servers: that a good backup is proven, and that nothing else ever is."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from psycopg import sql
+
+from backup_pipeline.actions import backups, prove, restore
+from backup_pipeline.actions.compare import compare_restored
+from backup_pipeline.config import Secret
+from backup_pipeline.domain.backup import Backup, Manifest, ObjectDigest, ObjectRole, Proof, Verdict
+from backup_pipeline.domain.layout import Beside, catalog_key, data_prefix, manifest_copy_key
+from backup_pipeline.engines.postgres import load
+from backup_pipeline.engines.postgres.cluster import LocalCluster
+from backup_pipeline.engines.postgres.server import connect
+from backup_pipeline.errors import BackupNotFound, Corrupt, Refused, ServerError, StoreError
+from backup_pipeline.storage import catalog, catalog_rebuild
+from backup_pipeline.storage.store import read_all
+from backup_pipeline_tests.actions.box import Box, Meddling, databases, now, stored
+
+
+def daily(box: Box) -> Backup:
+    """The proven one."""
+    (found,) = (item for item in catalog.list_backups(box.store, fresh=True).backups if item.tier == "daily")
+    return found
+
+
+def weekly(box: Box) -> Backup:
+    """The one that nobody has proven yet."""
+    (found,) = (item for item in catalog.list_backups(box.store, fresh=True).backups if item.tier == "weekly")
+    return found
+
+
+def record(backup: Backup) -> Manifest:
+    assert backup.manifest is not None
+    return backup.manifest
+
+
+def one(backup: Backup, role: ObjectRole) -> ObjectDigest:
+    (item,) = record(backup).of_role(role)
+    return item
+
+
+def run(box: Box, backup: Backup) -> Proof:
+    return prove.prove(box.protected, backup.id, clock=now, report=box.said)
+
+
+def test_a_good_backup_is_proven_and_the_verdict_is_recorded(taken: Box) -> None:
+    backup = daily(taken)
+    assert backup.verdict is Verdict.PROVEN
+    assert backup.proof is not None
+    said = "\n".join(backup.proof.checked)
+    for fact in (
+        "3 objects in the store, every byte as it was written",
+        "restored into PostgreSQL 17",
+        "2 tables, 1,100 rows equal row for row",
+        "newest data: public.customer.added 2026-01-05 04:00:00+00",
+        "1 large object, 4 B equal byte for byte",
+        "3 sequences where the dump set them",
+        "1 setting and grants equal",
+    ):
+        assert fact in said
+    assert not backup.proof.differences
+    assert backup.proof.restore_s > 0
+    assert backup.proof.compare_s > 0
+    assert f"{backup.id} is proven" in "\n".join(taken.said.lines)
+
+
+def test_nothing_of_a_proof_stays_on_a_server_that_was_named(taken: Box, other: LocalCluster) -> None:
+    with contextlib.closing(connect(other.endpoint())) as session:
+        query = "SELECT datname FROM pg_database WHERE datname LIKE 'backup_scratch%'"
+        assert session.execute(query.encode()).fetchall() == []
+        roles = session.execute("SELECT FROM pg_roles WHERE rolname IN (%s, %s)", [taken.owner, taken.reader])
+        assert roles.fetchall() == []
+
+
+def test_a_cluster_of_our_own_is_made_where_no_server_is_named(proven: Box) -> None:
+    backup = weekly(proven)
+    alone = replace(proven.protected, scratch=replace(proven.protected.scratch, dsn=None))
+    assert prove.prove(alone, backup.id, clock=now, report=proven.said).verdict is Verdict.PROVEN
+    assert weekly(proven).verdict is Verdict.PROVEN
+
+
+def test_rows_that_were_only_counted_prove_nothing(box: Box) -> None:
+    protected = box.configured(proof="counts")
+    backup = box.take(protected=protected)
+    found = prove.prove(protected, backup.id, clock=now, report=box.said)
+    assert found.verdict is Verdict.RESTORED
+    assert "their contents were not compared" in "\n".join(found.checked)
+    assert catalog.load(box.store, backup.id).verdict is Verdict.RESTORED
+    with pytest.raises(BackupNotFound, match="proven"):
+        restore.plan(protected, restore.RestoreRequest(), clock=now)
+
+
+# --- a proof can fail ----------------------------------------------------------------------
+
+CHANGES: dict[str, tuple[str, str]] = {
+    # what is done to the restored copy before it is compared: how it must be named
+    "one value": (
+        "UPDATE public.orders SET price = price + 0.01 WHERE id = 500",
+        "table public.orders: 1,000 rows as expected, but their content differs",
+    ),
+    "two values swapped": (
+        "UPDATE public.customer c SET name = o.name FROM public.customer o"
+        " WHERE (c.id, o.id) IN ((7, 9), (9, 7))",
+        "table public.customer: 100 rows as expected, but their content differs",
+    ),
+    "a row too few": (
+        "DELETE FROM public.orders WHERE id = 1",
+        "table public.orders: expected 1,000 rows, found 999",
+    ),
+    "a row twice": (
+        "INSERT INTO public.orders (customer, item, price) SELECT customer, item, price"
+        " FROM public.orders WHERE id = 1",
+        "table public.orders: expected 1,000 rows, found 1,001",
+    ),
+    "the newest row": (
+        "UPDATE public.customer SET added = '2020-01-01Z' WHERE added = (SELECT max(added)"
+        " FROM public.customer)",
+        "newest public.customer.added: expected 2026-01-05 04:00:00+00, found 2026-01-05 03:00:00+00",
+    ),
+    "a table more": ("CREATE TABLE public.more ()", "table public.more: not in the source"),
+    "a table less": (
+        "DROP TABLE public.orders CASCADE",
+        "table public.orders: expected 1,000 rows, found no such table",
+    ),
+    "a sequence": ("SELECT setval('public.tickets', 4712)", "sequence public.tickets: expected 4,711"),
+    "a grant": ("REVOKE SELECT ON public.customer FROM {reader}", "acl public.TABLE customer"),
+    "a grant more": ("GRANT INSERT ON public.customer TO {reader}", "acl public.TABLE customer"),
+    "an owner": ("ALTER TABLE public.customer OWNER TO {reader}", "customer"),
+    "a constraint": ("ALTER TABLE public.customer DROP CONSTRAINT named", "table public.customer"),
+    "a foreign key": (
+        "ALTER TABLE public.orders DROP CONSTRAINT of_customer",
+        "fk constraint public.orders of_customer: not found",
+    ),
+    "a constraint not valid": (
+        "ALTER TABLE public.orders DROP CONSTRAINT of_customer, ADD CONSTRAINT of_customer"
+        " FOREIGN KEY (customer) REFERENCES public.customer NOT VALID",
+        "of_customer",
+    ),
+    "an index": ("DROP INDEX public.orders_item", "index public.orders_item: not found"),
+    "a default": ("ALTER TABLE public.orders ALTER item SET DEFAULT ''", "public.orders"),
+    "a view": ("CREATE OR REPLACE VIEW public.dear AS SELECT id FROM public.orders", "view public.dear"),
+    "a function": (
+        "CREATE OR REPLACE FUNCTION public.twice(n int) RETURNS int LANGUAGE sql IMMUTABLE RETURN n * 3",
+        "function public.twice(integer)",
+    ),
+    "a database setting": (
+        "ALTER DATABASE {database} SET work_mem = '9MB'",
+        "the database's settings: expected (('', 'work_mem=8MB'),), found (('', 'work_mem=9MB'),)",
+    ),
+    "a database grant": ("GRANT CREATE ON DATABASE {database} TO {reader}", "the database's grants"),
+    "a database's owner": ("ALTER DATABASE {database} OWNER TO {reader}", "the database's owner"),
+    "a database's comment": ("COMMENT ON DATABASE {database} IS NULL", "the database's comment"),
+    "a large object": (
+        "SELECT lo_put(4242, 0, '\\x00')",
+        "large object 4242: 4 bytes as expected, but their content differs",
+    ),
+    "a large object less": ("SELECT lo_unlink(4242)", "large object 4242: expected 4 B, found none"),
+    "a large object's grant": ("GRANT SELECT ON LARGE OBJECT 4242 TO {reader}", "large object 4242"),
+}
+
+
+@pytest.fixture
+def tampered(monkeypatch: pytest.MonkeyPatch, taken: Box) -> Callable[[str], None]:
+    """Makes the next proof find its restored copy changed by some SQL."""
+
+    def tamper(statement: str) -> None:
+        def compare(source: Any, restored: Any, **options: Any) -> Any:
+            with contextlib.closing(connect(restored.database)) as session:
+                names = {"reader": taken.reader, "owner": taken.owner, "database": restored.database.database}
+                quoted = {key: sql.Identifier(name).as_string() for key, name in names.items()}
+                session.execute(statement.format(**quoted).encode())
+            return compare_restored(source, restored, **options)
+
+        monkeypatch.setattr(prove, "compare_restored", compare)
+        monkeypatch.setattr(restore, "compare_restored", compare)
+
+    return tamper
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_a_proof_finds_and_names(proven: Box, tampered: Callable[[str], None], what: str) -> None:
+    statement, named = CHANGES[what]
+    tampered(statement)
+    found = run(proven, daily(proven))
+    assert found.verdict is Verdict.FAILED
+    assert named in "\n".join(found.differences)
+    assert daily(proven).verdict is Verdict.FAILED  # also where it was proven before
+    assert f"DIFFERENT: {found.differences[0]}" in "\n".join(proven.said.lines)
+
+
+def test_a_failed_backup_is_not_restored_unless_accepted(
+    proven: Box, tampered: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tampered("DELETE FROM public.orders WHERE id = 1")
+    backup = daily(proven)
+    run(proven, backup)
+    monkeypatch.undo()
+    with pytest.raises(Refused, match="expected 1,000 rows, found 999"):
+        restore.plan(proven.protected, restore.RestoreRequest(str(backup.id)), clock=now)
+    asked = restore.RestoreRequest(str(backup.id), accept_failed=True)
+    plan = restore.plan(proven.protected, asked, clock=now)
+    assert "expected 1,000 rows, found 999" in "\n".join(plan.lines)
+    assert run(proven, backup).verdict is Verdict.PROVEN  # the backup was good; only the copy was not
+
+
+# --- any byte, anywhere --------------------------------------------------------------------
+
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "first byte": lambda data: bytes([data[0] ^ 1]) + data[1:],
+    "middle byte": lambda data: (
+        data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 0x80]) + data[len(data) // 2 + 1 :]
+    ),
+    "last byte": lambda data: data[:-1] + bytes([data[-1] ^ 1]),
+    "truncated": lambda data: data[:-1],
+    "emptied": lambda data: data[:0],
+    "extended": lambda data: data + b"\0",
+}
+OBJECTS = (ObjectRole.DUMP, ObjectRole.GLOBALS, ObjectRole.FINGERPRINT)
+
+
+def never_proven(box: Box, backup: Backup) -> None:
+    """Assert that a proof of what was damaged fails, and that a restore of it touches nothing."""
+    before = databases(box.cluster, box.endpoint.database)
+    found = run(box, backup)
+    assert found.verdict is Verdict.FAILED
+    assert "not those that were written" in found.differences[0] or "no object" in found.differences[0]
+    assert catalog.load(box.store, backup.id).verdict is Verdict.FAILED
+    asked = restore.RestoreRequest(str(backup.id), accept_failed=True)
+    with pytest.raises((Corrupt, StoreError)):
+        restore.carry_out(
+            box.protected, restore.plan(box.protected, asked, clock=now), clock=now, report=box.said
+        )
+    assert databases(box.cluster, box.endpoint.database) == before
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_dump_is_found_before_it_is_used(
+    proven: Box, damage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backup = daily(proven)
+    item = one(backup, ObjectRole.DUMP)
+    proven.store.put(item.key, [DAMAGES[damage](read_all(proven.store, item.key))])
+
+    def opened(*_args: object, **_options: object) -> None:
+        raise AssertionError("pg_restore was given bytes that nobody had checked")
+
+    monkeypatch.setattr(load, "load", opened)
+    never_proven(proven, backup)
+
+
+@pytest.mark.parametrize("role", OBJECTS[1:])
+def test_what_rides_along_is_checked_as_well(proven: Box, role: ObjectRole) -> None:
+    backup = daily(proven)
+    item = one(backup, role)
+    proven.store.put(item.key, [DAMAGES["middle byte"](read_all(proven.store, item.key))])
+    found = run(proven, backup)
+    assert found.verdict is Verdict.FAILED
+    assert item.key in found.differences[0]
+
+
+@pytest.mark.parametrize("role", OBJECTS)
+def test_a_missing_object_fails_the_proof(proven: Box, role: ObjectRole) -> None:
+    backup = daily(proven)
+    proven.store.delete([one(backup, role).key])
+    found = run(proven, backup)
+    assert found.verdict is Verdict.FAILED
+    assert one(backup, role).key in found.differences[0]
+
+
+def test_objects_that_were_swapped_are_found(proven: Box) -> None:
+    backup, stranger = daily(proven), weekly(proven)
+    mine, theirs = (one(item, ObjectRole.DUMP).key for item in (backup, stranger))
+    bytes_of = {key: read_all(proven.store, key) for key in (mine, theirs)}
+    proven.store.put(mine, [bytes_of[theirs]])
+    proven.store.put(theirs, [bytes_of[mine]])
+    never_proven(proven, backup)
+    assert run(proven, stranger).verdict is Verdict.FAILED
+
+
+def test_a_file_of_a_directory_dump_is_checked_too(box: Box) -> None:
+    backup = box.take(protected=box.configured(jobs=2))
+    files = record(backup).of_role(ObjectRole.DUMP)
+    one_, other = files[0], files[1]
+    bytes_of = [read_all(box.store, item.key) for item in (one_, other)]
+    box.store.put(one_.key, [bytes_of[1]])
+    box.store.put(other.key, [bytes_of[0]])
+    assert run(box, backup).verdict is Verdict.FAILED
+    box.store.put(one_.key, [bytes_of[0]])
+    box.store.put(other.key, [bytes_of[1]])
+    assert run(box, backup).verdict is Verdict.PROVEN
+
+
+def flips(data: bytes) -> Iterator[bytes]:
+    """The data with one bit flipped, at every fifth byte and in each of the last hundred."""
+    for place in sorted({*range(0, len(data), 5), *range(max(0, len(data) - 100), len(data))}):
+        yield data[:place] + bytes([data[place] ^ (1 << place % 8)]) + data[place + 1 :]
+
+
+def test_no_flip_in_a_manifest_goes_unseen(proven: Box) -> None:
+    backup = daily(proven)
+    key = catalog_key(backup.id)
+    data = read_all(proven.store, key)
+    for flipped in flips(data):
+        (proven.store.root / key).write_bytes(flipped)  # as a disk does it: nobody is told
+        found = catalog.list_backups(proven.store, fresh=True)
+        assert backup.id not in {item.id for item in found.backups}
+        assert [bad for bad, _ in found.unreadable] == [key]
+    with pytest.raises(Corrupt):
+        run(proven, backup)
+    with pytest.raises(BackupNotFound):
+        restore.plan(proven.protected, restore.RestoreRequest(str(backup.id)), clock=now)
+    assert catalog_rebuild.rebuild(proven.store).backups == (backup.id,)
+    assert read_all(proven.store, key) == data
+
+
+def test_no_flip_in_the_copy_of_a_manifest_is_rebuilt_from(proven: Box) -> None:
+    backup = daily(proven)
+    copy = manifest_copy_key(backup.id, backup.tier)
+    data = read_all(proven.store, copy)
+    proven.store.delete([catalog_key(backup.id)])
+    for flipped in list(flips(data))[::8]:
+        proven.store.put(copy, [flipped])
+        rebuilt = catalog_rebuild.rebuild(proven.store)
+        assert not rebuilt.backups
+        assert [key for key, _ in rebuilt.refused] == [copy]
+    proven.store.put(copy, [data])
+    assert catalog_rebuild.rebuild(proven.store).backups == (backup.id,)
+    assert daily(proven) == backup
+
+
+def test_no_flip_in_a_verdict_counts_as_proven(proven: Box) -> None:
+    backup = daily(proven)
+    key = catalog_key(backup.id, Beside.VERDICT)
+    data = read_all(proven.store, key)
+    for flipped in flips(data):
+        (proven.store.root / key).write_bytes(flipped)  # as a disk does it: nobody is told
+        found = daily(proven)
+        assert found.verdict is Verdict.NONE
+        assert found.unreadable_verdict
+    with pytest.raises(BackupNotFound):
+        restore.plan(proven.protected, restore.RestoreRequest(), clock=now)
+    assert run(proven, backup).verdict is Verdict.PROVEN
+
+
+def test_another_backups_verdict_proves_nothing(proven: Box) -> None:
+    theirs, mine = daily(proven), weekly(proven)
+    data = read_all(proven.store, catalog_key(theirs.id, Beside.VERDICT))
+    proven.store.put(catalog_key(mine.id, Beside.VERDICT), [data])
+    assert weekly(proven).verdict is Verdict.NONE
+    assert weekly(proven).unreadable_verdict
+
+
+# --- not provable, and not the backup's fault ----------------------------------------------
+
+
+def publish_as(box: Box, changed: Manifest) -> Backup:
+    """The same dump under another id, told of by another manifest."""
+    base = record(daily(box))
+    new = replace(changed, id=replace(base.id, stamp=f"{base.id.stamp[:16]}-abcdef"))
+    prefix = data_prefix(new.id, new.tier)
+    objects = tuple(replace(item, key=prefix + item.name) for item in base.objects)
+    for old, item in zip(base.objects, objects, strict=True):
+        box.store.copy(old.key, item.key)
+    return catalog.publish(box.store, replace(new, objects=objects))
+
+
+@pytest.mark.parametrize(
+    ("what", "named"), [("extension", "no_such_extension"), ("server", "18"), ("client", "99")]
+)
+def test_what_is_missing_here_makes_it_not_provable(proven: Box, what: str, named: str) -> None:
+    base = record(daily(proven))
+    source = {
+        "extension": replace(base.source, extensions=(("no_such_extension", "1.0"),)),
+        "server": replace(base.source, server_version=180000),
+        "client": replace(base.source, client_version=990000),
+    }[what]
+    backup = publish_as(proven, replace(base, source=source))
+    found = run(proven, backup)
+    assert found.verdict is Verdict.NOT_PROVABLE
+    assert named in "\n".join(found.differences)
+    assert "what to do: " in found.differences[-1]
+    assert catalog.load(proven.store, backup.id).verdict is Verdict.NOT_PROVABLE
+
+
+def test_the_source_itself_is_no_scratch_server(proven: Box) -> None:
+    scratch = replace(proven.protected.scratch, dsn=Secret(proven.cluster.endpoint().dsn))
+    itself = replace(proven.protected, scratch=scratch)
+    found = prove.prove(itself, weekly(proven).id, clock=now, report=proven.said)
+    assert found.verdict is Verdict.NOT_PROVABLE
+    assert "is the cluster that the backup was taken from" in found.differences[0]
+
+
+def test_what_goes_wrong_around_a_proof_records_no_verdict(proven: Box) -> None:
+    before = stored(proven.store)
+    gone = replace(proven.protected.scratch, dsn=Secret("host=/nonexistent dbname=postgres"))
+    with pytest.raises(ServerError):
+        prove.prove(replace(proven.protected, scratch=gone), weekly(proven).id, clock=now, report=proven.said)
+
+    class Failing(Meddling):
+        def read(self, key: str) -> Iterator[bytes]:
+            if key.endswith("database.dump"):
+                raise StoreError("the store does not answer")
+            return super().read(key)
+
+    with pytest.raises(StoreError, match="does not answer"):
+        prove.prove(
+            proven.on(Failing(proven.store, "never", lambda: None)),
+            weekly(proven).id,
+            clock=now,
+            report=proven.said,
+        )
+    assert stored(proven.store) == before
+
+
+def test_not_provable_does_not_hide_that_it_was_proven(proven: Box) -> None:
+    backup = daily(proven)
+    itself = replace(
+        proven.protected,
+        scratch=replace(proven.protected.scratch, dsn=Secret(proven.cluster.endpoint().dsn)),
+    )
+    assert prove.prove(itself, backup.id, clock=now, report=proven.said).verdict is Verdict.NOT_PROVABLE
+    found = daily(proven)
+    assert found.verdict is Verdict.PROVEN
+    assert found.last_attempt is not None
+    assert found.last_attempt.verdict is Verdict.NOT_PROVABLE
+
+
+def test_a_backup_that_is_gone_is_not_proven(proven: Box) -> None:
+    backup = daily(proven)
+    proven.store.delete([catalog_key(backup.id)])
+    with pytest.raises(BackupNotFound):
+        run(proven, backup)
+    assert backups.listing(proven.protected).backups == (weekly(proven),)
