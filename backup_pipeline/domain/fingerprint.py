@@ -136,7 +136,11 @@ class Fingerprint:
     @property
     def has_contents(self) -> bool:
         """Whether rows were hashed; false when they were only counted."""
-        return all(table.digest for table in self.tables)
+        digests = [
+            *(each.digest for each in self.tables),
+            *(each.content for each in self.large_objects.groups),
+        ]
+        return all(digests)
 
 
 def fingerprint_to_json(fingerprint: Fingerprint) -> bytes:

@@ -30,11 +30,15 @@ _PLACEMENT = ("name", "tablespace", "allow_connections", "is_template")
 
 @dataclass(frozen=True)
 class Comparison:
-    """What was found equal, each as a sentence with numbers; what was not; what cannot be compared."""
+    """What was found equal, each as a sentence with numbers; what was not; what cannot be compared.
+
+    `contents` says that rows were compared, not only counted.
+    """
 
     differences: tuple[str, ...]
     checked: tuple[str, ...]
     notes: tuple[str, ...]
+    contents: bool = True
 
 
 @dataclass
@@ -71,14 +75,18 @@ def compare(
     if len(found) > MAX_DIFFERENCES:
         found = [*found[:MAX_DIFFERENCES], f"and {len(found) - MAX_DIFFERENCES:,} more differences"]
     notes = dict.fromkeys(_one_line(line) for line in (*source.notes, *findings.notes))
-    return Comparison(tuple(found), tuple(_one_line(line) for line in findings.checked), tuple(notes))
+    checked = tuple(_one_line(line) for line in findings.checked)
+    contents = source.has_contents and restored.has_contents
+    return Comparison(tuple(found), checked, tuple(notes), contents)
 
 
 def verdict_of(comparison: Comparison, mode: str) -> Verdict:
-    """FAILED with any difference; PROVEN when contents were compared ("content"); else RESTORED."""
+    """FAILED with any difference; PROVEN when contents were to be compared ("content") and were; else
+    RESTORED.
+    """
     if comparison.differences:
         return Verdict.FAILED
-    return Verdict.PROVEN if mode == "content" else Verdict.RESTORED
+    return Verdict.PROVEN if mode == "content" and comparison.contents else Verdict.RESTORED
 
 
 def schema_differs(source: Fingerprint, restored: Fingerprint) -> bool:
@@ -103,7 +111,7 @@ def _compare_tables(source: Fingerprint, restored: Fingerprint, findings: _Findi
             equal.append(table)
     for key in found.keys() - expected.keys():
         findings.differences.append(f"table {found[key]}: not in the source, found in the restored database")
-    hashed = all(table.digest for table in (*source.tables, *restored.tables))
+    hashed = source.has_contents and restored.has_contents
     how = "equal row for row" if hashed else "with equal numbers of rows; their contents were not compared"
     findings.checked.append(
         f"{_of(len(equal), len(expected), 'table')}, {sum(table.rows for table in equal):,} rows {how}"
@@ -221,10 +229,8 @@ def _compare_schema(
     source: Fingerprint, restored: Fingerprint, rendered: tuple[Statement, ...], findings: _Findings
 ) -> None:
     """A restored statement equals the source's of before or after the dump, or its rendering."""
-    if not source.schema_before:
-        if not restored.schema_before:
-            return
-        findings.notes.append("the schema was not compared: the fingerprint of the source has none")
+    if not source.client_version or not restored.client_version:
+        findings.notes.append("the schema was not compared: it was not read on both sides")
         return
     before, after, found, anew = (
         _by_identity(items)
