@@ -150,7 +150,7 @@ def test_a_silent_server_is_given_up_in_time(verb: int) -> None:
         began = time.monotonic()
         with pytest.raises(StoreError, match="did not answer in time") as caught:
             every_verb(store)[verb]()
-        assert time.monotonic() - began < 4.5
+        assert time.monotonic() - began < 12
         assert endpoint in caught.value.message
         assert "s3://bucket/p" in caught.value.message
         assert "timeout" in caught.value.hint
@@ -185,7 +185,7 @@ def test_a_server_that_falls_silent_in_mid_upload_is_given_up(moto: S3Server) ->
         began = time.monotonic()
         with pytest.raises(StoreError, match=r"cannot write k in .* did not answer in time"):
             store.put("k", chunks(30))
-        assert time.monotonic() - began < 6
+        assert time.monotonic() - began < 12
     assert keys(open_store(moto.store("silent"))) == []
     assert "Uploads" not in moto.client().list_multipart_uploads(Bucket=moto.bucket, Prefix="silent/")
 
@@ -201,7 +201,7 @@ def test_a_server_that_falls_silent_in_mid_download_is_given_up(moto: S3Server) 
         began = time.monotonic()
         with pytest.raises(StoreError, match=r"cannot read k in .* did not answer in time"):
             list(store.read("k"))
-        assert time.monotonic() - began < 6
+        assert time.monotonic() - began < 12
 
 
 @pytest.mark.parametrize("verb", range(9))
