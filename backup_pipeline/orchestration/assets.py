@@ -78,16 +78,15 @@ def prune_and_list(
         protected, log = backups.open(database), report_to(context).say
         planned = prune.plan(protected.store, protected.config, imports=protected.imports, now=now())
         prune.carry_out(protected.store, planned, imports=protected.imports, now=now(), log=log)
-        return dg.MaterializeResult(metadata=listing_metadata(protected, planned))
+        return dg.MaterializeResult(metadata=listing_metadata(protected))
 
 
-def listing_metadata(protected: Protected, planned: prune.Prune) -> words.Metadata:
-    """The backups that exist in the store, as a table and in numbers; `planned` says why each stays."""
-    reasons = {str(item.backup.id): "; ".join(item.reasons) for item in planned.plan.decisions}
+def listing_metadata(protected: Protected) -> words.Metadata:
+    """The backups that exist in the store, as a table and in numbers."""
     existing = listing(protected)
     found = existing.backups
     return {
-        "backups": words.backups_table(found, protected.config, reasons, now()),
+        "backups": words.backups_table(found, protected.config, now()),
         "count": len(found),
         "proven": sum(backup.verdict is Verdict.PROVEN for backup in found),
         "total_bytes": sum(backup.size_bytes for backup in found),

@@ -9,7 +9,7 @@ from backup_pipeline.config import Config, load
 from backup_pipeline.errors import ConfigError
 from backup_pipeline.orchestration.assets import assets_of
 from backup_pipeline.orchestration.checks import checks_of
-from backup_pipeline.orchestration.jobs import asset_jobs_of, form_jobs_of
+from backup_pipeline.orchestration.jobs import form_jobs_of, tier_jobs_of
 from backup_pipeline.orchestration.resources import Backups, HandOver
 from backup_pipeline.orchestration.schedules import schedules_of
 
@@ -28,13 +28,12 @@ def definitions_of(config: Config) -> dg.Definitions:
         raise ConfigError(
             f"{config.path}: no database is configured", hint="Add one as [databases.<name>] with its dsn."
         )
-    asset_jobs, form_jobs = asset_jobs_of(config), form_jobs_of(config)
-    verify_restore = next(job for job in form_jobs if job.name == "verify_restore")
+    tier_jobs, form_jobs = tier_jobs_of(config), form_jobs_of(config)
     return dg.Definitions(
         assets=assets_of(config),
         asset_checks=checks_of(config),
-        jobs=[*asset_jobs.values(), *form_jobs],
-        schedules=schedules_of(config, asset_jobs, verify_restore),
+        jobs=[*tier_jobs.values(), *form_jobs.values()],
+        schedules=schedules_of(config, {**tier_jobs, **form_jobs}),
         resources={"backups": Backups(path=str(config.path)), "io_manager": HandOver()},
         executor=dg.in_process_executor,
     )

@@ -43,8 +43,13 @@ def proof_checks(database: DatabaseConfig) -> dg.AssetChecksDefinition:
         can_subset=True,
     )
     def proven(context: dg.AssetCheckExecutionContext, backups: Backups) -> Iterator[dg.AssetCheckResult]:
+        failed = []
         for key in sorted(context.selected_asset_check_keys, key=str):
-            yield from prove_newest(context.op_execution_context, backups, key.asset_key)
+            for result in prove_newest(context.op_execution_context, backups, key.asset_key):
+                yield result
+                failed += [result] if is_bad(result) else []
+        for result in failed:
+            raise proof_failure(result)
 
     return proven
 
@@ -67,7 +72,7 @@ def prove_newest(
     with explained(context):
         protected = backups.open(database)
         taken = taken_in(context, key)
-        backup = load(protected, BackupId.parse(taken)) if taken else _newest(protected, tier)
+        backup = load(protected, BackupId.parse(taken)) if taken else newest_of(protected, tier)
         if not taken or prove.due_at_once(protected, backup):
             yield prove_one(context, protected, backup)
         elif backup.proof is not None:  # a copy is proven together with the dump whose bytes it shares
@@ -76,7 +81,8 @@ def prove_newest(
             context.log.info(f"{taken} is not proven now: {words.prove_rule(protected.config)}")
 
 
-def _newest(protected: Protected, tier: str) -> Backup:
+def newest_of(protected: Protected, tier: str) -> Backup:
+    """The newest backup of a tier. Raises BackupNotFound."""
     for backup in listing(protected).backups:
         if backup.tier == tier:
             return backup
@@ -104,6 +110,21 @@ def result_of(protected: Protected, backup: Backup, proof: Proof) -> dg.AssetChe
         severity=severity(proof),
         description=words.verdict_sentence(backup, proof),
         metadata=words.proof_metadata(backup, proof),
+    )
+
+
+def is_bad(result: dg.AssetCheckResult) -> bool:
+    """Whether the backup itself was found to be bad."""
+    return not result.passed and result.severity is dg.AssetCheckSeverity.ERROR
+
+
+def proof_failure(result: dg.AssetCheckResult) -> dg.Failure:
+    """What the run's page says when a backup did not pass: the verdict, then what to do."""
+    todo = "Take a new backup now: launch backup_database. Nothing was pruned in this run."
+    if not is_bad(result):
+        todo = "See below what is missing here, and prove the backup where it is not."
+    return dg.Failure(
+        f"{result.description}\nWhat to do: {todo}", metadata=result.metadata, allow_retries=False
     )
 
 

@@ -14,8 +14,13 @@ from backup_pipeline.actions.restore import RestoreRequest
 from backup_pipeline.domain.backup import MANUAL_TIER, Backup
 from backup_pipeline.errors import Refused
 from backup_pipeline.orchestration import words
-from backup_pipeline.orchestration.assets import listing_metadata
-from backup_pipeline.orchestration.checks import prove_one, show_on_asset
+from backup_pipeline.orchestration.assets import LISTING, listing_metadata
+from backup_pipeline.orchestration.checks import (
+    newest_of,
+    proof_failure,
+    prove_one,
+    show_on_asset,
+)
 from backup_pipeline.orchestration.failures import explained
 from backup_pipeline.orchestration.forms import BackupForm, PruneForm, RestoreForm, UndoForm, VerifyForm
 from backup_pipeline.orchestration.resources import Backups, now
@@ -57,10 +62,11 @@ def prove_if_wanted(
     context: dg.OpExecutionContext, backups: Backups, backup: Backup, subject: Subject
 ) -> None:
     """Restore and compare what was just taken; a failed proof fails the run."""
-    if not subject.prove:
+    if subject.prove:
+        _prove(context, backups, backup)
+    else:
         context.log.info(f"{backup.id} is not proven: the form said so; verify_restore does it later")
-        return
-    _prove(context, backups, backup)
+    _show_listing(context, backups, subject.database)
 
 
 @dg.op(out=dg.Out(dg.Any), description="Validates the form and finds the backup.")
@@ -69,7 +75,9 @@ def choose_backup(context: dg.OpExecutionContext, backups: Backups, config: Veri
     tag_run(context, "prove", config.database)
     with explained(context):
         protected = backups.open(config.database)
-        backup = find(protected, config.backup)
+        tiers = [tier.name for tier in protected.config.tiers]
+        by_tier = config.backup in tiers
+        backup = newest_of(protected, config.backup) if by_tier else find(protected, config.backup)
     tag_run(context, "prove", config.database, id=str(backup.id), tier=backup.tier)
     context.log.info(f"Plan: restore {backup.id} ({backup.tier}) into an empty server and compare it")
     return dg.Output(backup, metadata=words.backup_metadata(backup, protected.store.url))
@@ -91,8 +99,15 @@ def _prove(context: dg.OpExecutionContext, backups: Backups, backup: Backup) -> 
         result = prove_one(context, protected, backup)
     show_on_asset(context, protected, backup, result)
     if not result.passed:
-        raise dg.Failure(result.description, metadata=result.metadata, allow_retries=False)
+        raise proof_failure(result)
     context.log.info(f"{result.description}")
+
+
+def _show_listing(context: dg.OpExecutionContext, backups: Backups, database: str) -> None:
+    """Let the database's list of backups show what this job left."""
+    with explained(context):
+        metadata = listing_metadata(backups.open(database))
+    context.log_event(dg.AssetMaterialization([database, LISTING], metadata=metadata))
 
 
 @dg.op(out=dg.Out(dg.Any), description="Validates the form and shows the plan; touches nothing.")
@@ -176,4 +191,4 @@ def carry_out_prune(context: dg.OpExecutionContext, backups: Backups, planned: P
     with explained(context):
         protected, report = backups.open(planned.database), report_to(context)
         prune.carry_out(protected.store, planned.plan, imports=protected.imports, now=now(), log=report.say)
-        context.add_output_metadata(listing_metadata(protected, planned.plan))
+    _show_listing(context, backups, planned.database)

@@ -14,10 +14,7 @@ from backup_pipeline.orchestration import form_ops, forms, ops
 from backup_pipeline.orchestration.assets import LISTING, plain
 from backup_pipeline.orchestration.runs import ACTION_TAG, RETRIES_TAG
 
-AssetJob = Any  # dagster's own type for an asset job that is not resolved yet is not public
-
-PRUNE_ALL = "prune_all"
-PROVE_NEWEST = "prove_newest"
+Job = Any  # dagster has no public type for both a job and an asset job that is not resolved yet
 
 
 def tier_names(database: DatabaseConfig) -> list[str]:
@@ -30,26 +27,13 @@ def tier_job_name(tier: str) -> str:
     return f"{plain(tier)}_backups"
 
 
-def asset_jobs_of(config: Config) -> dict[str, AssetJob]:
-    """The jobs that schedules launch, by name: each tier's backups, all prunes, all proofs."""
+def tier_jobs_of(config: Config) -> dict[str, Job]:
+    """The jobs that take each tier's backups, by name."""
     tiers = sorted({name for database in config.databases.values() for name in tier_names(database)})
-    jobs = {tier_job_name(tier): _tier_job(config, tier) for tier in tiers}
-    jobs[PRUNE_ALL] = dg.define_asset_job(
-        PRUNE_ALL,
-        selection=dg.AssetSelection.assets(*([name, LISTING] for name in config.databases)),
-        description="Prunes what the retention gives up, and refreshes each database's list of backups.",
-        tags={ACTION_TAG: "prune"},
-    )
-    jobs[PROVE_NEWEST] = dg.define_asset_job(
-        PROVE_NEWEST,
-        selection=dg.AssetSelection.all_asset_checks(),
-        description="Proves the newest backup of a tier; launched for one database at a time.",
-        tags={ACTION_TAG: "prove"},
-    )
-    return jobs
+    return {tier_job_name(tier): _tier_job(config, tier) for tier in tiers}
 
 
-def _tier_job(config: Config, tier: str) -> AssetJob:
+def _tier_job(config: Config, tier: str) -> Job:
     names = [
         name for name, database in config.databases.items() if any(t.name == tier for t in database.tiers)
     ]
@@ -62,15 +46,10 @@ def _tier_job(config: Config, tier: str) -> AssetJob:
     )
 
 
-def form_jobs_of(config: Config) -> list[dg.JobDefinition]:
-    """The jobs with a form in the Launchpad."""
-    return [
-        backup_database(config),
-        restore_database(config),
-        undo_restore(config),
-        verify_restore(config),
-        prune_backups(config),
-    ]
+def form_jobs_of(config: Config) -> dict[str, dg.JobDefinition]:
+    """The jobs with a form in the Launchpad, by name; some are launched by schedules too."""
+    made = (backup_database, restore_database, undo_restore, verify_restore, prune_backups)
+    return {make.__name__: make(config) for make in made}
 
 
 def backup_database(config: Config) -> dg.JobDefinition:
@@ -122,7 +101,8 @@ def undo_restore(config: Config) -> dg.JobDefinition:
 
 def verify_restore(config: Config) -> dg.JobDefinition:
     """A proof of any backup."""
-    backup = forms.text("latest", 'Which backup: "latest", "proven" (once more), or an id from the table.')
+    which = 'Which: "latest", "proven" (once more), a tier (its newest), or an id from the table.'
+    backup = forms.text("latest", which)
 
     @_job(
         "Restores a backup into an empty server, compares it with its source and records the verdict. "

@@ -6,7 +6,7 @@ each. The scheduled time travels in a tag, so that two tiers due at the same tim
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import dagster as dg
 
@@ -14,7 +14,7 @@ from backup_pipeline.config import Config, DatabaseConfig, TierConfig
 from backup_pipeline.orchestration import words
 from backup_pipeline.orchestration.assets import LISTING, plain
 from backup_pipeline.orchestration.checks import check_key
-from backup_pipeline.orchestration.jobs import PROVE_NEWEST, PRUNE_ALL, AssetJob, tier_job_name
+from backup_pipeline.orchestration.jobs import Job, tier_job_name
 from backup_pipeline.orchestration.runs import (
     ACTION_TAG,
     DATABASE_TAG,
@@ -29,34 +29,21 @@ LONGEST_KEPT_CRON = "0 3 2 * *"
 Request = Callable[[DatabaseConfig, dg.ScheduleEvaluationContext], dg.RunRequest]
 
 
-def schedules_of(
-    config: Config, asset_jobs: dict[str, AssetJob], verify_restore: dg.JobDefinition
-) -> list[dg.ScheduleDefinition]:
+def schedules_of(config: Config, jobs: Mapping[str, Job]) -> list[dg.ScheduleDefinition]:
     """All schedules; they run from the first moment, because a forgotten switch is no backup."""
     databases = tuple(config.databases.values())
+    verify, prune = jobs["verify_restore"], jobs["prune_backups"]
+    monthly = "Proves the newest monthly backup (or that of the rarest tier), whatever else is proven"
+    backstop = "Prunes each database, also when no new backup was taken or proven"
     return [
-        *_tier_schedules(config, asset_jobs),
-        *_proof_schedules(config, verify_restore),
-        _schedule(
-            "prove_longest_kept",
-            LONGEST_KEPT_CRON,
-            asset_jobs[PROVE_NEWEST],
-            databases,
-            _prove_longest_kept,
-            "Proves the newest monthly backup (or that of the rarest tier), whatever else is proven",
-        ),
-        _schedule(
-            PRUNE_ALL,
-            PRUNE_CRON,
-            asset_jobs[PRUNE_ALL],
-            databases,
-            _prune,
-            "Prunes each database, also when no new backup was taken or proven",
-        ),
+        *_tier_schedules(config, jobs),
+        *_proof_schedules(config, verify),
+        _schedule("prove_longest_kept", LONGEST_KEPT_CRON, verify, databases, _prove_longest_kept, monthly),
+        _schedule("prune_every_day", PRUNE_CRON, prune, databases, _prune, backstop),
     ]
 
 
-def _tier_schedules(config: Config, jobs: dict[str, AssetJob]) -> list[dg.ScheduleDefinition]:
+def _tier_schedules(config: Config, jobs: Mapping[str, Job]) -> list[dg.ScheduleDefinition]:
     groups: dict[tuple[str, str], list[DatabaseConfig]] = defaultdict(list)
     for database in config.databases.values():
         for tier in database.tiers:
@@ -74,21 +61,19 @@ def _tier_schedules(config: Config, jobs: dict[str, AssetJob]) -> list[dg.Schedu
     ]
 
 
-def _proof_schedules(config: Config, verify_restore: dg.JobDefinition) -> list[dg.ScheduleDefinition]:
+def _proof_schedules(config: Config, verify: Job) -> list[dg.ScheduleDefinition]:
     groups: dict[str, list[DatabaseConfig]] = defaultdict(list)
     for database in config.databases.values():
         if database.prove.cron:
             groups[database.prove.cron].append(database)
     return [
-        _schedule(
-            f"prove_{slug(cron)}", cron, verify_restore, databases, _prove_latest, "Proves the newest backup"
-        )
+        _schedule(f"prove_{slug(cron)}", cron, verify, databases, _prove_latest, "Proves the newest backup")
         for cron, databases in groups.items()
     ]
 
 
 def _schedule(
-    name: str, cron: str, job: AssetJob, databases: Sequence[DatabaseConfig], request: Request, what: str
+    name: str, cron: str, job: Job, databases: Sequence[DatabaseConfig], request: Request, what: str
 ) -> dg.ScheduleDefinition:
     shown = ", ".join(database.name for database in databases[:5])
     rest = f" and {len(databases) - 5} more" if len(databases) > 5 else ""
@@ -127,28 +112,22 @@ def _backup_as(tier: str) -> Request:
 
 
 def _prove_latest(database: DatabaseConfig, _context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
-    return dg.RunRequest(
-        run_key=database.name,
-        run_config={"database": database.name, "backup": "latest"},
-        tags={DATABASE_TAG: database.name, ACTION_TAG: "prove"},
-    )
+    return _form_request(database, "prove", {"backup": "latest"})
 
 
 def _prove_longest_kept(database: DatabaseConfig, _context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
-    tier = rarest(database.tiers).name
-    return dg.RunRequest(
-        run_key=database.name,
-        asset_selection=[],
-        asset_check_keys=[check_key(database.name, tier)],
-        tags={DATABASE_TAG: database.name, ACTION_TAG: "prove", TIER_TAG: tier},
-    )
+    return _form_request(database, "prove", {"backup": rarest(database.tiers).name})
 
 
 def _prune(database: DatabaseConfig, _context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
+    return _form_request(database, "prune", {"dry_run": False})
+
+
+def _form_request(database: DatabaseConfig, action: str, form: Mapping[str, object]) -> dg.RunRequest:
     return dg.RunRequest(
         run_key=database.name,
-        asset_selection=[dg.AssetKey([database.name, LISTING])],
-        tags={DATABASE_TAG: database.name, ACTION_TAG: "prune"},
+        run_config={"database": database.name, **form},
+        tags={DATABASE_TAG: database.name, ACTION_TAG: action},
     )
 
 
@@ -158,6 +137,16 @@ def rarest(tiers: Sequence[TierConfig]) -> TierConfig:
 
 
 def slug(cron: str) -> str:
-    """A cron as part of a name, the same for ever: "0 2 * * 0" -> "0_2_x_x_0"."""
-    words_of = cron.replace("*", "x").replace("/", "_each_").replace("-", "_to_").replace(",", "_and_")
+    """A cron as part of a name, the same for ever: "0 2 * * 0" -> "at_0200_weekday_0"."""
+    minute, hour, *rest = cron.split()
+    if not (minute.isdigit() and hour.isdigit() and len(rest) == 3):
+        return f"cron_{_as_name(cron)}"
+    named = zip(("day", "month", "weekday"), rest, strict=True)
+    return "_".join(
+        [f"at_{hour:0>2}{minute:0>2}", *(f"{what}_{_as_name(x)}" for what, x in named if x != "*")]
+    )
+
+
+def _as_name(field: str) -> str:
+    words_of = field.replace("*", "x").replace("/", "_each_").replace("-", "_to_").replace(",", "_and_")
     return re.sub(r"[^A-Za-z0-9]+", "_", words_of).strip("_")

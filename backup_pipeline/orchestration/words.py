@@ -4,7 +4,7 @@ Metadata comes twice: as numbers, which Dagster plots, and in words. The first l
 description is plain text, because lists show it raw.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from itertools import islice, pairwise
@@ -71,9 +71,10 @@ def prove_rule(database: DatabaseConfig) -> str:
 def backups_description(database: DatabaseConfig, store: StoreConfig) -> str:
     """What the page of a database's list of backups says."""
     kept = ", ".join(f"{tier.keep} {tier.name}" for tier in database.tiers)
+    days = f"{database.manual_keep.total_seconds() / 86400:g} days"
     return f"""All backups of {database.name} in the store, once the retention has been applied.
 
-- **Kept**: {kept}; manual ones for {show_seconds(database.manual_keep.total_seconds())}; pinned ones for ever
+- **Kept**: {kept}; manual ones for {days}; pinned ones for ever
 - **Never deleted**: the newest proven backup, and the two newest good ones
 - **Where**: `{store.url}`; the manifests there are the truth, this table is a copy of what they said
 - **Look without deleting**: launch `prune_backups`, which shows its plan by default
@@ -87,7 +88,6 @@ def backup_metadata(backup: Backup, store_url: str) -> Metadata:
     if manifest is None:
         return {"backup_id": str(backup.id), "size_bytes": backup.size_bytes}
     return {
-        **manifest_numbers(manifest),
         "backup_id": str(backup.id),
         "tier": backup.tier,
         "taken_at": dg.MetadataValue.timestamp(backup.taken_at),
@@ -99,6 +99,7 @@ def backup_metadata(backup: Backup, store_url: str) -> Metadata:
         "stored_in": f"{store_url}/{layout.data_prefix(backup.id, backup.tier)}",
         "copied_from": str(manifest.copied_from or NOTHING),
         "restore_with": f"backup-pipeline restore {backup.id.database} --backup {backup.id.stamp}",
+        **manifest_numbers(manifest),
         **({"notes": "\n".join(manifest.source.notes)} if manifest.source.notes else {}),
     }
 
@@ -115,72 +116,59 @@ def manifest_numbers(manifest: Manifest) -> Metadata:
 
 
 def proof_metadata(backup: Backup, proof: Proof) -> Metadata:
-    """What a check shows of a proof."""
-    lists = {"checked": proof.checked, "differences": proof.differences, "not_compared": proof.notes}
+    """What a check shows of a proof. Lists are tables, because the page joins the lines of a text."""
+    lists = {"differences": proof.differences, "checked": proof.checked, "not_compared": proof.notes}
+    times: Metadata = {"restore_s": round(proof.restore_s, 3), "compare_s": round(proof.compare_s, 3)}
     return {
         "backup_id": str(backup.id),
         "verdict": str(proof.verdict),
-        "restore_s": round(proof.restore_s, 3),
-        "compare_s": round(proof.compare_s, 3),
-        "restore_time": show_seconds(proof.restore_s),
+        **({**times, "restore_time": show_seconds(proof.restore_s)} if proof.restore_s else {}),
         "proven_on": proof.by,
-        **{name: "\n".join(lines) for name, lines in lists.items() if lines},
+        **{name: _table([name], [[line] for line in lines]) for name, lines in lists.items() if lines},
     }
 
 
 def verdict_sentence(backup: Backup, proof: Proof) -> str:
     """A proof in one line, for a check's description and a failure's first line."""
-    name = f"{backup.id} ({backup.tier})"
-    found = "; ".join(proof.differences[:3])
+    name, took = f"{backup.id} ({backup.tier})", show_seconds(proof.restore_s)
+    found = proof.differences[0] if proof.differences else ""
     match proof.verdict:
         case Verdict.PROVEN:
-            return f"{name} restored in {show_seconds(proof.restore_s)} and is equal, row for row"
+            return f"{name} restored in {took} and is equal, row for row"
         case Verdict.RESTORED:
-            why = found or "contents were not compared"
-            return f"WARNING: {name} restored in {show_seconds(proof.restore_s)}, but {why}"
+            return f"WARNING: {name} restored in {took}, but {found or 'contents were not compared'}"
         case Verdict.FAILED:
             return f"{name} FAILED its proof: {found or 'it did not restore'}"
         case _:
             return f"{name} could not be proven here: {found or 'something is missing'}"
 
 
-_COLUMNS = (
-    "backup",
-    "tier",
-    "taken (UTC)",
-    "age",
-    "size",
-    "proof",
-    "restores in",
-    "pinned",
-    "kept until",
-    "why",
-)
+_COLUMNS = ("backup", "age", "tier", "size", "proof", "kept until")  # more do not fit beside each other
 
 
 def backups_table(
-    backups: Sequence[Backup], database: DatabaseConfig, reasons: Mapping[str, str], now: datetime
+    backups: Sequence[Backup], database: DatabaseConfig, now: datetime
 ) -> dg.TableMetadataValue:
-    """The backups that exist, newest first. `reasons` says of an id why the retention keeps it."""
+    """The backups that exist, newest first."""
     until = _kept_until(backups, database, now)
     rows = [
         (
             backup.id.stamp,
-            backup.tier,
-            f"{backup.taken_at:%Y-%m-%d %H:%M}",
             show_seconds(max(0.0, (now - backup.taken_at).total_seconds())),
+            backup.tier,
             show_bytes(backup.size_bytes),
             str(backup.verdict),
-            show_seconds(backup.proof.restore_s) if backup.proof and backup.proof.restore_s else NOTHING,
-            "pinned" if backup.pinned else NOTHING,
             until.get(str(backup.id), NOTHING),
-            reasons.get(str(backup.id), NOTHING),
         )
         for backup in backups
     ]
+    return _table(_COLUMNS, rows)
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> dg.TableMetadataValue:
     return dg.MetadataValue.table(
-        records=[dg.TableRecord(dict(zip(_COLUMNS, row, strict=True))) for row in rows],
-        schema=dg.TableSchema(columns=[dg.TableColumn(name=name, type="string") for name in _COLUMNS]),
+        records=[dg.TableRecord(dict(zip(columns, row, strict=True))) for row in rows],
+        schema=dg.TableSchema(columns=[dg.TableColumn(name=name, type="string") for name in columns]),
     )
 
 
@@ -192,7 +180,7 @@ def _kept_until(backups: Sequence[Backup], database: DatabaseConfig, now: dateti
     for backup in backups:
         tier = tiers.get(backup.tier)
         if backup.pinned:
-            until[str(backup.id)] = "unpinned"
+            until[str(backup.id)] = "pinned"
         elif backup.tier == MANUAL_TIER and backup.expires_at:
             until[str(backup.id)] = f"{backup.expires_at:%Y-%m-%d %H:%M}"
         elif tier is not None:

@@ -23,7 +23,7 @@ from backup_pipeline_tests.servers.s3 import S3Server, rclone_s3
 
 pytestmark = pytest.mark.timeout(240)
 
-EVERY_MINUTE = "x_x_x_x_x"
+EVERY_MINUTE = "cron_x_x_x_x_x"
 BIG_MB = 400
 TEXT = """
 [store]

@@ -103,7 +103,7 @@ def test_jobs_have_the_names_that_people_look_for(definitions: dg.Definitions) -
     jobs = {job.name for job in definitions.resolve_all_job_defs() if not job.name.startswith("__")}
     tiers = {f"{tier}_backups" for tier in ("daily", "weekly", "monthly", "yearly")}
     forms = {"backup_database", "restore_database", "undo_restore", "verify_restore", "prune_backups"}
-    assert jobs == {*tiers, *forms, "prune_all", "prove_newest"}
+    assert jobs == {*tiers, *forms}
 
 
 def test_only_backups_start_again_when_their_process_died(definitions: dg.Definitions) -> None:

@@ -200,6 +200,10 @@ def test_a_failed_proof_is_red_and_nothing_is_pruned_in_its_run(
     assert evaluation.severity is dg.AssetCheckSeverity.ERROR
     assert "FAILED its proof" in (evaluation.description or "")
     assert "shop__backups" not in steps(result)
+    assert failure(result, "shop__proven").splitlines() == [
+        evaluation.description,
+        "What to do: Take a new backup now: launch backup_database. Nothing was pruned in this run.",
+    ]
     assert [backup.verdict for backup in box.backups()] == [Verdict.FAILED, Verdict.PROVEN, Verdict.PROVEN]
 
 
@@ -231,6 +235,19 @@ def test_a_backup_by_hand_expires_by_itself(make: MakeBox) -> None:
     assert (backup.tier, backup.verdict) == ("manual", Verdict.PROVEN)
     assert backup.expires_at is not None
     assert box.tags(result)["tier"] == "manual"
+    (listed,) = result.asset_materializations_for_node("prove_if_wanted")
+    assert listed.asset_key == LIST
+
+
+def test_a_tier_s_newest_is_proven_by_the_tier_s_name(make: MakeBox) -> None:
+    box = make(LATER)
+    assert box.backup("weekly").success
+    assert box.backup("daily").success
+    assert box.form("verify_restore", backup="weekly").success
+    assert {backup.tier: backup.verdict for backup in box.backups()} == {
+        "daily": Verdict.NONE,
+        "weekly": Verdict.PROVEN,
+    }
 
 
 def test_a_restore_shows_its_plan_and_makes_a_new_database(make: MakeBox) -> None:
@@ -248,7 +265,7 @@ def test_a_restore_shows_its_plan_and_makes_a_new_database(make: MakeBox) -> Non
     ("form", "said"),
     [
         ({"backup": "20200101T000000Z-none"}, "no backup"),
-        ({"replace": True, "confirm": "shop!"}, "confirm"),
+        ({"backup": "latest", "replace": True, "confirm": "shop!"}, "confirm"),
     ],
 )
 def test_a_restore_is_refused_in_its_first_step(make: MakeBox, form: dict[str, object], said: str) -> None:
@@ -268,8 +285,11 @@ def test_a_prune_only_looks_unless_it_is_told_otherwise(make: MakeBox) -> None:
         assert job.execute_in_process(instance=box.instance, asset_selection=[DAILY]).success
     assert box.form("prune_backups").success
     assert len(box.backups()) == 3
-    assert box.form("prune_backups", dry_run=False).success
+    result = box.form("prune_backups", dry_run=False)
+    assert result.success
     assert len(box.backups()) == 2
+    (listed,) = result.asset_materializations_for_node("carry_out_prune")
+    assert (listed.asset_key, listed.metadata["count"].value) == (LIST, 2)
 
 
 def test_an_undo_needs_the_name_typed(make: MakeBox) -> None:
