@@ -285,11 +285,11 @@ def prune(context: Context, database: str | None, dry_run: bool) -> None:
     for name in [database] if database else list(context.config.databases):
         protected = context.protected(name)
         plan = pruning.plan(protected.store, protected.config, imports=protected.imports, now=now())
-        for line in plan.lines:
-            click.echo(line)
-        if not dry_run:
-            with terminal.reporting(quiet=context.quiet) as report:
-                pruning.carry_out(protected.store, plan, imports=protected.imports, now=now(), log=report.say)
+        if dry_run:
+            for line in plan.lines:
+                click.echo(line)
+        else:
+            pruning.carry_out(protected.store, plan, imports=protected.imports, now=now(), log=click.echo)
 
 
 @cli.command()

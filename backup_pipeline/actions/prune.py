@@ -8,7 +8,7 @@ more than one would.
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from backup_pipeline.config import DatabaseConfig
 from backup_pipeline.domain.backup import Backup, BackupId, CatalogListing
@@ -32,11 +32,14 @@ from backup_pipeline.domain.retention import (
 )
 from backup_pipeline.errors import BackupNotFound, Corrupt, ObjectNotFound, StoreError
 from backup_pipeline.storage import leases
+from backup_pipeline.storage.bucket import abort_uploads
 from backup_pipeline.storage.catalog import exists, list_backups, load, missing_objects, refresh_index
 from backup_pipeline.storage.catalog_delete import Deletion, collect, delete, delete_imported
 from backup_pipeline.storage.imported import list_imported, load_imported
 from backup_pipeline.storage.store import ObjectInfo, Store, read_all
 from backup_pipeline.units import show_bytes
+
+UPLOADS_MAY_LAST = timedelta(days=2)
 
 INDEX_FROM = 200
 """From so many backups of a database on, a prune refreshes the catalog's index at its end."""
@@ -139,6 +142,7 @@ def carry_out(
             log(f"deleted {backup.id}, {show_bytes(outcome.freed_bytes)}")
     _collect(store, planned, again, done, now, log)
     _note(done, Deletion(denied=leases.remove_ended(store, planned.database, now)))
+    _abort_uploads(store, now, log)
     if len(again.plan.decisions) >= INDEX_FROM:
         refresh_index(store)
     log(f"prune of {planned.database}: {done}")
@@ -151,6 +155,15 @@ def carry_out(
             hint="Prune with credentials that may delete; the rest is tried again next time.",
         )
     return done
+
+
+def _abort_uploads(store: Store, now: datetime, log: Callable[[str], object]) -> None:
+    """Drop what killed uploads left: unseen, but billed. It is no backup, so a refusal is only told."""
+    try:
+        for key in abort_uploads(store, before=now - UPLOADS_MAY_LAST):
+            log(f"dropped the parts of an upload that nobody finished: {key}")
+    except StoreError as error:
+        log(f"unfinished uploads could not be looked for: {error.message}")
 
 
 def _delete(store: Store, imports: Store | None, backup: Backup, again: Prune, now: datetime) -> Deletion:

@@ -119,9 +119,11 @@ def carry_out(protected: Protected, planned: Plan, *, clock: Clock, report: Repo
     backup, decided = planned.backup, planned.decided
     begun_s = time.monotonic()
     with (
-        leases.hold(protected.store, backup.id, "restore", clock=clock) as lease,
+        leases.hold(protected.store, backup.id, "restore", clock=clock, required=False) as lease,
         private_folder("restore") as spool,
     ):
+        if lease.unshielded:
+            report.say(f"warning: {lease.unshielded}")
         source = _bring(protected, backup, spool, report)
         said = _create_missing_roles(protected, planned, report)
         with restore.temporary_database(planned.target, decided.target, source.properties) as temporary:

@@ -26,6 +26,7 @@ from backup_pipeline.engines.postgres.server import (
 )
 from backup_pipeline.engines.postgres.tools import SERVER, find_tools
 from backup_pipeline.errors import BackupError, Refused, ServerError, ToolError
+from backup_pipeline.storage.directory import create_root
 
 STORE_FOLDER = "backups"
 _LARGEST = 3
@@ -70,7 +71,7 @@ def initialise(path: Path, *, dsn: str, store_url: str) -> Written:
     lines = [f"found PostgreSQL {version} on {server.shown}: {', '.join(names)}"]
     if store.startswith("file:"):
         folder = path.parent / store.removeprefix("file:").removeprefix("//")
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        create_root(folder)
         lines.append(f"backups go to {folder}; use another disk or an S3 bucket for real ones")
     variable = f"{_name(found[0].name).upper().replace('-', '_')}_PASSWORD" if password else ""
     if password:
