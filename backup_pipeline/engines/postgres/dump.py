@@ -8,6 +8,7 @@ and what a dump must equal, is decided elsewhere.
 import contextlib
 import fcntl
 import hashlib
+import io
 import os
 import select
 import shutil
@@ -33,6 +34,8 @@ SPOOL_RESERVE_BYTES = 256 * 1024 * 1024
 # The snapshot holds its locks already: pg_dump waits only behind somebody who waits for them, as all do then.
 _LOCK_TIMEOUT_S = 5.0
 _PIPE_BYTES = 1024 * 1024
+_FULL_BYTES = 256 * 1024
+_GATHER_S = 0.02
 _CHECK_S = 5.0
 _POLL_S = 0.2
 _PATIENCE = 8
@@ -224,15 +227,21 @@ class _Watch:
         return contention
 
 
-def _chunks(output: IO[bytes], watch: _Watch) -> Iterator[bytes]:
+def _chunks(output: io.RawIOBase, watch: _Watch) -> Iterator[bytes]:
     poll = select.poll()
     poll.register(output, select.POLLIN | select.POLLHUP)
-    while True:
-        if poll.poll(min(_CHECK_S, watch.stall_s) * 1000):
-            chunk = output.read(process.CHUNK_BYTES)
-            if not chunk:
+    buffer = memoryview(bytearray(process.CHUNK_BYTES))
+    ended = False
+    while not ended:
+        filled, patience_s = 0, min(_CHECK_S, watch.stall_s)
+        # pg_dump writes a few KiB at a time, and each chunk costs whoever hashes and uploads it.
+        while filled < _FULL_BYTES and poll.poll(patience_s * 1000):
+            count = output.readinto(buffer[filled:]) or 0
+            filled, patience_s, ended = filled + count, _GATHER_S, count == 0
+            if ended:
                 break
-            yield chunk
+        if filled:
+            yield bytes(buffer[:filled])
             watch.spoke()  # after the consumer, whose time is not the child's
         watch.look()
     watch.finish()
