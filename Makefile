@@ -11,7 +11,7 @@ dev: venv  # the same servers, and Dagster's UI beside them
 	@$(VENV) -m backup_pipeline.demo dev
 
 test: venv
-	$(VENV) -m pytest
+	$(VENV) -m pytest -n 3 --dist worksteal
 
 soak: venv  # the slow campaigns
 	$(VENV) -m pytest -m slow --timeout 3600
