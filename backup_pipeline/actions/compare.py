@@ -9,7 +9,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from backup_pipeline.actions.report import Report, timed
-from backup_pipeline.domain.fingerprint import Fingerprint, Statement
+from backup_pipeline.domain.fingerprint import (
+    Fingerprint,
+    Statement,
+    statements_without_owners,
+    without_owners,
+)
 from backup_pipeline.domain.proof import Comparison, compare, schema_differs
 from backup_pipeline.engines.postgres import fingerprint, schema
 from backup_pipeline.engines.postgres.properties import read_properties
@@ -31,11 +36,18 @@ class Restored:
 
 
 def compare_restored(
-    source: Fingerprint, restored: Restored, *, contents: bool, connections: int, report: Report
+    source: Fingerprint,
+    restored: Restored,
+    *,
+    contents: bool,
+    connections: int,
+    report: Report,
+    owners: bool = True,
 ) -> Comparison:
     """Take the restored database's fingerprint and compare it with the source's.
 
-    Without `contents` rows are only counted. Raises ServerError, ToolError.
+    Without `contents` rows are only counted; without `owners`, neither owners nor grants are looked at.
+    Raises ServerError, ToolError.
     """
     pg_dump, database = restored.tools.path("pg_dump"), restored.database
     with contextlib.closing(connect(database, purpose="proof")) as session:
@@ -49,10 +61,14 @@ def compare_restored(
         progress=timed(report, "compare"),
     )
     found = replace(found, properties=properties)
+    if not owners:
+        source, found = without_owners(source), without_owners(found)
     sequences = schema.archive_sequences(restored.tools.path("pg_restore"), restored.archive)
     rendered: tuple[Statement, ...] = ()
     if schema_differs(source, found):
         rendered = _rendered(source, restored)
+    if not owners:
+        rendered = statements_without_owners(rendered)
     return compare(source, found, sequences, rendered=rendered)
 
 

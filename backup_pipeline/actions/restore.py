@@ -226,8 +226,6 @@ def _check(
         return ("its contents were not compared with the source",)
     (item,) = manifest.of_role(ObjectRole.FINGERPRINT)
     expected = fingerprint_from_json(fetch_small(protected.store, item), item.key)
-    if planned.decided.without_owners:
-        expected = replace(expected, properties=None)
 
     @contextlib.contextmanager
     def spare() -> Iterator[Endpoint]:
@@ -242,6 +240,7 @@ def _check(
         contents=contents,
         connections=protected.config.fingerprint_connections,
         report=report,
+        owners=not planned.decided.without_owners,
     )
     if comparison.differences:
         raise ProofFailed(
@@ -249,7 +248,8 @@ def _check(
             detail={f"difference {number}": line for number, line in enumerate(comparison.differences, 1)},
             hint="Restore another backup; as the last resort, restore this one with --check none.",
         )
-    return comparison.checked
+    left_out = ("owners and grants were left out, and not compared",)
+    return (*comparison.checked, *(left_out if planned.decided.without_owners else ()))
 
 
 def _name(protected: Protected, planned: Plan, temporary: str, now: datetime, report: Report) -> _Named:

@@ -6,10 +6,11 @@ database: no OIDs but those of large objects, names as text, sets in the order o
 """
 
 import json
+import re
 import types
 import typing
-from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass, replace
 from typing import Any, TypeVar
 
 from backup_pipeline.domain.backup import DatabaseProperties
@@ -19,6 +20,9 @@ KIND = "backup-pipeline fingerprint"
 FORMAT = 1
 
 _T = TypeVar("_T")
+
+_GRANTS = ("ACL", "DEFAULT ACL")
+_OWNER = re.compile(r'^ALTER [^;]* OWNER TO (?:"(?:[^"]|"")*"|[^";]*);\n*', re.MULTILINE)
 
 
 @dataclass(frozen=True, order=True)
@@ -141,6 +145,27 @@ class Fingerprint:
             *(each.content for each in self.large_objects.groups),
         ]
         return all(digests)
+
+
+def without_owners(fingerprint: Fingerprint) -> Fingerprint:
+    """The same as far as a restore brings it that leaves out owners and grants."""
+    objects = fingerprint.large_objects
+    return replace(
+        fingerprint,
+        schema_before=statements_without_owners(fingerprint.schema_before),
+        schema_after=statements_without_owners(fingerprint.schema_after),
+        large_objects=replace(objects, groups=tuple(replace(group, rights="") for group in objects.groups)),
+        properties=None,
+    )
+
+
+def statements_without_owners(statements: Iterable[Statement]) -> tuple[Statement, ...]:
+    """The same without grants, and without what says whom an object belongs to."""
+    return tuple(
+        replace(statement, owner="", body=_OWNER.sub("", statement.body).rstrip())
+        for statement in statements
+        if statement.kind not in _GRANTS
+    )
 
 
 def fingerprint_to_json(fingerprint: Fingerprint) -> bytes:

@@ -1,14 +1,19 @@
 """Sources, stores and a second server for the tests of actions."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from psycopg import sql
 
-from backup_pipeline.actions import prove
+from backup_pipeline.actions import prove, restore
+from backup_pipeline.actions.compare import Restored, compare_restored
 from backup_pipeline.domain.backup import Verdict
+from backup_pipeline.domain.fingerprint import Fingerprint
+from backup_pipeline.domain.proof import Comparison
 from backup_pipeline.engines.postgres.cluster import LocalCluster
-from backup_pipeline_tests.actions.box import DUE, Box, a_box, copy_of, now
+from backup_pipeline_tests.actions.box import DUE, Box, a_box, copy_of, execute, now
 from backup_pipeline_tests.servers import postgres as servers
 
 
@@ -43,3 +48,19 @@ def taken(
 def proven(taken: Box, tmp_path: Path) -> Box:
     """The backups of `taken` in a store of the test's own."""
     return copy_of(taken, tmp_path / "copy")
+
+
+@pytest.fixture
+def tampered(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Makes each proof and restore find its copy changed by some SQL, in which {database} is its name."""
+
+    def tamper(statement: str) -> None:
+        def compare(source: Fingerprint, restored: Restored, **options: Any) -> Comparison:
+            name = sql.Identifier(restored.database.database).as_string()
+            execute(restored.database, statement.replace("{database}", name))
+            return compare_restored(source, restored, **options)
+
+        monkeypatch.setattr(prove, "compare_restored", compare)
+        monkeypatch.setattr(restore, "compare_restored", compare)
+
+    return tamper

@@ -1,0 +1,443 @@
+"""Restores on real servers: what comes back, and that whatever fails leaves all as it was."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from psycopg import sql
+
+from backup_pipeline.actions import prune, restore
+from backup_pipeline.actions.protected import Protected
+from backup_pipeline.actions.restore import RestoreRequest, RestoreResult
+from backup_pipeline.config import Secret, TierConfig
+from backup_pipeline.domain.backup import Backup, ObjectRole
+from backup_pipeline.engines.postgres.cluster import LocalCluster
+from backup_pipeline.engines.postgres.server import Connection, Endpoint, advisory_lock, connect
+from backup_pipeline.errors import (
+    BackupError,
+    BackupNotFound,
+    Busy,
+    ConfigError,
+    Corrupt,
+    ProofFailed,
+    Refused,
+    ServerError,
+)
+from backup_pipeline.storage import catalog, leases
+from backup_pipeline.storage.store import read_all
+from backup_pipeline_tests.actions.box import Box, Said, a_box, ask, copy_of, databases, drop_all, now, stored
+
+OIDS = "SELECT string_agg(oid::text || ' ' || datname, ',' ORDER BY oid) FROM pg_database"
+
+
+@pytest.fixture(scope="module")
+def shop(
+    postgres: LocalCluster, other: LocalCluster, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Box]:
+    """A source of which there is one backup, and which has gone on since."""
+    with a_box(postgres, tmp_path_factory.mktemp("shop") / "store", scratch=other) as made:
+        made.take("daily")
+        made.execute("DELETE FROM public.orders WHERE id <= 400")
+        yield made
+
+
+@pytest.fixture
+def live(shop: Box, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
+    """The same with a store of the test's own; the source has its name and contents back afterwards."""
+    oid = ask(shop.endpoint, "SELECT oid FROM pg_database WHERE datname = current_database()")
+    yield copy_of(shop, tmp_path_factory.mktemp("live") / "store")
+    admin, name = shop.cluster.endpoint(), shop.endpoint.database
+    with contextlib.closing(connect(admin)) as session:
+        for extra in databases(shop.cluster, name) - {name}:
+            if ask(admin, f"SELECT oid FROM pg_database WHERE datname = {sql.quote(extra)}") == oid:
+                drop(session, name)
+                rename = sql.SQL("ALTER DATABASE {} RENAME TO {}")
+                session.execute(rename.format(sql.Identifier(extra), sql.Identifier(name)))
+            else:
+                drop(session, extra)
+    assert ask(shop.endpoint, "SELECT oid FROM pg_database WHERE datname = current_database()") == oid
+    assert ask(shop.endpoint, "SELECT count(*) FROM public.orders") == 600
+
+
+def drop(session: Connection, name: str) -> None:
+    session.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+def only(box: Box) -> Backup:
+    (found,) = catalog.list_backups(box.store, fresh=True).backups
+    return found
+
+
+def run(
+    box: Box, *, protected: Protected | None = None, report: Said | None = None, **asked: Any
+) -> RestoreResult:
+    """Plan and carry out."""
+    given = protected or box.protected
+    request = RestoreRequest(**{"backup": "latest", **asked})
+    plan = restore.plan(given, request, clock=now)
+    return restore.carry_out(given, plan, clock=now, report=report or box.said)
+
+
+def orders(endpoint: Endpoint) -> object:
+    return ask(endpoint, "SELECT count(*) FROM public.orders")
+
+
+def untouched(box: Box) -> "contextlib.AbstractContextManager[None]":
+    """Nothing on the source's server has another name or is new, and no lease is left, afterwards."""
+
+    @contextlib.contextmanager
+    def look() -> Iterator[None]:
+        admin = box.cluster.endpoint()
+        before, objects = ask(admin, OIDS), stored(box.store)
+        yield
+        assert ask(admin, OIDS) == before
+        assert stored(box.store) == objects
+        assert orders(box.endpoint) == 600
+
+    return look()
+
+
+# --- into a new database -------------------------------------------------------------------
+
+
+def test_a_new_database_is_equal_to_the_source_at_its_snapshot(live: Box) -> None:
+    done = run(live)
+    assert done.database.startswith(f"{live.endpoint.database}_restored_2")
+    assert done.kept_as == ""
+    assert done.restore_s > 0
+    new = live.cluster.endpoint(done.database)
+    assert orders(new) == 1000
+    assert orders(live.endpoint) == 600
+    said = "\n".join(done.lines)
+    assert "2 tables, 1,100 rows equal row for row" in said
+    assert ask(new, "SELECT lo_get(4242)") == b"\xde\xad\xbe\xef"
+    assert ask(new, "SELECT nextval('public.tickets')") == 4712
+    properties = "SELECT pg_get_userbyid(datdba) || shobj_description(oid, 'pg_database')"
+    properties += (
+        " || (SELECT string_agg(grants::text, ' ' ORDER BY grants::text) FROM unnest(datacl) grants)"
+    )
+    properties += " FROM pg_database WHERE datname = current_database()"
+    assert ask(new, properties) == ask(live.endpoint, properties)
+    assert ask(new, "SELECT current_setting('work_mem')") == "8MB"
+    assert ask(new, f"SELECT has_table_privilege('{live.reader}', 'public.customer', 'SELECT')") is True
+    assert ask(new, "SELECT reltuples::int FROM pg_class WHERE relname = 'orders'") == 1000  # it is analyzed
+
+
+def test_the_same_restored_twice_gets_another_name(live: Box) -> None:
+    first, second = run(live), run(live)
+    assert first.database != second.database
+    assert {first.database, second.database} <= live.databases()
+
+
+@pytest.mark.parametrize(("check", "said"), [("counts", "not compared"), ("none", "were not compared")])
+def test_a_check_may_be_less_than_all(live: Box, check: str, said: str) -> None:
+    done = run(live, into=f"{live.endpoint.database}_new", check=check)
+    assert done.database == f"{live.endpoint.database}_new"
+    assert said in "\n".join(done.lines)
+    assert orders(live.cluster.endpoint(done.database)) == 1000
+
+
+@pytest.mark.parametrize(
+    ("asked", "error", "said"),
+    [
+        ({"into": "{live}"}, Refused, "{live} exists on"),
+        ({"replace": True}, Refused, "replacing {live} is not confirmed: nothing was typed"),
+        ({"replace": True, "confirm": "{live}x"}, Refused, "is not confirmed: found '{live}x'"),
+        ({"replace": True, "confirm": "app"}, Refused, "is not confirmed: found 'app'"),
+        ({"into": "postgres", "replace": True, "confirm": "postgres"}, Refused, "cannot be restored into"),
+        ({"into": "x" * 64}, Refused, "has 64 bytes"),
+        ({"check": "some"}, ConfigError, 'check is "some"'),
+        ({"backup": "proven"}, BackupNotFound, "proven"),
+        ({"backup": "2020-01-01"}, BackupNotFound, "2020-01-01"),
+        ({"to": Endpoint("host=/nonexistent user=x")}, ServerError, "/nonexistent"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_nothing_touched(
+    live: Box, asked: dict[str, Any], error: type[BackupError], said: str
+) -> None:
+    name = live.endpoint.database
+    given: dict[str, Any] = {"backup": "latest"}
+    given |= {
+        key: value.format(live=name) if isinstance(value, str) else value for key, value in asked.items()
+    }
+    with untouched(live), pytest.raises(error) as failure:
+        restore.plan(live.protected, RestoreRequest(**given), clock=now)
+    assert said.format(live=name) in str(failure.value)
+    assert failure.value.hint
+
+
+# --- the swap, and back --------------------------------------------------------------------
+
+
+def test_a_live_database_is_replaced_kept_and_swapped_back(live: Box) -> None:
+    name = live.endpoint.database
+    with contextlib.closing(connect(live.endpoint)) as application:
+        done = run(live, replace=True, confirm=name)
+        with pytest.raises(Exception, match=r"terminat|closed"):
+            application.execute("SELECT 1")
+    assert (done.database, orders(live.endpoint)) == (name, 1000)
+    assert live.databases() == {name, done.kept_as}
+    assert orders(live.cluster.endpoint(done.kept_as)) == 600
+    said = "\n".join(done.lines)
+    assert f"the database that was live is kept as {done.kept_as}" in said
+    assert "1 sessions were ended" in said
+    undone = restore.undo(live.protected, clock=now, report=live.said)
+    assert (undone.database, orders(live.endpoint)) == (name, 600)
+    assert live.databases() == {name, undone.kept_as}
+    assert orders(live.cluster.endpoint(undone.kept_as)) == 1000
+    with pytest.raises(BackupNotFound, match="no kept copy"):
+        restore.undo(live.protected, clock=now, report=live.said)
+
+
+def test_a_plan_names_what_the_restore_then_makes(live: Box) -> None:
+    name = live.endpoint.database
+    request = RestoreRequest("latest", replace=True, confirm=name)
+    plan = restore.plan(live.protected, request, clock=now)
+    done = restore.carry_out(live.protected, plan, clock=now, report=live.said)
+    assert plan.decided.target == done.database == name
+    assert f"{name} becomes {name}_before_<time>, which stays" in "\n".join(plan.lines)
+    assert done.kept_as.startswith(f"{name}_before_2")
+
+
+def test_replacing_what_does_not_exist_is_making_it(live: Box) -> None:
+    name = f"{live.endpoint.database}_gone"
+    done = run(live, into=name, replace=True, confirm=name)
+    assert (done.database, done.kept_as) == (name, "")
+    assert orders(live.cluster.endpoint(name)) == 1000
+
+
+def test_a_swap_waits_for_no_dump_longer_than_configured(live: Box) -> None:
+    protected = live.configured(lock_timeout=timedelta(seconds=0.2))
+    name = live.endpoint.database
+    with (
+        untouched(live),
+        advisory_lock(live.endpoint, name, purpose="dump of app", wait_s=0),
+        pytest.raises(Busy, match="held by another dump"),
+    ):
+        run(live, protected=protected, replace=True, confirm=name, check="none")
+    assert run(live, protected=protected, replace=True, confirm=name, check="none").kept_as
+
+
+# --- to another server ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def elsewhere(live: Box, other: LocalCluster) -> Iterator[LocalCluster]:
+    """A server that knows none of the source's roles."""
+    yield other
+    drop_all(other, live.endpoint.database, (live.owner, live.reader))
+
+
+@pytest.mark.parametrize("gone", [False, True], ids=["source there", "source gone"])
+def test_missing_roles_are_refused_then_created(live: Box, elsewhere: LocalCluster, gone: bool) -> None:
+    protected = live.protected
+    if gone:  # nothing but the store is left of the server that was backed up
+        nowhere = Secret("host=/nonexistent dbname=lost user=nobody")
+        protected = live.configured(dsn=nowhere, restore_dsn=None)
+    to = elsewhere.endpoint()
+    with pytest.raises(Refused) as failure:
+        run(live, protected=protected, to=to, into=live.endpoint.database)
+    assert f"roles are missing on {to.shown}: {live.owner}, {live.reader}" in str(failure.value)
+    assert not databases(elsewhere, live.endpoint.database)
+    done = run(live, protected=protected, to=to, into=live.endpoint.database, create_roles=True)
+    new = elsewhere.endpoint(done.database)
+    assert orders(new) == 1000
+    assert ask(new, f"SELECT has_table_privilege('{live.reader}', 'public.customer', 'SELECT')") is True
+    roles = f"SELECT count(*) FROM pg_authid WHERE rolname IN ('{live.owner}', '{live.reader}')"
+    assert ask(new, f"{roles} AND rolpassword IS NULL AND NOT rolsuper") == 2
+    assert {f"created role {name}, without a password" for name in (live.owner, live.reader)} <= set(
+        live.said.lines
+    )
+
+
+def test_owners_may_be_left_out(live: Box, elsewhere: LocalCluster) -> None:
+    name = live.endpoint.database
+    done = run(live, to=elsewhere.endpoint(), into=name, without_owners=True, check="none")
+    assert orders(elsewhere.endpoint(done.database)) == 1000
+    assert ask(elsewhere.endpoint(), f"SELECT count(*) FROM pg_roles WHERE rolname = '{live.owner}'") == 0
+
+
+def test_what_is_left_without_owners_can_still_be_compared(live: Box, elsewhere: LocalCluster) -> None:
+    done = run(live, to=elsewhere.endpoint(), into=live.endpoint.database, without_owners=True)
+    assert "2 tables, 1,100 rows equal row for row" in "\n".join(done.lines)
+    assert "owners and grants were left out, and not compared" in "\n".join(done.lines)
+
+
+def test_without_owners_all_else_is_still_compared(
+    live: Box, elsewhere: LocalCluster, tampered: Callable[[str], None]
+) -> None:
+    tampered("ALTER TABLE public.orders ALTER item SET DEFAULT ''; UPDATE public.customer SET name = 'x'")
+    with pytest.raises(ProofFailed) as failure:
+        run(live, to=elsewhere.endpoint(), into=live.endpoint.database, without_owners=True)
+    assert "public.orders: expected" in str(failure.value)
+    assert "table public.customer: 100 rows as expected, but their content differs" in str(failure.value)
+    assert not databases(elsewhere, live.endpoint.database)
+
+
+def test_a_replacement_on_another_server_leaves_the_source_alone(live: Box, elsewhere: LocalCluster) -> None:
+    name, to = live.endpoint.database, elsewhere.endpoint()
+    run(live, to=to, into=name, create_roles=True, check="none")
+    with untouched(live):
+        done = run(live, to=to, replace=True, confirm=name, check="none")
+        restore.undo(live.protected, clock=now, report=live.said, to=to)
+    assert done.kept_as
+    assert len(databases(elsewhere, name)) == 2
+
+
+# --- what fails leaves all as it was -------------------------------------------------------
+
+
+def flip(box: Box, role: ObjectRole) -> None:
+    record = only(box).manifest
+    assert record is not None
+    (item,) = record.of_role(role)
+    data = bytearray(read_all(box.store, item.key))
+    data[len(data) // 2] ^= 4
+    box.store.put(item.key, [bytes(data)])
+
+
+@pytest.mark.parametrize("role", [ObjectRole.DUMP, ObjectRole.FINGERPRINT])
+def test_stored_bytes_that_changed_touch_nothing(live: Box, role: ObjectRole) -> None:
+    flip(live, role)
+    name = live.endpoint.database
+    with untouched(live), pytest.raises(Corrupt, match="not those that were written"):
+        run(live, replace=True, confirm=name)
+
+
+def test_globals_that_changed_create_no_role(live: Box, elsewhere: LocalCluster) -> None:
+    flip(live, ObjectRole.GLOBALS)
+    with pytest.raises(Corrupt, match=r"globals\.sql"):
+        run(live, to=elsewhere.endpoint(), create_roles=True)
+    assert ask(elsewhere.endpoint(), f"SELECT count(*) FROM pg_roles WHERE rolname = '{live.owner}'") == 0
+    assert not databases(elsewhere, live.endpoint.database)
+
+
+def test_a_copy_that_is_not_equal_is_dropped(live: Box, tampered: Callable[[str], None]) -> None:
+    tampered("UPDATE public.orders SET item = 'x' WHERE id = 7")
+    name = live.endpoint.database
+    with untouched(live), pytest.raises(ProofFailed, match="it was dropped") as failure:
+        run(live, replace=True, confirm=name)
+    assert "table public.orders: 1,000 rows as expected, but their content differs" in str(failure.value)
+
+
+class Halt(BaseException):
+    """As KeyboardInterrupt or SystemExit, which end a run at any point."""
+
+
+def at(line: str, act: Callable[[], object]) -> Said:
+    def heard(said: str) -> None:
+        if said.startswith(line):
+            act()
+
+    return Said(heard)
+
+
+def halt() -> None:
+    raise Halt
+
+
+@pytest.mark.parametrize("line", ["gathering the planner's statistics", "swapping"])
+def test_an_interrupted_restore_leaves_nothing(live: Box, line: str) -> None:
+    name = live.endpoint.database
+    with untouched(live), pytest.raises(Halt):
+        run(live, replace=True, confirm=name, report=at(line, halt))
+    assert run(live, replace=True, confirm=name, check="none").kept_as
+
+
+def test_a_server_that_ends_our_sessions_is_told_of(live: Box) -> None:
+    def end_all() -> None:
+        with contextlib.closing(connect(live.cluster.endpoint(), purpose="the end")) as session:
+            session.execute(
+                "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
+                " WHERE application_name LIKE 'backup_pipeline restore%' AND pid <> pg_backend_pid()"
+            )
+
+    name = live.endpoint.database
+    with untouched(live), contextlib.suppress(ServerError):  # what needs none of them may go on
+        report = at("gathering the planner's statistics", end_all)
+        done = run(live, into=f"{name}_new", check="none", report=report)
+        live.execute(f'DROP DATABASE "{done.database}"', "postgres")
+    assert live.databases() == {name}
+
+
+def test_a_live_database_that_vanishes_meanwhile_is_not_recreated_in_silence(live: Box) -> None:
+    name, aside = live.endpoint.database, f"{live.endpoint.database}_aside"
+    move = 'ALTER DATABASE "{}" RENAME TO "{}"'
+    report = at("swapping", lambda: live.execute(move.format(name, aside), "postgres"))
+    with pytest.raises(Refused, match=f"database {name} does not exist"):
+        run(live, replace=True, confirm=name, check="none", report=report)
+    assert live.databases() == {aside}
+
+
+def test_a_name_that_is_taken_meanwhile_is_not_taken_over(live: Box) -> None:
+    name = f"{live.endpoint.database}_new"
+    report = at("gathering", lambda: live.execute(f'CREATE DATABASE "{name}"', "postgres"))
+    with pytest.raises(Refused, match="exists already"):
+        run(live, into=name, check="none", report=report)
+    assert live.databases() == {live.endpoint.database, name}
+    assert ask(live.cluster.endpoint(name), "SELECT to_regclass('public.orders')") is None
+
+
+# --- beside a prune ------------------------------------------------------------------------
+
+
+def pruned_away(box: Box) -> prune.Pruned:
+    """A prune that would give up everything, if nothing else spoke for it."""
+    old = box.configured(tiers=(TierConfig("daily", "0 2 * * *", 1),)).config
+    later = now() + timedelta(minutes=1)
+    plan = prune.plan(box.store, old, now=later)
+    return prune.carry_out(box.store, plan, now=later, log=box.said.say)
+
+
+def test_what_is_being_restored_is_not_pruned(live: Box) -> None:
+    backup = only(live)
+    for minutes in (1, 2):
+        publish_newer(live, minutes)
+    seen: list[prune.Pruned] = []
+    report = at("gathering", lambda: seen.append(pruned_away(live)))
+    done = run(live, backup=str(backup.id), report=report)
+    assert orders(live.cluster.endpoint(done.database)) == 1000
+    assert not seen[0].deleted
+    assert backup.id in pruned_away(live).deleted  # as soon as nobody uses it
+
+
+def publish_newer(box: Box, minutes: int) -> None:
+    """A copy of the backup, which says that it was taken later."""
+    record = only_oldest(box).manifest
+    assert record is not None
+    taken_at = record.snapshot_at + timedelta(minutes=minutes)
+    new = replace(record.id, stamp=f"{taken_at:%Y%m%dT%H%M%SZ}-{minutes:06}")
+    objects = tuple(
+        replace(item, key=item.key.replace(record.id.stamp, new.stamp)) for item in record.objects
+    )
+    for old, item in zip(record.objects, objects, strict=True):
+        box.store.copy(old.key, item.key)
+    moved = replace(record, id=new, objects=objects, snapshot_at=taken_at, scheduled_for=None)
+    catalog.publish(box.store, moved)
+
+
+def only_oldest(box: Box) -> Backup:
+    return catalog.list_backups(box.store, fresh=True).backups[-1]
+
+
+def test_what_was_pruned_between_plan_and_restore_touches_nothing(live: Box) -> None:
+    name = live.endpoint.database
+    request = RestoreRequest("latest", replace=True, confirm=name)
+    plan = restore.plan(live.protected, request, clock=now)
+    live.store.delete(list(stored(live.store)))
+    with untouched(live), pytest.raises(BackupNotFound, match="pruned a moment ago"):
+        restore.carry_out(live.protected, plan, clock=now, report=live.said)
+
+
+def test_a_lease_is_held_while_a_restore_runs(live: Box) -> None:
+    held: list[str] = []
+    report = at(
+        "gathering",
+        lambda: held.extend(item.purpose for item in leases.live_leases(live.store, "app", now())),
+    )
+    run(live, check="none", report=report)
+    assert held == ["restore"]
+    assert not leases.live_leases(live.store, "app", now())
