@@ -18,7 +18,9 @@ _ROWS = "DEMO_ROWS"
 def main() -> int:
     """Run what the arguments say; every server is stopped on return."""
     arguments = _parse()
-    # A plain `kill` shall stop the servers as Ctrl-C does.
+    # A plain `kill` shall stop the servers as Ctrl-C does; and a shell that started us in the background
+    # has left Ctrl-C's signal ignored, for our children too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     what = f"python -m backup_pipeline.demo {arguments.what}".rstrip()
     try:

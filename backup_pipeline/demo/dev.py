@@ -26,6 +26,7 @@ from backup_pipeline.units import show_bytes
 PORT = 3000
 _PER_SECOND = 5.0
 _GRACE_S = 20.0
+_LEFT_BEHIND_S = 5.0
 _READY_WITHIN_S = 120.0
 _POLL_S = 0.2
 
@@ -67,7 +68,40 @@ def _serve(stage: Stage, place: Place, running: Servers, port: int, url: str) ->
             _hints(stage, place)
             return child.wait()
         finally:
-            process.terminate(child, grace_s=_GRACE_S, signum=signal.SIGINT)
+            _end(child)
+
+
+def _end(child: Popen[bytes], *, grace_s: float = _GRACE_S, left_behind_s: float = _LEFT_BEHIND_S) -> None:
+    """End dg and what it started: its servers outlive it when it does not end in order."""
+    started = _descendants(child.pid)
+    process.terminate(child, grace_s=grace_s, signum=signal.SIGINT)
+    for signum in (signal.SIGTERM, signal.SIGKILL):
+        deadline = time.monotonic() + left_behind_s
+        while (left := [pid for pid, since in started.items() if since and _since(pid) == since]) and (
+            time.monotonic() < deadline
+        ):
+            time.sleep(_POLL_S)
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signum)
+
+
+def _descendants(pid: int) -> dict[int, str]:
+    """The processes below `pid`, and since when they run: a number may be given again."""
+    found: dict[int, str] = {}
+    for path in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            for child in map(int, path.read_text(encoding="utf-8").split()):
+                found |= {child: _since(child), **_descendants(child)}
+    return found
+
+
+def _since(pid: int) -> str:
+    """When the process began, in the kernel's count; "" when it has ended."""
+    with contextlib.suppress(OSError):
+        after_name = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        return "" if after_name[0] == "Z" else after_name[19]
+    return ""
 
 
 def _hints(stage: Stage, place: Place) -> None:

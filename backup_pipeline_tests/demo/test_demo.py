@@ -7,11 +7,13 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from backup_pipeline.demo import dev
 from backup_pipeline.demo.place import Place, held
 from backup_pipeline.demo.stage import DemoFailed, Stage
 
@@ -84,6 +86,21 @@ def test_nothing_runs_on_when_the_demo_is_ended(folder: Path, how: signal.Signal
         assert servers_of(folder) == []
 
 
+def test_what_dg_started_is_ended_with_it() -> None:
+    stubborn = "trap '' INT TERM; sleep 300 & echo started; wait; sleep 300"
+    with subprocess.Popen(["bash", "-c", stubborn], stdout=subprocess.PIPE) as child:
+        assert child.stdout
+        child.stdout.readline()
+        below = dev._descendants(child.pid)
+        assert len(below) == 1
+        dev._end(child, grace_s=0.1, left_behind_s=0.1)
+        assert child.poll() is not None
+        deadline = time.monotonic() + 10
+        while any(dev._since(pid) == since for pid, since in below.items()):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+
 def test_a_second_demo_in_the_same_folder_says_that_there_is_one(folder: Path) -> None:
     with held(folder, "make dev"), demo(folder) as child:
         said, _ = child.communicate(timeout=30)
@@ -99,3 +116,24 @@ def test_a_command_that_fails_is_shown_with_all_that_it_said(
     with pytest.raises(DemoFailed, match=r"list` ended with exit code 3"):
         stage.command("--config", "/nowhere/backups.toml", "list", show="^nothing$")
     assert "no configuration at /nowhere/backups.toml" in capsys.readouterr().out
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_dev_serves_the_ui_and_takes_everything_with_it(folder: Path, how: signal.Signals) -> None:
+    with demo(folder, "dev") as child:
+        assert child.stdout
+        lines = iter(child.stdout)
+        url = re.search(r"http://127\.0\.0\.1:\d+", next(line for line in lines if "http" in line))
+        assert url
+        assert any("Ready: " in line for line in lines), (folder / "dagster.log").read_text()
+        with urllib.request.urlopen(f"{url[0]}/server_info", timeout=60) as answer:
+            assert answer.status == 200
+        below = dev._descendants(child.pid)
+        assert len(below) >= 5
+        child.send_signal(how)
+        child.wait(timeout=120)
+    deadline = time.monotonic() + 60
+    while left := [pid for pid, since in below.items() if since and dev._since(pid) == since]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.1)
