@@ -90,10 +90,8 @@ def verdict_of(comparison: Comparison, mode: str) -> Verdict:
 
 
 def schema_differs(source: Fingerprint, restored: Fingerprint) -> bool:
-    """Whether `compare` needs `rendered` before it may call a difference in the schema one."""
-    findings = _Findings()
-    _compare_schema(source, restored, (), findings)
-    return bool(findings.differences)
+    """Whether `compare` needs `rendered`, before it may call a difference in the schema one."""
+    return not _compare_schema(source, restored, (), _Findings())
 
 
 def _compare_tables(source: Fingerprint, restored: Fingerprint, findings: _Findings) -> None:
@@ -227,18 +225,21 @@ def _position(value: tuple[int, bool]) -> str:
 
 def _compare_schema(
     source: Fingerprint, restored: Fingerprint, rendered: tuple[Statement, ...], findings: _Findings
-) -> None:
-    """A restored statement equals the source's of before or after the dump, or its rendering."""
+) -> bool:
+    """A restored statement equals the source's of before or after the dump, or its rendering.
+
+    Whether that was so for every statement.
+    """
     if not source.client_version or not restored.client_version:
         findings.notes.append("the schema was not compared: it was not read on both sides")
-        return
+        return True
     before, after, found, anew = (
         _by_identity(items)
         for items in (source.schema_before, source.schema_after, restored.schema_before, rendered)
     )
     majors = {source.server_version // 10000, restored.server_version // 10000}
     clients = {source.client_version // 10000, restored.client_version // 10000}
-    comparable = len(majors) == len(clients) == 1
+    comparable = bool(rendered) or len(majors) == len(clients) == 1
     equal = total = 0
     for key in sorted(before.keys() | after.keys() | found.keys()):
         counts = {len(before.get(key, ())), len(after.get(key, ()))}
@@ -256,11 +257,12 @@ def _compare_schema(
         elif not strange:
             equal += len(bodies)
     findings.checked.append(f"{_of(equal, total, 'schema statement')} equal")
-    if not comparable:
+    if not comparable and equal < total:
         findings.notes.append(
-            f"{total - equal:,} schema statements are written differently by PostgreSQL "
-            f"{max(majors | clients)} than by {min(majors | clients)} and were compared by name only"
+            f"{_count(total - equal, 'schema statement')} written differently by PostgreSQL "
+            f"{max(majors | clients)} than by {min(majors | clients)}: compared by name only"
         )
+    return equal == total and not findings.differences
 
 
 def _by_identity(statements: Sequence[Statement]) -> dict[tuple[str, str, str], list[str]]:
