@@ -19,7 +19,7 @@ def load_definitions() -> dg.Definitions:
     try:
         return definitions_of(load())
     except ConfigError as error:
-        raise error from None  # the operator reads file, key and hint; the parser's trace says less
+        raise error.with_traceback(None) from None  # file, key and hint say more than the trace
 
 
 def definitions_of(config: Config) -> dg.Definitions:

@@ -154,7 +154,7 @@ def backups_table(
     rows = [
         (
             backup.id.stamp,
-            show_seconds(max(0.0, (now - backup.taken_at).total_seconds())),
+            age(now - backup.taken_at),
             backup.tier,
             show_bytes(backup.size_bytes),
             str(backup.verdict),
@@ -163,6 +163,15 @@ def backups_table(
         for backup in backups
     ]
     return _table(_COLUMNS, rows)
+
+
+def age(span: timedelta) -> str:
+    """A span in its largest unit alone, never broken over two lines: "3 h"; narrow, for tables."""
+    seconds = max(0, int(span.total_seconds()))
+    for unit, length_s in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length_s:
+            return f"{seconds // length_s}\u00a0{unit}"
+    return f"{seconds}\u00a0s"
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> dg.TableMetadataValue:
@@ -182,7 +191,7 @@ def _kept_until(backups: Sequence[Backup], database: DatabaseConfig, now: dateti
         if backup.pinned:
             until[str(backup.id)] = "pinned"
         elif backup.tier == MANUAL_TIER and backup.expires_at:
-            until[str(backup.id)] = f"{backup.expires_at:%Y-%m-%d %H:%M}"
+            until[str(backup.id)] = f"{backup.expires_at:%Y-%m-%d}"
         elif tier is not None:
             until[str(backup.id)] = _about(tier, seen[tier.name], now)
         if tier is not None and backup.verdict is not Verdict.FAILED:
@@ -194,4 +203,4 @@ def _about(tier: TierConfig, place: int, now: datetime) -> str:
     """When so many newer ones will exist that the tier gives this one up."""
     left = max(1, tier.keep - place)
     ticks = list(islice(CronSim(tier.cron, now), left))
-    return f"about {ticks[-1]:%Y-%m-%d}" if len(ticks) == left else NOTHING
+    return f"~{ticks[-1]:%Y-%m-%d}" if len(ticks) == left else NOTHING

@@ -41,20 +41,20 @@ def test_the_table_says_what_exists_and_until_when() -> None:
     rows = rows_of(words.backups_table(found, DATABASE, NOW))
     assert [row["backup"] for row in rows] == [item.id.stamp for item in found]
     assert [row["kept until"] for row in rows] == [
-        "about 2026-03-17",  # seven newer ones, one a day
-        "about 2026-03-16",
-        "about 2026-03-16",  # a failed one pushes nothing out
-        "2026-03-21 12:00",
+        "~2026-03-17",  # seven newer ones, one a day
+        "~2026-03-16",
+        "~2026-03-16",  # a failed one pushes nothing out
+        "2026-03-21",
         "pinned",
         "-",  # no such tier is configured
     ]
     assert rows[0] == {
         "backup": newest.id.stamp,
-        "age": "10 h 0 min",
+        "age": "10\u00a0h",
         "tier": "daily",
         "size": show_bytes(newest.size_bytes),
         "proof": "proven",
-        "kept until": "about 2026-03-17",
+        "kept until": "~2026-03-17",
     }
 
 
@@ -97,8 +97,22 @@ def test_the_longest_gap_of_a_cron(cron: str, days: int) -> None:
     assert words.longest_gap(cron) == timedelta(days=days)
 
 
+@pytest.mark.parametrize(
+    ("span", "said"),
+    [
+        (timedelta(seconds=-3), "0 s"),
+        (timedelta(seconds=59), "59 s"),
+        (timedelta(minutes=59, seconds=59), "59 min"),
+        (timedelta(hours=47), "1 d"),
+        (timedelta(days=400), "400 d"),
+    ],
+)
+def test_an_age_is_short(span: timedelta, said: str) -> None:
+    assert words.age(span) == said.replace(" ", "\u00a0")
+
+
 def test_an_estimate_never_lies_in_the_past() -> None:
     """More good ones than the tier keeps, as right before a prune."""
     many = [backup(at=NOW - timedelta(days=age)) for age in range(12)]
     rows = rows_of(words.backups_table(many, DATABASE, datetime(2026, 3, 10, 12, tzinfo=UTC)))
-    assert rows[-1]["kept until"] == "about 2026-03-11"
+    assert rows[-1]["kept until"] == "~2026-03-11"
