@@ -1,5 +1,7 @@
 """Backups put into a store, whole, for tests of the catalog and of prune."""
 
+import gzip
+
 from backup_pipeline.domain.backup import Backup, Manifest
 from backup_pipeline.storage import catalog
 from backup_pipeline.storage.store import Store
@@ -25,3 +27,8 @@ def contents(store: Store, prefix: str = "") -> dict[str, bytes]:
         for info in store.list(prefix)
         if not info.key.startswith("leases/")
     }
+
+
+def packed(data: bytes) -> bytes:
+    """The same gzip at any time: the bytes name a test, and every worker must find the same tests."""
+    return gzip.compress(data, mtime=0)

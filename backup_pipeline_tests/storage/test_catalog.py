@@ -25,7 +25,7 @@ from backup_pipeline.storage import catalog, catalog_delete, catalog_index, leas
 from backup_pipeline.storage.catalog_rebuild import rebuild
 from backup_pipeline.storage.store import ObjectInfo, read_all
 from backup_pipeline_tests.domain.values import NOW, manifest, proof
-from backup_pipeline_tests.storage.backups import contents, put_backup, put_objects
+from backup_pipeline_tests.storage.backups import contents, packed, put_backup, put_objects
 from backup_pipeline_tests.storage.effects import CountingStore, Died, DyingStore
 from backup_pipeline_tests.storage.memory import MemoryStore
 
@@ -229,11 +229,11 @@ class TestIndex:
     @pytest.mark.parametrize(
         "index",
         [
-            b"", b"garbage", b"\x1f\x8b\x08\x00garbage", gzip.compress(b"[]"), gzip.compress(b"{}"),
-            gzip.compress(b'{"kind": "backup-pipeline index", "version": 2, "entries": {}}'),
-            gzip.compress(b'{"kind": "backup-pipeline index", "version": 1, "entries": []}'),
-            gzip.compress(b'{"kind": "backup-pipeline index", "version": 1, "entries": {"a": 1, "b": []}}'),
-            gzip.compress(b"[" * 100_000), gzip.compress(b"{}" * 1000)[:20],
+            b"", b"garbage", b"\x1f\x8b\x08\x00garbage", packed(b"[]"), packed(b"{}"),
+            packed(b'{"kind": "backup-pipeline index", "version": 2, "entries": {}}'),
+            packed(b'{"kind": "backup-pipeline index", "version": 1, "entries": []}'),
+            packed(b'{"kind": "backup-pipeline index", "version": 1, "entries": {"a": 1, "b": []}}'),
+            packed(b"[" * 100_000), packed(b"{}" * 1000)[:20],
         ],
     )  # fmt: skip
     def test_an_index_that_cannot_be_used_is_as_none(self, store: MemoryStore, index: bytes) -> None:

@@ -1,6 +1,5 @@
 """Dumps of an older layout as backups: named, marked, and known by what is inside."""
 
-import gzip
 from datetime import UTC, datetime
 
 import pytest
@@ -10,6 +9,7 @@ from backup_pipeline.errors import BackupNotFound, Busy, Corrupt
 from backup_pipeline.storage import catalog, catalog_delete, imported, leases
 from backup_pipeline.storage.imported import Inside
 from backup_pipeline_tests.domain.values import NOW, proof
+from backup_pipeline_tests.storage.backups import packed
 from backup_pipeline_tests.storage.memory import MemoryStore
 
 KEY = "daily/backup_daily_20260301_020000.sql.gz"
@@ -101,12 +101,12 @@ def test_one_that_is_gone_is_not_found(store: MemoryStore, imports: MemoryStore)
     ("body", "inside"),
     [
         (b"PGDMP\x01\x0f\x00", Inside.CUSTOM),
-        (gzip.compress(b"PGDMP\x01\x0f\x00" + bytes(100_000)), Inside.CUSTOM_IN_GZIP),
-        (gzip.compress(b"--\n-- PostgreSQL database dump\n--\n"), Inside.SQL_IN_GZIP),
+        (packed(b"PGDMP\x01\x0f\x00" + bytes(100_000)), Inside.CUSTOM_IN_GZIP),
+        (packed(b"--\n-- PostgreSQL database dump\n--\n"), Inside.SQL_IN_GZIP),
         (b"--\n-- PostgreSQL database dump\n--\n", Inside.SQL),
         (b"toc.dat\0" + bytes(500), Inside.UNKNOWN),
         (b"\x28\xb5\x2f\xfd\0", Inside.UNKNOWN),
-        (gzip.compress(b""), Inside.UNKNOWN),
+        (packed(b""), Inside.UNKNOWN),
     ],
 )
 def test_what_is_inside_is_told_by_its_first_bytes(
