@@ -58,7 +58,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument(
         "--rows",
         type=int,
-        default=int(os.environ.get(_ROWS, filler.ROWS)),
+        default=os.environ.get(_ROWS, str(filler.ROWS)),  # argparse reads a text by `type`
         help=f"about how many rows to make, some 500 bytes each (${_ROWS}, else {filler.ROWS:,})",
     )
     parser.add_argument("--port", type=int, help=f"dev: the UI's port ({dev.PORT} when it is free)")

@@ -154,7 +154,7 @@ def _restore_beside(stage: Stage, running: Servers, accident: Accident) -> float
 
 
 def _replace(stage: Stage, running: Servers, writer: Writer, accident: Accident) -> float:
-    stage.step("The restored database takes the live one's place")
+    stage.step("Restored once more, it takes the live database's place")
     arguments = ("restore", filler.DATABASE, "--replace", "--confirm", filler.DATABASE)
     took = stage.command(*arguments, show="^then: |^restored | is kept as | were ended")
     expect(accident.gone <= contents.named(running.database()), "the live database still lacks what was lost")
