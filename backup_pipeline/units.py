@@ -1,4 +1,4 @@
-"""Sizes and durations as people write them: "200GB", "26h". Pure."""
+"""Sizes, durations and lines as people read and write them: "200GB", "26h". Pure."""
 
 import re
 from datetime import timedelta
@@ -47,3 +47,10 @@ def show_seconds(seconds: float) -> str:
     if whole < 86400:
         return f"{whole // 3600} h {whole % 3600 // 60} min"
     return f"{whole // 86400} d {whole % 86400 // 3600} h"
+
+
+def show_line(text: str) -> str:
+    """`text` as one line: names may hold anything; what is shown holds no line ends, escapes, or halves
+    of letters.
+    """
+    return "".join(letter if letter.isprintable() else "\ufffd" for letter in text)

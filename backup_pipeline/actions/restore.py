@@ -38,7 +38,7 @@ from backup_pipeline.engines.postgres.tools import Tools, find_tools, known_vuln
 from backup_pipeline.errors import ConfigError, ProofFailed
 from backup_pipeline.spool import private_folder
 from backup_pipeline.storage import leases
-from backup_pipeline.units import show_seconds
+from backup_pipeline.units import show_line, show_seconds
 
 CHECKS = ("content", "counts", "none")
 
@@ -72,7 +72,7 @@ class Plan:
             "counts": "check: rows are counted, not compared",
             "none": "check: none",
         }[self.request.check]
-        return (*self.decided.lines, check)
+        return tuple(show_line(line) for line in (*self.decided.lines, check))
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,9 @@ class RestoreResult:
     kept_as: str  # the name of the database that it replaced; "" when none was
     restore_s: float
     lines: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "lines", tuple(show_line(line) for line in self.lines))
 
 
 def plan(protected: Protected, request: RestoreRequest, *, clock: Clock) -> Plan:

@@ -15,7 +15,7 @@ from backup_pipeline.domain.fingerprint import (
     Statement,
     TableContent,
 )
-from backup_pipeline.units import show_bytes
+from backup_pipeline.units import show_bytes, show_line
 
 ArchiveSequences = Mapping[tuple[str, str], tuple[int, bool]]
 """(schema, name) to (last_value, is_called), as the dump itself sets them."""
@@ -71,11 +71,11 @@ def compare(
     _compare_validity(source, restored, findings)
     _compare_extensions(source, restored, findings)
     _compare_properties(source.properties, restored.properties, findings)
-    found = [_one_line(line) for line in findings.differences]
+    found = [show_line(line) for line in findings.differences]
     if len(found) > MAX_DIFFERENCES:
         found = [*found[:MAX_DIFFERENCES], f"and {len(found) - MAX_DIFFERENCES:,} more differences"]
-    notes = dict.fromkeys(_one_line(line) for line in (*source.notes, *findings.notes))
-    checked = tuple(_one_line(line) for line in findings.checked)
+    notes = dict.fromkeys(show_line(line) for line in (*source.notes, *findings.notes))
+    checked = tuple(show_line(line) for line in findings.checked)
     contents = source.has_contents and restored.has_contents
     return Comparison(tuple(found), checked, tuple(notes), contents)
 
@@ -339,11 +339,6 @@ def _compare_properties(
             f"the database's owner, encoding, locale, comment, connection limit, "
             f"{_count(len(expected.settings), 'setting')} and grants equal"
         )
-
-
-def _one_line(text: str) -> str:
-    """Names may hold anything; what is shown holds no line ends, escapes, or halves of letters."""
-    return "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
 
 
 def _shown(value: object) -> str:
