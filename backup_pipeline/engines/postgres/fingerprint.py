@@ -8,50 +8,21 @@ fingerprints say of each other is domain/proof.py's.
 import contextlib
 import difflib
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import psycopg
 from psycopg import sql
 
-from backup_pipeline.domain.fingerprint import (
-    Fingerprint,
-    LargeObjectGroup,
-    LargeObjects,
-    NewestValue,
-    SequenceValue,
-    TableContent,
-)
+from backup_pipeline.domain.fingerprint import Fingerprint, SequenceValue
+from backup_pipeline.engines.postgres.contents import Progress, Reader
 from backup_pipeline.engines.postgres.schema import Schema, capture
 from backup_pipeline.engines.postgres.server import Connection, Endpoint, connect, server_errors
-from backup_pipeline.engines.postgres.snapshot import (
-    Relation,
-    Snapshot,
-    exported_snapshot,
-    list_relations,
-    snapshot_errors,
-)
+from backup_pipeline.engines.postgres.snapshot import Relation, Snapshot, exported_snapshot, list_relations
 from backup_pipeline.errors import ConfigError, ToolError
 
-Progress = Callable[[int, int], None]
-"""Called with the bytes of tables read so far, and in total."""
-
-MAX_LARGE_OBJECTS = 10_000
-"""Of more, neighbours share a digest: a difference then names a range of OIDs."""
-
-_GROUPS = 4096
 _SEQUENCES_PER_QUERY = 100
 _NAMES_SHOWN = 5
-
-# A row as text, whatever its columns and casts are called; sorted by name, because a restore may give an
-# inherited table another order of columns. A hash follows the collation of its text: "C" is always the same.
-_ROW = sql.SQL('hashtextextended(textin(record_out(ROW({}))) COLLATE "C", 0)')
-# Where a row is longer than the gigabyte that text may have: column by column.
-_LONG_ROW = sql.SQL('hashtextextended(ARRAY[{}]::bigint[]::text COLLATE "C", 0)')
-_LONG_COLUMN = sql.SQL(
-    "CASE WHEN {0} IS DISTINCT FROM NULL THEN hashtextextended(format('%s', {0}) COLLATE \"C\", 0) END"
-)
-_TOO_LONG = ("54000", "XX000")
 
 # Lets the planner give a table all the workers it may have, once they are worth their start.
 _PARALLEL = {
@@ -60,41 +31,6 @@ _PARALLEL = {
     "parallel_setup_cost": "0",
     "parallel_tuple_cost": "0",
 }
-
-_COLUMNS = """
-    SELECT a.attrelid, a.attname,
-           a.atttypid IN ('date'::regtype, 'timestamp'::regtype, 'timestamptz'::regtype)
-      FROM pg_attribute a
-     WHERE a.attrelid = ANY (%s::oid[]) AND a.attnum > 0 AND NOT a.attisdropped
-     ORDER BY a.attrelid, a.attname COLLATE "C"
-"""
-
-# One row at a time (OFFSET 0 keeps the steps apart): open, seek to the end, close.
-_LARGE_OBJECTS = """
-    WITH measured AS MATERIALIZED (
-        SELECT b.oid, b.owner, b.acl, b.size, lo_close(b.descriptor)
-          FROM (SELECT a.*, lo_lseek64(a.descriptor, 0, 2) AS size
-                  FROM (SELECT m.oid, pg_get_userbyid(m.lomowner) AS owner,
-                               coalesce(m.lomacl, acldefault('L', m.lomowner)) AS acl,
-                               lo_open(m.oid, 262144) AS descriptor
-                          FROM pg_largeobject_metadata m OFFSET 0) a OFFSET 0) b),
-    contents AS MATERIALIZED (
-        SELECT m.oid, sha256(string_agg(sha256(lo_get(m.oid, n * 1048576, 1048576)), '' ORDER BY n)) AS digest
-          FROM measured m, generate_series(0, (m.size - 1) / 1048576) n
-         WHERE %(contents)s
-         GROUP BY m.oid)
-    SELECT m.oid::bigint / %(width)s * %(width)s, count(*), sum(m.size)::bigint,
-           sum(hashtextextended(concat_ws(':', m.oid, m.size, encode(c.digest, 'hex')) COLLATE "C", 0))::text,
-           sum(hashtextextended(concat_ws(':', m.oid, m.owner, d.description, (
-               SELECT string_agg(format('%%s/%%s/%%s/%%s', pg_get_userbyid(x.grantor),
-                                        pg_get_userbyid(x.grantee), x.privilege_type, x.is_grantable), ','
-                                 ORDER BY pg_get_userbyid(x.grantor), pg_get_userbyid(x.grantee),
-                                          x.privilege_type)
-                 FROM aclexplode(m.acl) x)) COLLATE "C", 0))::text
-      FROM measured m LEFT JOIN contents c ON c.oid = m.oid
-      LEFT JOIN pg_description d ON d.classoid = 'pg_largeobject'::regclass AND d.objoid = m.oid
-     GROUP BY 1 ORDER BY 1
-"""
 
 _OF_USERS = """
     left(n.nspname, 3) <> 'pg_' AND n.nspname <> 'information_schema' AND NOT EXISTS (
@@ -160,7 +96,8 @@ def take(
     with snapshot.reading() as session:
         for name, value in _PARALLEL.items():
             session.execute(f"SET LOCAL {name} = {value.format(workers=max(0, connections - 1))}".encode())
-        reader = _Reader(session, snapshot, prepared, progress)
+        critical = find_tables(prepared.critical_tables, snapshot.relations)
+        reader = Reader(session, snapshot, critical, prepared.contents, progress)
         tables = reader.tables()
         constraints, unvalidated = _validity(session, _CONSTRAINTS)
         indexes, invalid_indexes = _validity(session, _INDEXES)
@@ -246,7 +183,7 @@ def find_tables(names: Sequence[str], relations: Iterable[Relation]) -> tuple[Re
         if len(matches) != 1:
             raise _no_such_table(name, matches, by_name)
         found.append(matches[0])
-    return tuple(found)
+    return tuple(dict.fromkeys(found))
 
 
 def _no_such_table(name: str, matches: Sequence[Relation], by_name: dict[str, list[Relation]]) -> ConfigError:
@@ -263,121 +200,6 @@ def _no_such_table(name: str, matches: Sequence[Relation], by_name: dict[str, li
         f"critical table {name} does not exist; {nearest_ones}",
         hint="Correct critical_tables in the configuration, or find out who dropped the table.",
     )
-
-
-@dataclass
-class _Reader:
-    """One pass over all tables and large objects of a snapshot."""
-
-    session: Connection
-    snapshot: Snapshot
-    prepared: Prepared
-    progress: Progress
-
-    def __post_init__(self) -> None:
-        self._critical = find_tables(self.prepared.critical_tables, self.snapshot.relations)
-        self.notes: list[str] = []
-        self._newest: list[NewestValue] = []
-        leaves = [relation for relation in self.snapshot.relations if relation.kind == "r"]
-        self._tables = [
-            relation for relation in leaves if not (relation.unlogged and self.snapshot.in_recovery)
-        ]
-        oids = [relation.oid for relation in (*leaves, *self._critical)]
-        self._columns: dict[int, list[str]] = defaultdict(list)
-        self._dates: dict[int, list[str]] = defaultdict(list)
-        for oid, name, is_date in self.session.execute(_COLUMNS.encode(), [oids]):
-            self._columns[int(str(oid))].append(str(name))
-            if is_date:
-                self._dates[int(str(oid))].append(str(name))
-        sizes = self.session.execute(
-            "SELECT oid, pg_table_size(oid) FROM unnest(%s::oid[]) oid", [[each.oid for each in self._tables]]
-        )
-        self._sizes = {int(str(oid)): int(str(size or 0)) for oid, size in sizes}
-        self._done = 0
-        self._total = sum(self._sizes.values())
-
-    def tables(self) -> tuple[TableContent, ...]:
-        found = []
-        for relation in self._tables:
-            found.append(self._table(relation))
-            self._read(self._sizes[relation.oid])
-        return tuple(sorted(found))
-
-    def _read(self, size_bytes: int) -> None:
-        self._done += size_bytes
-        self.progress(self._done, self._total)
-
-    def _table(self, relation: Relation) -> TableContent:
-        with snapshot_errors(self.snapshot.endpoint, f"cannot read table {relation}"):
-            if not self.prepared.contents:
-                return self._content(relation, "", self._select(relation, sql.SQL("count(*)")))
-            names = [sql.Identifier(name) for name in self._columns[relation.oid]]
-            try:
-                with self.session.transaction():
-                    row = _ROW.format(sql.SQL(", ").join(names))
-                    return self._content(relation, "row", self._select(relation, _summed(row)))
-            except psycopg.Error as error:
-                if error.sqlstate not in _TOO_LONG:
-                    raise
-            # XX000 is every internal error; a real one comes again.
-            row = _LONG_ROW.format(sql.SQL(", ").join(_LONG_COLUMN.format(name) for name in names))
-            self.notes.append(f"rows of {relation} are too long to be hashed whole: hashed column by column")
-            return self._content(relation, "columns", self._select(relation, _summed(row)))
-
-    def _select(self, relation: Relation, wanted: sql.Composable) -> Sequence[object]:
-        # No alias: an extension's condition may name its table, and a column may be called like any alias.
-        query = sql.SQL("SELECT {} FROM ONLY {} {}").format(
-            sql.SQL(", ").join([wanted, *self._maxima(relation)]),
-            relation.identifier,
-            sql.SQL(relation.condition),
-        )
-        return self.session.execute(query).fetchone() or ()
-
-    def _maxima(self, relation: Relation) -> list[sql.Composable]:
-        if relation not in self._critical:
-            return []
-        dates = self._dates[relation.oid]
-        return [sql.SQL("max({})::text").format(sql.Identifier(name)) for name in dates]
-
-    def _content(self, relation: Relation, how: str, row: Sequence[object]) -> TableContent:
-        rows, *others = row
-        digest = f"{how}:{others.pop(0)}" if how else ""
-        self._keep_newest(relation, others)
-        return TableContent(relation.schema, relation.name, int(str(rows)), digest)
-
-    def _keep_newest(self, relation: Relation, values: Sequence[object]) -> None:
-        if relation in self._critical:
-            for name, value in zip(self._dates[relation.oid], values, strict=True):
-                self._newest.append(NewestValue(str(relation), name, None if value is None else str(value)))
-
-    def newest(self) -> tuple[NewestValue, ...]:
-        """Of critical tables; those of a partitioned one are asked for here."""
-        for relation in self._critical:
-            if relation.kind == "p" and (maxima := self._maxima(relation)):
-                query = sql.SQL("SELECT {} FROM {}").format(sql.SQL(", ").join(maxima), relation.identifier)
-                self._keep_newest(relation, self.session.execute(query).fetchone() or ())
-        return tuple(sorted(self._newest, key=lambda item: (item.table, item.column)))
-
-    def large_objects(self) -> LargeObjects:
-        extent = self.session.execute(
-            "SELECT count(*), coalesce(max(oid::bigint) - min(oid::bigint), 0) FROM pg_largeobject_metadata"
-        ).fetchone()
-        count, span = (int(str(value)) for value in extent or (0, 0))
-        if count == 0:
-            return LargeObjects()
-        width = 1 if count <= MAX_LARGE_OBJECTS else 1 << (span // _GROUPS).bit_length()
-        options = {"width": width, "contents": self.prepared.contents}
-        groups = []
-        for first, number, size, content, rights in self.session.execute(_LARGE_OBJECTS.encode(), options):
-            digest = str(content) if self.prepared.contents else ""
-            groups.append(
-                LargeObjectGroup(int(str(first)), int(str(number)), int(str(size)), digest, str(rights))
-            )
-        return LargeObjects(width, tuple(groups))
-
-
-def _summed(row: sql.Composable) -> sql.Composable:
-    return sql.SQL("count(*), coalesce(sum({}), 0)::text").format(row)
 
 
 def _sequences(endpoint: Endpoint, session: Connection) -> tuple[SequenceValue, ...]:
