@@ -27,6 +27,7 @@ from backup_pipeline.engines.postgres.server import Endpoint
 from backup_pipeline.errors import EXIT_CODES, BackupError, ConfigError, Refused
 from backup_pipeline.storage import catalog, catalog_rebuild
 from backup_pipeline.storage.store import Store, open_store
+from backup_pipeline.units import show_line
 
 _EPILOG = "\b\nExit codes:\n" + "\n".join(f"  {code:>2}  {meaning}" for code, meaning in EXIT_CODES)
 
@@ -63,6 +64,16 @@ class Context:
             nameless = DatabaseConfig(name, Secret(key=f"databases.{name}.dsn"))
             config = dataclasses.replace(config, databases={name: nameless})
         return open_protected(config, name)
+
+    def configured(self, name: str | None) -> list[str]:
+        """`name`, or all databases, of the configuration. Raises ConfigError where there is only a store."""
+        if self._alone:
+            raise ConfigError(
+                "this needs the configuration, and --store does without",
+                hint="A store does not know where a database is, nor how many of its backups are to be kept; "
+                "name the configuration with --config.",
+            )
+        return [name] if name else list(self.config.databases)
 
     def owner_of(self, text: str) -> Protected:
         """The database that a backup's id names: `database/stamp`, or the beginning of one."""
@@ -127,7 +138,7 @@ def init(context: Context, dsn: str, store_url: str, output: str) -> None:
 @pass_context
 def check(context: Context, database: str | None) -> None:
     """Try everything that a backup needs, and change nothing."""
-    _check(context, [database] if database else list(context.config.databases))
+    _check(context, context.configured(database))
 
 
 def _check(context: Context, names: Sequence[str]) -> None:
@@ -148,10 +159,11 @@ def _check(context: Context, names: Sequence[str]) -> None:
 @click.argument("database")
 @click.option("--tier", default=MANUAL_TIER, show_default=True, help="Take it as a backup of this tier.")
 @click.option("--prove/--no-prove", "wanted", default=None, help="Prove it now, or not; else as configured.")
-@click.option("--json", "as_json", is_flag=True)
+@click.option("--json", "as_json", is_flag=True, help="The result as JSON, for scripts.")
 @pass_context
 def backup(context: Context, database: str, tier: str, wanted: bool | None, as_json: bool) -> None:
     """Take a dump, and prove it. Without --tier it expires by itself."""
+    context.configured(database)
     protected = context.protected(database)
     with terminal.reporting(quiet=context.quiet) as report:
         taken = dump.take(protected, tier=tier, scheduled_for=None, clock=now, report=report)
@@ -164,7 +176,7 @@ def backup(context: Context, database: str, tier: str, wanted: bool | None, as_j
 
 @cli.command("list")
 @click.argument("database", required=False, default="")
-@click.option("--json", "as_json", is_flag=True)
+@click.option("--json", "as_json", is_flag=True, help="The result as JSON, for scripts.")
 @pass_context
 def list_(context: Context, database: str, as_json: bool) -> None:
     """Show the backups that exist in the store, newest first."""
@@ -180,12 +192,12 @@ def list_(context: Context, database: str, as_json: bool) -> None:
     else:
         click.echo(f"no backups{f' of {database}' if database else ''} in {context.config.store.url}")
     for key, reason in found.unreadable:
-        click.echo(f"UNREADABLE {key}: {reason}", err=True)
+        click.echo(show_line(f"UNREADABLE {key}: {reason}"), err=True)
 
 
 @cli.command()
 @click.argument("backup_id", metavar="ID")
-@click.option("--json", "as_json", is_flag=True)
+@click.option("--json", "as_json", is_flag=True, help="The result as JSON, for scripts.")
 @pass_context
 def show(context: Context, backup_id: str, as_json: bool) -> None:
     """Everything that is known of one backup."""
@@ -251,19 +263,21 @@ def restore(context: Context, /, database: str, to: str, dry_run: bool, **asked:
 
 @cli.command()
 @click.argument("database")
+@click.option("--to", default="", metavar="DSN", help="Another server; else restore_dsn.")
 @pass_context
-def undo(context: Context, database: str) -> None:
+def undo(context: Context, database: str, to: str) -> None:
     """Swap back the database that the last `restore --replace` put aside."""
-    protected = context.protected(database)
+    context.configured(database)
+    protected, server = context.protected(database), Endpoint(to) if to else None
     with terminal.reporting(quiet=context.quiet) as report:
-        for line in restoring.undo(protected, clock=now, report=report).lines:
+        for line in restoring.undo(protected, clock=now, report=report, to=server).lines:
             click.echo(line)
 
 
 @cli.command()
 @click.argument("database")
 @click.option("--backup", "wanted", default="latest", show_default=True, help='An id or "latest".')
-@click.option("--json", "as_json", is_flag=True)
+@click.option("--json", "as_json", is_flag=True, help="The result as JSON, for scripts.")
 @pass_context
 def prove(context: Context, database: str, wanted: str, as_json: bool) -> None:
     """Restore into an empty server and compare row for row; record the verdict."""
@@ -282,7 +296,7 @@ def prove(context: Context, database: str, wanted: str, as_json: bool) -> None:
 @pass_context
 def prune(context: Context, database: str | None, dry_run: bool) -> None:
     """Delete what the retention no longer keeps."""
-    for name in [database] if database else list(context.config.databases):
+    for name in context.configured(database):
         protected = context.protected(name)
         plan = pruning.plan(protected.store, protected.config, imports=protected.imports, now=now())
         if dry_run:
@@ -337,7 +351,7 @@ def rebuild(context: Context) -> None:
     for item in rebuilt.backups:
         click.echo(f"rebuilt {item}")
     for key, reason in rebuilt.refused:
-        click.echo(f"NOT REBUILT {key}: {reason}", err=True)
+        click.echo(show_line(f"NOT REBUILT {key}: {reason}"), err=True)
     click.echo(f"{len(rebuilt.backups)} manifests rebuilt")
 
 

@@ -67,6 +67,8 @@ def take(
 
     Raises ServerError, ToolError, StoreError, Busy; nothing is listed then.
     """
+    if tier != MANUAL_TIER:
+        protected.config.tier(tier)
     preflight(protected, report=report)
     manifest = dump_and_upload(protected, tier=tier, scheduled_for=scheduled_for, clock=clock, report=report)
     return publish(protected, manifest, report=report)
