@@ -357,6 +357,20 @@ def test_a_role_that_may_not_see_all_rows_is_refused(
     execute(database, "DROP OWNED BY reader; DROP ROLE reader")
 
 
+def test_a_role_that_only_reads(database: Endpoint, postgres: LocalCluster, tmp_path: Path) -> None:
+    execute(database, "CREATE ROLE reader LOGIN; GRANT pg_read_all_data TO reader")
+    execute(database, "CREATE SCHEMA private; CREATE TABLE private.t (id serial)")
+    execute(database, "INSERT INTO private.t VALUES (7)")
+    archive = tmp_path / "database.dump"
+    try:
+        source = backup(postgres.endpoint(database.database, user="reader"), archive)
+        with fresh_database(postgres) as copy:
+            restore(archive, copy)
+            assert hold_against(source, archive, copy, postgres).differences == ()
+    finally:
+        execute(database, "DROP OWNED BY reader; DROP ROLE reader")
+
+
 def test_critical_tables(database: Endpoint, tmp_path: Path) -> None:
     execute(
         database,
