@@ -177,6 +177,7 @@ def _open(page: Page, url: str, shot: Shot) -> None:
     page.wait_for_timeout(2_000)
     if shot.click:
         page.get_by_role("button", name=shot.click).click()
+        page.get_by_text("Loading").first.wait_for(state="hidden", timeout=30_000)
     if shot.show:
         page.get_by_text(shot.show, exact=True).first.evaluate("found => found.scrollIntoView()")
     page.wait_for_timeout(1_500)

@@ -26,6 +26,7 @@ _ANY_MOMENT = datetime(2026, 1, 1, tzinfo=UTC)
 _TICKS = 400  # a year of a daily cron, and longer of rarer ones
 
 
+@lru_cache(maxsize=1024)
 def when(cron: str) -> str:
     """A cron in words: "at 02:00 on Sunday (UTC)"."""
     said = CronSim(cron, _ANY_MOMENT).explain()
