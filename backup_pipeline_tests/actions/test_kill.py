@@ -258,6 +258,7 @@ def replace_live(box: Box, protected: Protected | None = None) -> restore.Restor
     return restore.carry_out(given, plan, clock=now, report=box.said)
 
 
+@pytest.mark.timeout(300)
 def test_a_restore_that_dies_before_any_effect(small: Box) -> None:
     small.take("daily")
     rows = ask(small.endpoint, ROWS)
@@ -343,6 +344,7 @@ def kill_at_random(box: Box, *, kills: int, seed: int) -> None:
     assert all_whole(box.store) == 2  # never fewer
 
 
+@pytest.mark.timeout(300)
 def test_killed_at_random(small: Box) -> None:
     kill_at_random(small, kills=8, seed=1)
 
