@@ -29,8 +29,8 @@ from benchmarks.contenders import COMPARED, COUNTED, RESTORED, Bench, Contender
 from benchmarks.measure import CommandFailed, Cost, measure
 from benchmarks.table import Result
 
-LARGE_ROWS = 3_500_000
-SMALL_ROWS = 350_000
+LARGE_ROWS = 4_200_000
+SMALL_ROWS = 420_000
 QUICK_ROWS = (4_000, 2_000)
 TODAY = date(2026, 3, 1)
 

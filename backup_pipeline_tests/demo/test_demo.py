@@ -118,8 +118,8 @@ def test_a_command_that_fails_is_shown_with_all_that_it_said(
     assert "no configuration at /nowhere/backups.toml" in capsys.readouterr().out
 
 
-@pytest.mark.timeout(300)
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("how", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
 def test_dev_serves_the_ui_and_takes_everything_with_it(folder: Path, how: signal.Signals) -> None:
     with demo(folder, "dev") as child:
         assert child.stdout
