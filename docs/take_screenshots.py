@@ -24,7 +24,7 @@ from backup_pipeline.actions.backups import listing
 from backup_pipeline.actions.protected import open_protected
 from backup_pipeline.config import load
 from backup_pipeline.demo import filler, servers
-from backup_pipeline.demo.place import Place
+from backup_pipeline.demo.place import Place, empty
 from backup_pipeline.domain.backup import Backup, ObjectRole
 from backup_pipeline.engines.postgres.server import connect
 from backup_pipeline.storage import catalog
@@ -78,7 +78,9 @@ class Story:
 def site(folder: Path) -> Iterator[tuple[DagsterBox, servers.Servers, Place]]:
     """The demo's servers, a filled database, and Dagster over the reference configuration."""
     place = Place(folder)
-    with servers.running(place) as running:
+    with contextlib.ExitStack() as stack:
+        stack.callback(empty, place)  # the cluster may lie elsewhere: see Place
+        running = stack.enter_context(servers.running(place))
         filler.create_database(running.database("postgres"))
         filler.fill(running.database(), rows=ROWS, today=datetime.now(UTC).date())
         os.environ.update(running.variables)
