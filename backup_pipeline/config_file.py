@@ -29,13 +29,15 @@ from backup_pipeline.domain.backup import MANUAL_TIER, is_subject_name
 from backup_pipeline.errors import ConfigError
 from backup_pipeline.units import parse_duration, parse_size_bytes
 
-RESERVED_TIERS = ("backups", "base_backup", "wal")
-"""Names of other assets of a database or cluster; no tier may take them."""
+RESERVED_TIERS = ("backups", "base_backup", "wal", "prune", "latest", "proven")
+"""Names of other assets and jobs, and words that name a backup; no tier may take them."""
 
 
 def _cron(text: str) -> str:
     try:
         CronSim(text, datetime(2026, 1, 1, tzinfo=UTC))
+        if len(text.split()) != 5:  # Dagster knows no seconds
+            raise CronSimError("Wrong number of fields")
     except CronSimError as error:
         raise ValueError(
             f'found "{text}", expected five cron fields such as "0 2 * * *" ({error})'

@@ -85,6 +85,12 @@ def test_prove_takes_three_forms() -> None:
             "databases.app.tiers.manual: this name cannot be used",
             "manual",
         ),
+        (MINIMAL + 'prove = "0 0 4 * * 6"\n', 'databases.app.prove: expected "always", a cron', ""),
+        (
+            MINIMAL + '[databases.app.tiers.latest]\ncron = "0 2 * * *"\nkeep = 1\n',
+            "databases.app.tiers.latest: this name cannot be used",
+            "taken",
+        ),
         ("[store]\nurl = 's3://b'\n[databases.app]\n", "databases.app.dsn: missing", ""),
         (changed(file="ftp"), 'store.url: expected "s3://bucket/prefix"', ""),
         (
