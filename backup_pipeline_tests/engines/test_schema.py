@@ -235,8 +235,8 @@ def test_a_schema_is_read_again_when_something_was_dropped(database: Endpoint, t
     script = tmp_path / "pg_dump"
     lines = (
         "#!/bin/sh",
-        f"echo >> {tmp_path}/calls",
-        f'[ $(wc -l < {tmp_path}/calls) -gt 2 ] && exec {tool("pg_dump")} "$@"',
+        f"echo >> '{tmp_path}/calls'",
+        f'[ $(wc -l < "{tmp_path}/calls") -gt 2 ] && exec "{tool("pg_dump")}" "$@"',
         """echo 'pg_dump: error: query failed: ERROR:  relation "t" does not exist' >&2""",
         "exit 1",
     )
