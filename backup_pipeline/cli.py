@@ -237,6 +237,9 @@ def _show(protected: Protected, backup_id: BackupId, *, as_json: bool) -> None:
 )
 @click.option("--accept-failed", is_flag=True, help="Restore even a backup whose proof failed.")
 @click.option("--without-owners", is_flag=True, help="Leave out owners and grants.")
+@click.option(
+    "--accept-unverified", is_flag=True, help="Open an imported dump though pg_restore has a known hole."
+)
 @click.option("--dry-run", is_flag=True, help="Show the plan and stop.")
 @pass_context
 def restore(context: Context, /, database: str, to: str, dry_run: bool, **asked: Any) -> None:

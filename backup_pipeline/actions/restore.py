@@ -49,6 +49,7 @@ class RestoreRequest(recovery.RestoreRequest):
 
     to: Endpoint | None = None  # another server; None: the one of restore_dsn
     check: str = "content"  # "content" | "counts" | "none": what is compared with the source
+    accept_unverified: bool = False  # open an imported dump with a pg_restore of a known hole
 
 
 @dataclass(frozen=True)
@@ -313,12 +314,12 @@ def _facts(
         free_bytes=lacking.free_bytes if lacking else None,
         sessions=_sessions(session, request.into or live),
         may_create=_may_create(session),
-        problems=_problems(lacking, tools, source),
+        problems=_problems(lacking, tools, source, accept_unverified=request.accept_unverified),
     )
 
 
 def _problems(
-    lacking: Requirements | None, tools: Tools, source: Source | None
+    lacking: Requirements | None, tools: Tools, source: Source | None, *, accept_unverified: bool
 ) -> tuple[tuple[str, str], ...]:
     """What a plan cannot see by itself."""
     found = []
@@ -330,8 +331,9 @@ def _problems(
         names = ", ".join(lacking.untrusted_extensions)
         found.append((f"only a superuser may create extensions {names}", "Restore as a superuser."))
     hole = known_vulnerable(tools.version)
-    if hole and source is None:
-        found.append((f"an imported dump has no digest to verify, and {hole}", "Update the client tools."))
+    if hole and source is None and not accept_unverified:
+        fix = "Update the client tools, or accept an unverified dump if you know who wrote it."
+        found.append((f"an imported dump has no digest to verify, and {hole}", fix))
     return tuple(found)
 
 
