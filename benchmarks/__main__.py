@@ -60,7 +60,9 @@ def _report(running: Servers, folder: Path, large_rows: int, small_rows: int, ru
     machine = f"{os.cpu_count()} cores, Python {platform.python_version()}"
     print(f"{machine}, PostgreSQL {running.tools.version_text}, loopback; {runs} runs each\n")
     idle = max(measure(large.idle(), large.environment).peak_bytes for _ in range(runs))
-    on_large = _measure(large, [large.cron(), large.pipe(), large.floor(), *_ours(large)], runs)
+    on_large = _measure(
+        large, [large.cron(), large.pipe(), large.floor(), large.compressed(), *_ours(large)], runs
+    )
     _show(f"A database of {show_bytes(large_bytes)}", on_large, idle)
     on_small = _measure(small, [small.floor(), small.backup(COMPARED), small.prove()], runs)
     _show(f"A database of {show_bytes(small_bytes)}", on_small, idle)
@@ -105,7 +107,7 @@ def _measure(bench: Bench, contenders: Sequence[Contender], runs: int) -> list[R
     for run in range(runs):
         for contender in contenders:
             print(f"{bench.database}, run {run + 1}: {contender.title}", file=sys.stderr, flush=True)
-            cost = Cost(0.0, 0.0, 0)
+            cost = Cost()
             for command in contender.commands():
                 cost += measure(command, environment)
             costs[contender.key].append(cost)

@@ -1,7 +1,8 @@
 """Run one command and say what it cost: seconds, CPU seconds, memory of its whole tree of processes.
 
-Servers do not count: a process whose program is named in `SERVERS` is left out, with its children. Memory
-is the peak of the tree's PSS (shared pages counted once between them), looked at every 20 ms.
+Servers do not count: a process whose program is named in `SERVERS` is left out, with its children. What
+the whole machine worked meanwhile, servers and all, is told apart. Memory is the peak of the tree's PSS
+(shared pages counted once between them), looked at every 20 ms.
 """
 
 import os
@@ -24,23 +25,31 @@ class CommandFailed(Exception):
 
 @dataclass(frozen=True)
 class Cost:
-    """What a command cost. `cpu_s` is user and system time of all its processes but servers."""
+    """What a command cost. `cpu_s` is user and system time of all its processes but servers.
 
-    wall_s: float
-    cpu_s: float
-    peak_bytes: int
+    `machine_cpu_s` is that of everything that ran: with as many cores as `machine_cpu_s / wall_s`, there
+    was nothing left to gain by doing more at once.
+    """
+
+    wall_s: float = 0.0
+    cpu_s: float = 0.0
+    machine_cpu_s: float = 0.0
+    peak_bytes: int = 0
 
     def __add__(self, after: "Cost") -> "Cost":
         """Both, one after the other."""
         return Cost(
-            self.wall_s + after.wall_s, self.cpu_s + after.cpu_s, max(self.peak_bytes, after.peak_bytes)
+            self.wall_s + after.wall_s,
+            self.cpu_s + after.cpu_s,
+            self.machine_cpu_s + after.machine_cpu_s,
+            max(self.peak_bytes, after.peak_bytes),
         )
 
 
 def measure(argv: Sequence[str], environment: Mapping[str, str], *, into: Path | None = None) -> Cost:
     """Run `argv` with its output to `into`, or to nowhere. Raises CommandFailed."""
     with tempfile.TemporaryFile() as errors, (into or Path(os.devnull)).open("wb") as output:
-        started = time.monotonic()
+        started, machine_s = time.monotonic(), machine_cpu_s()
         child = subprocess.Popen(
             list(argv), env=dict(environment), stdin=subprocess.DEVNULL, stdout=output, stderr=errors
         )
@@ -54,7 +63,7 @@ def measure(argv: Sequence[str], environment: Mapping[str, str], *, into: Path |
             raise
         finally:
             watch.stop()
-        wall_s = time.monotonic() - started
+        wall_s, machine_s = time.monotonic() - started, machine_cpu_s() - machine_s
         child.returncode = os.waitstatus_to_exitcode(status)
         if child.returncode != 0:
             errors.seek(max(0, errors.seek(0, os.SEEK_END) - 2000))
@@ -62,7 +71,7 @@ def measure(argv: Sequence[str], environment: Mapping[str, str], *, into: Path |
             raise CommandFailed(f"{' '.join(argv)}: exit code {child.returncode}\n{said}")
     # Children that were waited for are in wait4's sum; a server that a proof starts is one of them.
     cpu_s = usage.ru_utime + usage.ru_stime - watch.servers_cpu_s
-    return Cost(wall_s, max(0.0, cpu_s), watch.peak_bytes)
+    return Cost(wall_s, max(0.0, cpu_s), machine_s, watch.peak_bytes)
 
 
 class _Watch(threading.Thread):
@@ -126,6 +135,12 @@ def cpu_s(pid: int) -> float:
         return sum(int(ticks) for ticks in after_name[11:15]) / _TICKS
     except (OSError, ValueError, IndexError):
         return 0.0
+
+
+def machine_cpu_s() -> float:
+    """CPU seconds that all processors have worked since the machine started."""
+    user, nice, system, _, _, irq, softirq, *_ = Path("/proc/stat").read_text().split("\n")[0].split()[1:]
+    return sum(map(int, (user, nice, system, irq, softirq))) / _TICKS
 
 
 def _program(pid: int) -> str:

@@ -11,6 +11,7 @@ COLUMNS = (
     "wall s",
     "spread s",
     "CPU s",
+    "machine CPU s",
     "peak MB",
     "above idle MB",
     "size MB",
@@ -38,6 +39,11 @@ class Result:
     def cpu_s(self) -> float:
         """The median of all runs."""
         return statistics.median(cost.cpu_s for cost in self.costs)
+
+    @property
+    def machine_cpu_s(self) -> float:
+        """The median of all runs."""
+        return statistics.median(cost.machine_cpu_s for cost in self.costs)
 
     @property
     def peak_bytes(self) -> int:
@@ -68,6 +74,7 @@ def rows(results: Sequence[Result], idle_bytes: int) -> list[tuple[str, ...]]:
                 f"{result.wall_s:.1f}",
                 f"{min(walls):.1f}-{max(walls):.1f}",
                 f"{result.cpu_s:.1f}",
+                f"{result.machine_cpu_s:.1f}",
                 f"{result.peak_bytes / MIB:.0f}",
                 f"{(result.peak_bytes - idle_bytes) / MIB:.0f}" if ours else "",
                 f"{result.size_bytes / MIB:.0f}" if result.size_bytes else "",
