@@ -27,6 +27,11 @@ def parse_duration(text: str) -> timedelta:
     return timedelta(seconds=float(match["number"]) * _SECONDS[match["unit"]])
 
 
+def show_count(number: int, one: str, many: str = "") -> str:
+    """`1 table`, `2,000 tables`; `many` where the plural takes more than an s."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
 def show_bytes(size_bytes: float) -> str:
     """1536 -> "1.5 KiB"; whole bytes below 1 KiB."""
     value = float(size_bytes)

@@ -65,11 +65,13 @@ def compare_restored(
         source, found = without_owners(source), without_owners(found)
     sequences = schema.archive_sequences(restored.tools.path("pg_restore"), restored.archive)
     rendered: tuple[Statement, ...] = ()
+    archived: tuple[Statement, ...] = ()
     if schema_differs(source, found):
         rendered = _rendered(source, restored)
+        archived = schema.archive_schema(restored.tools.path("pg_restore"), restored.archive)
     if not owners:
-        rendered = statements_without_owners(rendered)
-    return compare(source, found, sequences, rendered=rendered)
+        rendered, archived = statements_without_owners(rendered), statements_without_owners(archived)
+    return compare(source, found, sequences, rendered=rendered, archived=archived)
 
 
 def _rendered(source: Fingerprint, restored: Restored) -> tuple[Statement, ...]:

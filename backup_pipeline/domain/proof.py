@@ -4,18 +4,14 @@ Called by the action that proves a backup. Each difference is one line for a tir
 of, what was expected, what was found.
 """
 
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
 
 from backup_pipeline.domain.backup import DatabaseProperties, Verdict
-from backup_pipeline.domain.fingerprint import (
-    Fingerprint,
-    LargeObjectGroup,
-    Statement,
-    TableContent,
-)
-from backup_pipeline.units import show_bytes, show_line
+from backup_pipeline.domain.findings import Findings, share
+from backup_pipeline.domain.fingerprint import Fingerprint, LargeObjectGroup, Statement, TableContent
+from backup_pipeline.domain.proof_schema import compare_schema
+from backup_pipeline.units import show_bytes, show_count, show_line
 
 ArchiveSequences = Mapping[tuple[str, str], tuple[int, bool]]
 """(schema, name) to (last_value, is_called), as the dump itself sets them."""
@@ -41,33 +37,28 @@ class Comparison:
     contents: bool = True
 
 
-@dataclass
-class _Findings:
-    differences: list[str] = field(default_factory=list)
-    checked: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-
 def compare(
     source: Fingerprint,
     restored: Fingerprint,
     archive_sequences: ArchiveSequences,
     *,
     rendered: Iterable[Statement] = (),
+    archived: Iterable[Statement] = (),
 ) -> Comparison:
     """Hold a restored database's fingerprint against its source's.
 
     `archive_sequences` is what the dump sets sequences to: they ignore snapshots, so the source's
     own values only bound them. `rendered` is the source's schema as a server renders it after
-    having read it once: PostgreSQL writes some expressions differently the second time
-    (engines/postgres/schema.py makes it; without differences in the schema it is not needed).
+    having read it once: PostgreSQL writes some expressions differently the second time. `archived` is
+    the schema as the dump itself holds it, which speaks for what changed while the dump was taken.
+    engines/postgres/schema.py makes both; without differences in the schema they are not needed.
     """
-    findings = _Findings()
+    findings = Findings()
     _compare_tables(source, restored, findings)
     _compare_newest(source, restored, findings)
     _compare_large_objects(source, restored, findings)
     _compare_sequences(source, restored, archive_sequences, findings)
-    _compare_schema(source, restored, tuple(rendered), findings)
+    compare_schema(source, restored, findings, rendered=rendered, archived=archived)
     _compare_validity(source, restored, findings)
     _compare_extensions(source, restored, findings)
     _compare_properties(source.properties, restored.properties, findings)
@@ -90,11 +81,11 @@ def verdict_of(comparison: Comparison, mode: str) -> Verdict:
 
 
 def schema_differs(source: Fingerprint, restored: Fingerprint) -> bool:
-    """Whether `compare` needs `rendered`, before it may call a difference in the schema one."""
-    return not _compare_schema(source, restored, (), _Findings())
+    """Whether `compare` needs `rendered` and `archived`: it cannot do without them here."""
+    return not compare_schema(source, restored, Findings())
 
 
-def _compare_tables(source: Fingerprint, restored: Fingerprint, findings: _Findings) -> None:
+def _compare_tables(source: Fingerprint, restored: Fingerprint, findings: Findings) -> None:
     expected = {(table.schema, table.name): table for table in source.tables}
     found = {(table.schema, table.name): table for table in restored.tables}
     equal: list[TableContent] = []
@@ -112,7 +103,7 @@ def _compare_tables(source: Fingerprint, restored: Fingerprint, findings: _Findi
     hashed = source.has_contents and restored.has_contents
     how = "equal row for row" if hashed else "with equal numbers of rows; their contents were not compared"
     findings.checked.append(
-        f"{_of(len(equal), len(expected), 'table')}, {sum(table.rows for table in equal):,} rows {how}"
+        f"{share(len(equal), len(expected), 'table')}, {sum(table.rows for table in equal):,} rows {how}"
     )
 
 
@@ -124,7 +115,7 @@ def _table_difference(expected: TableContent, found: TableContent) -> str:
     return ""
 
 
-def _compare_newest(source: Fingerprint, restored: Fingerprint, findings: _Findings) -> None:
+def _compare_newest(source: Fingerprint, restored: Fingerprint, findings: Findings) -> None:
     found = {(item.table, item.column): item.value for item in restored.newest}
     for item in source.newest:
         value = found.get((item.table, item.column), item.value)  # not asked for: the rows' digest holds it
@@ -136,7 +127,7 @@ def _compare_newest(source: Fingerprint, restored: Fingerprint, findings: _Findi
             )
 
 
-def _compare_large_objects(source: Fingerprint, restored: Fingerprint, findings: _Findings) -> None:
+def _compare_large_objects(source: Fingerprint, restored: Fingerprint, findings: Findings) -> None:
     expected, found = source.large_objects, restored.large_objects
     before = len(findings.differences)
     if expected.width != found.width:
@@ -155,7 +146,7 @@ def _compare_large_objects(source: Fingerprint, restored: Fingerprint, findings:
         hashed = all(group.content for group in (*expected.groups, *found.groups))
         how = "equal byte for byte" if hashed else "of equal sizes; their contents were not compared"
         findings.checked.append(
-            f"{_count(expected.count, 'large object')}, {show_bytes(expected.size_bytes)} {how}, "
+            f"{show_count(expected.count, 'large object')}, {show_bytes(expected.size_bytes)} {how}, "
             "with their owners and grants"
         )
 
@@ -177,7 +168,7 @@ def _large_object_difference(expected: LargeObjectGroup | None, found: LargeObje
 
 
 def _compare_sequences(
-    source: Fingerprint, restored: Fingerprint, archive: ArchiveSequences, findings: _Findings
+    source: Fingerprint, restored: Fingerprint, archive: ArchiveSequences, findings: Findings
 ) -> None:
     before, after, found = (
         {(item.schema, item.name): (item.last_value, item.is_called) for item in items}
@@ -216,85 +207,14 @@ def _compare_sequences(
                 )
     total = len(before.keys() | after.keys()) - gone
     if total:
-        findings.checked.append(f"{_of(equal, total, 'sequence')} where the dump set them")
+        findings.checked.append(f"{share(equal, total, 'sequence')} where the dump set them")
 
 
 def _position(value: tuple[int, bool]) -> str:
     return f"{value[0]:,}" if value[1] else f"{value[0]:,} (not used yet)"
 
 
-def _compare_schema(
-    source: Fingerprint, restored: Fingerprint, rendered: tuple[Statement, ...], findings: _Findings
-) -> bool:
-    """A restored statement equals the source's of before or after the dump, or its rendering.
-
-    Whether that was so for every statement.
-    """
-    if not source.client_version or not restored.client_version:
-        findings.notes.append("the schema was not compared: it was not read on both sides")
-        return True
-    before, after, found, anew = (
-        _by_identity(items)
-        for items in (source.schema_before, source.schema_after, restored.schema_before, rendered)
-    )
-    majors = {source.server_version // 10000, restored.server_version // 10000}
-    clients = {source.client_version // 10000, restored.client_version // 10000}
-    comparable = bool(rendered) or len(majors) == len(clients) == 1
-    equal = total = 0
-    for key in sorted(before.keys() | after.keys() | found.keys()):
-        counts = {len(before.get(key, ())), len(after.get(key, ()))}
-        bodies = found.get(key, [])
-        total += max(min(counts), min(len(bodies), max(counts)))
-        acceptable = Counter(before.get(key, [])) | Counter(after.get(key, [])) | Counter(anew.get(key, []))
-        strange = list((Counter(bodies) - acceptable).elements())
-        if len(bodies) > max(counts):
-            findings.differences.append(f"{_title(key)}: not in the source, found in the restored database")
-        elif len(bodies) < min(counts):
-            findings.differences.append(f"{_title(key)}: not found in the restored database")
-        elif strange and comparable:
-            wanted = next(iter((acceptable - Counter(bodies)).elements()), "")
-            findings.differences.append(f"{_title(key)}: {_first_difference(wanted, strange[0])}")
-        elif not strange:
-            equal += len(bodies)
-    findings.checked.append(f"{_of(equal, total, 'schema statement')} equal")
-    if not comparable and equal < total:
-        findings.notes.append(
-            f"{_count(total - equal, 'schema statement')} written differently by PostgreSQL "
-            f"{max(majors | clients)} than by {min(majors | clients)}: compared by name only"
-        )
-    return equal == total and not findings.differences
-
-
-def _by_identity(statements: Sequence[Statement]) -> dict[tuple[str, str, str], list[str]]:
-    bodies = defaultdict(list)
-    for statement in statements:
-        bodies[statement.identity].append(statement.body)
-    return bodies
-
-
-def _title(identity: tuple[str, str, str]) -> str:
-    kind, schema, name = identity
-    return f"{kind.lower()} {schema}.{name}" if schema else f"{kind.lower()} {name}"
-
-
-def _first_difference(expected: str, found: str) -> str:
-    """The first lines that one has and the other lacks."""
-    ours, theirs = ([line for line in text.splitlines() if line.strip()] for text in (expected, found))
-    missing = list((Counter(ours) - Counter(theirs)).elements())
-    extra = list((Counter(theirs) - Counter(ours)).elements())
-    if not missing and not extra:
-        return "the same lines in another order"
-    return f"expected {_quoted(missing)}, found {_quoted(extra)}"
-
-
-def _quoted(lines: list[str]) -> str:
-    if not lines:
-        return "no such line"
-    text = " ".join(lines[0].split())
-    return f"`{text[:_SHOWN_CHARACTERS]}…`" if len(text) > _SHOWN_CHARACTERS else f"`{text}`"
-
-
-def _compare_validity(source: Fingerprint, restored: Fingerprint, findings: _Findings) -> None:
+def _compare_validity(source: Fingerprint, restored: Fingerprint, findings: Findings) -> None:
     before = len(findings.differences)
     for name in sorted(set(restored.unvalidated) - set(source.unvalidated)):
         findings.differences.append(f"constraint {name}: expected to be validated, found NOT VALID")
@@ -302,12 +222,12 @@ def _compare_validity(source: Fingerprint, restored: Fingerprint, findings: _Fin
         findings.differences.append(f"index {name}: expected to be valid, found INVALID")
     if len(findings.differences) == before:
         findings.checked.append(
-            f"{_count(restored.constraints, 'constraint')} and "
-            f"{_count(restored.indexes, 'index', 'indexes')} valid"
+            f"{show_count(restored.constraints, 'constraint')} and "
+            f"{show_count(restored.indexes, 'index', 'indexes')} valid"
         )
 
 
-def _compare_extensions(source: Fingerprint, restored: Fingerprint, findings: _Findings) -> None:
+def _compare_extensions(source: Fingerprint, restored: Fingerprint, findings: Findings) -> None:
     found = dict(restored.extensions)
     for name, version in source.extensions:
         if name not in found:
@@ -317,12 +237,12 @@ def _compare_extensions(source: Fingerprint, restored: Fingerprint, findings: _F
     if source.extensions:
         present = [name for name, _ in source.extensions if name in found]
         findings.checked.append(
-            f"{_of(len(present), len(source.extensions), 'extension')} present: {', '.join(present)}"
+            f"{share(len(present), len(source.extensions), 'extension')} present: {', '.join(present)}"
         )
 
 
 def _compare_properties(
-    expected: DatabaseProperties | None, found: DatabaseProperties | None, findings: _Findings
+    expected: DatabaseProperties | None, found: DatabaseProperties | None, findings: Findings
 ) -> None:
     if expected is None or found is None:
         findings.notes.append("the database's owner, settings and grants were not compared")
@@ -337,7 +257,7 @@ def _compare_properties(
     if not different:
         findings.checked.append(
             f"the database's owner, encoding, locale, comment, connection limit, "
-            f"{_count(len(expected.settings), 'setting')} and grants equal"
+            f"{show_count(len(expected.settings), 'setting')} and grants equal"
         )
 
 
@@ -345,14 +265,6 @@ def _shown(value: object) -> str:
     if value is None or value in ("", ()):
         return "none"
     return str(value) if len(str(value)) <= _SHOWN_CHARACTERS else f"{str(value)[:_SHOWN_CHARACTERS]}…"
-
-
-def _count(number: int, one: str, many: str = "") -> str:
-    return f"{number:,} {one if number == 1 else many or one + 's'}"
-
-
-def _of(equal: int, total: int, one: str) -> str:
-    return _count(total, one) if equal == total else f"{equal:,} of {_count(total, one)}"
 
 
 def _range(oid: int, width: int) -> str:

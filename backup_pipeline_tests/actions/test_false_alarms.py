@@ -8,12 +8,15 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
 
 from backup_pipeline.actions import prove
 from backup_pipeline.domain.backup import Verdict
+from backup_pipeline.domain.fingerprint import Fingerprint
+from backup_pipeline.engines.postgres import fingerprint
 from backup_pipeline.engines.postgres.cluster import LocalCluster
 from backup_pipeline.engines.postgres.server import connect
 from backup_pipeline_tests.actions.box import CONTENT, Box, a_box, ask, now
@@ -46,9 +49,7 @@ MORE = ("CREATE TABLE public.more AS SELECT * FROM public.customer", "DROP TABLE
 
 
 def changes(number: int) -> tuple[str, ...]:
-    """The changes of one round, each to another object: what changes both right before and right after
-    a dump, and differs from both in between, looks like a difference.
-    """
+    """The changes of one round, each to another object."""
     return (
         f"ALTER TABLE public.wide {TABLE[number % 4]}",
         "TRUNCATE public.side",
@@ -144,6 +145,34 @@ def prove_under_load(box: Box, dumps: int) -> None:
     assert len(load.written) == len(WRITES)
     assert len(load.changed) > 6
     assert ask(box.endpoint, "SELECT count(*) FROM public.customer") == 100
+
+
+def test_what_changes_right_before_a_dump_and_again_during_it_is_no_difference(
+    box: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed = "CREATE OR REPLACE FUNCTION public.changed() RETURNS int LANGUAGE sql AS 'SELECT {}'"
+    box.execute(changed.format(1))
+    prepare, finish = fingerprint.prepare, fingerprint.finish
+
+    def prepared_before(*given: Any, **options: Any) -> fingerprint.Prepared:
+        found = prepare(*given, **options)
+        box.execute(f"{changed.format(2)}; CREATE VIEW public.short_lived AS SELECT 1 AS one")
+        return found
+
+    def finished_after(*given: Any) -> Fingerprint:
+        box.execute(f"{changed.format(3)}; DROP VIEW public.short_lived")
+        return finish(*given)
+
+    monkeypatch.setattr(fingerprint, "prepare", prepared_before)
+    monkeypatch.setattr(fingerprint, "finish", finished_after)
+    backup = box.take()
+    monkeypatch.undo()
+    found = prove.prove(box.protected, backup.id, clock=now, report=box.said)
+    assert found.differences == ()
+    assert found.verdict is Verdict.PROVEN
+    for name in ("function public.changed()", "view public.short_lived"):
+        (note,) = (note for note in found.notes if note.startswith(name))
+        assert note.endswith("it is restored as the dump has it")
 
 
 @pytest.mark.timeout(300)

@@ -261,6 +261,35 @@ def test_schema_that_changed_during_the_dump() -> None:
     assert differences(with_schema(TABLE, INDEX, VIEW), came) == ()
 
 
+def test_what_changed_before_the_dump_and_again_during_it_is_as_the_dump_has_it() -> None:
+    views = [replace(VIEW, body=f"CREATE VIEW public.v AS\n SELECT {number};") for number in range(4)]
+    restored = with_schema(TABLE, INDEX, views[1])
+    moved = replace(SOURCE, schema_before=(TABLE, INDEX, views[0]), schema_after=(TABLE, INDEX, views[2]))
+    short_lived = SOURCE
+    for source in (moved, short_lived):
+        assert schema_differs(source, restored)
+        found = compare(source, restored, ARCHIVE, archived=[TABLE, INDEX, views[1]])
+        assert found.differences == ()
+        assert found.notes[-1].startswith(
+            "view public.v was changed just before the dump and again during it"
+        )
+        assert "3 schema statements equal" in found.checked
+        # Only what the dump holds counts, and all that it holds.
+        assert len(compare(source, restored, ARCHIVE, archived=[TABLE, INDEX, views[3]]).differences) == 1
+        twice = with_schema(TABLE, INDEX, views[1], views[1])
+        assert len(compare(source, twice, ARCHIVE, archived=[TABLE, INDEX, views[1]]).differences) == 1
+    lost = with_schema(TABLE, INDEX)
+    assert len(compare(moved, lost, ARCHIVE, archived=[TABLE, INDEX, views[1]]).differences) == 1
+
+
+def test_a_dump_does_not_speak_for_what_stood_still() -> None:
+    other = replace(TABLE, body="CREATE TABLE public.runs (\n    id bigint\n);")
+    restored = with_schema(other, INDEX)
+    assert len(compare(SOURCE, restored, ARCHIVE, archived=[other, INDEX]).differences) == 1
+    lost = with_schema(TABLE)
+    assert len(compare(SOURCE, lost, ARCHIVE, archived=[TABLE]).differences) == 1
+
+
 def test_a_schema_that_is_written_differently_the_second_time() -> None:
     anew = replace(VIEW, body="CREATE VIEW public.v AS\n SELECT (1);")
     source = replace(SOURCE, schema_before=(TABLE, INDEX, VIEW), schema_after=(TABLE, INDEX, VIEW))

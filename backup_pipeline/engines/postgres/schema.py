@@ -1,4 +1,4 @@
-"""What pg_dump says of a schema, statement by statement; and what an archive sets sequences to.
+"""What pg_dump says of a schema, statement by statement; and what an archive holds of it and of sequences.
 
 Called by fingerprint.py, and by the action that proves a backup. Statements are cut at pg_dump's own
 comments (`-- Name: …; Type: …`), found by reading SQL's quotes, so that a function's body or a comment
@@ -176,6 +176,17 @@ def replay(empty: Endpoint, statements: Sequence[Statement]) -> None:
             if statement.kind not in SECRET_KINDS:
                 with contextlib.suppress(psycopg.Error):
                     session.execute(statement.body.encode("utf-8", "surrogateescape"))
+
+
+def archive_schema(pg_restore: str, dump: Path, *, timeout_s: float = 600.0) -> tuple[Statement, ...]:
+    """The schema that an archive (custom file or directory) would create, as `capture` would read it.
+
+    Its text is in the database's own encoding. The archive's digest must have been verified before.
+    Raises ToolError.
+    """
+    argv = (pg_restore, "--schema-only", "--no-tablespaces", "--file=-", "--", str(dump))
+    with process.stream(Command(argv), stall_s=timeout_s) as chunks:
+        return split_statements(b"".join(chunks).decode("utf-8", "surrogateescape"))
 
 
 def archive_sequences(

@@ -1,0 +1,103 @@
+"""Whether a restored schema equals its source's, statement by statement. Pure.
+
+Called by proof.py, whose `compare` says what the statements are.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+
+from backup_pipeline.domain.findings import Findings, share
+from backup_pipeline.domain.fingerprint import Fingerprint, Statement
+from backup_pipeline.units import show_count
+
+_SHOWN_CHARACTERS = 160
+
+
+def compare_schema(
+    source: Fingerprint,
+    restored: Fingerprint,
+    findings: Findings,
+    *,
+    rendered: Iterable[Statement] = (),
+    archived: Iterable[Statement] = (),
+) -> bool:
+    """Write down what differs; return whether every statement is equal.
+
+    A restored statement equals the source's of before or after the dump, or its rendering; or the dump's
+    own, where the source's two differ or know nothing of it.
+    """
+    if not source.client_version or not restored.client_version:
+        findings.notes.append("the schema was not compared: it was not read on both sides")
+        return True
+    before, after, found, anew, dumped = (
+        _by_identity(items)
+        for items in (
+            source.schema_before,
+            source.schema_after,
+            restored.schema_before,
+            rendered,
+            archived,
+        )
+    )
+    majors = {source.server_version // 10000, restored.server_version // 10000}
+    clients = {source.client_version // 10000, restored.client_version // 10000}
+    comparable = bool(anew) or len(majors) == len(clients) == 1
+    equal = total = 0
+    for key in sorted(before.keys() | after.keys() | found.keys()):
+        seen, bodies = (before[key], after[key]), found[key]
+        moved = dumped[key] if Counter(seen[0]) != Counter(seen[1]) or not any(seen) else []
+        counts = {len(each) for each in (*seen, *filter(None, [moved]))}
+        total += max(min(counts), min(len(bodies), max(counts)))
+        steady = Counter(seen[0]) | Counter(seen[1]) | Counter(anew[key])
+        acceptable = steady | Counter(moved)
+        strange = list((Counter(bodies) - acceptable).elements())
+        if len(bodies) > max(counts):
+            findings.differences.append(f"{_title(key)}: not in the source, found in the restored database")
+        elif len(bodies) < min(counts):
+            findings.differences.append(f"{_title(key)}: not found in the restored database")
+        elif strange and comparable:
+            wanted = next(iter((acceptable - Counter(bodies)).elements()), "")
+            findings.differences.append(f"{_title(key)}: {_first_difference(wanted, strange[0])}")
+        elif not strange:
+            equal += len(bodies)
+            if Counter(bodies) - steady:
+                findings.notes.append(
+                    f"{_title(key)} was changed just before the dump and again during it; "
+                    "it is restored as the dump has it"
+                )
+    findings.checked.append(f"{share(equal, total, 'schema statement')} equal")
+    if not comparable and equal < total:
+        findings.notes.append(
+            f"{show_count(total - equal, 'schema statement')} written differently by PostgreSQL "
+            f"{max(majors | clients)} than by {min(majors | clients)}: compared by name only"
+        )
+    return equal == total and not findings.differences
+
+
+def _by_identity(statements: Iterable[Statement]) -> defaultdict[tuple[str, str, str], list[str]]:
+    bodies: defaultdict[tuple[str, str, str], list[str]] = defaultdict(list)
+    for statement in statements:
+        bodies[statement.identity].append(statement.body)
+    return bodies
+
+
+def _title(identity: tuple[str, str, str]) -> str:
+    kind, schema, name = identity
+    return f"{kind.lower()} {schema}.{name}" if schema else f"{kind.lower()} {name}"
+
+
+def _first_difference(expected: str, found: str) -> str:
+    """The first lines that one has and the other lacks."""
+    ours, theirs = ([line for line in text.splitlines() if line.strip()] for text in (expected, found))
+    missing = list((Counter(ours) - Counter(theirs)).elements())
+    extra = list((Counter(theirs) - Counter(ours)).elements())
+    if not missing and not extra:
+        return "the same lines in another order"
+    return f"expected {_quoted(missing)}, found {_quoted(extra)}"
+
+
+def _quoted(lines: list[str]) -> str:
+    if not lines:
+        return "no such line"
+    text = " ".join(lines[0].split())
+    return f"`{text[:_SHOWN_CHARACTERS]}…`" if len(text) > _SHOWN_CHARACTERS else f"`{text}`"
