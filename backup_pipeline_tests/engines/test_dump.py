@@ -106,6 +106,7 @@ def test_a_tool_gets_its_secrets_and_settings_by_variables() -> None:
     assert command.environment["PGPASSWORD"] == "hush"
     assert command.environment["PGAPPNAME"] == "backup_pipeline dump"
     assert command.environment["PGTZ"] == "UTC"
+    assert command.environment["LC_ALL"] == "C"
     assert command.environment["PGOPTIONS"].startswith("-c work_mem=8MB -c bytea_output=hex")
     assert "hush" not in str(command)
 
@@ -235,6 +236,25 @@ def test_a_late_failure_is_no_end(tmp_path: Path, database: Endpoint) -> None:
         assert next(chunks) == b"all"
         with pytest.raises(ToolError, match="pg_dump ended with exit code 3: broken"):
             next(chunks)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        'pg_dump: error: could not obtain lock on relation "public.big"',
+        "pg_dump: error: query failed: ERROR:  canceling statement due to lock timeout",
+    ],
+)
+def test_a_lock_that_somebody_else_had_is_worth_another_try(
+    tmp_path: Path, database: Endpoint, said: str
+) -> None:
+    failing = program(tmp_path, f"echo '{said}' >&2; exit 1")
+    with (
+        stream_custom(failing, database, Patient(working=True), compress_option=ZSTD) as chunks,
+        pytest.raises(ServerError, match="kept from a table") as raised,
+    ):
+        next(chunks)
+    assert said.partition("error: ")[2] in str(raised.value.detail["pg_dump"])
 
 
 def test_a_lost_snapshot_ends_the_dump(big: Endpoint) -> None:

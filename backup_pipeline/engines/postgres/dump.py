@@ -45,6 +45,8 @@ _TOC = "toc.dat"
 
 _ERROR_BYTES = 1024 * 1024
 _QUERY = re.compile(r"^pg_dump: detail: Query was: .*?(?=^pg_dump: |\Z)", re.MULTILINE | re.DOTALL)
+# A worker takes its locks without waiting, and says so; the other is PostgreSQL's, of lock_timeout.
+_LOCKED_OUT = re.compile("could not obtain lock on relation|canceling statement due to lock timeout")
 
 # What pg_dump does not set itself, and what would change how it writes constants into a schema.
 _OPTIONS = (
@@ -78,7 +80,12 @@ def tool_command(argv: tuple[str, ...], endpoint: Endpoint, purpose: str) -> Com
     """`argv` with the variables that lead it to `endpoint`, seen there as `backup_pipeline <purpose>`."""
     environment = endpoint.environment()
     options = f"{environment.get('PGOPTIONS', '')} {_OPTIONS}".strip()
-    ours = {"PGAPPNAME": f"{APPLICATION} {purpose}", "PGTZ": "UTC", "PGOPTIONS": options}
+    ours = {
+        "PGAPPNAME": f"{APPLICATION} {purpose}",
+        "PGTZ": "UTC",
+        "PGOPTIONS": options,
+        "LC_ALL": "C",  # what it says is read
+    }
     return Command(argv, environment | ours)
 
 
@@ -224,6 +231,11 @@ class _Watch:
     def _failure(self, said: str) -> ToolError | ServerError:
         failure = process.failure(self.command, self.child.returncode, said)
         contention = self.snapshot.contention() if self.child.returncode > 0 else None
+        if contention is None and _LOCKED_OUT.search(said):
+            contention = ServerError(
+                "pg_dump was kept from a table by another session, which has ended or given up since",
+                hint="Try again; if it happens again, look for migrations that run at this time.",
+            )
         if contention is None:
             return failure
         contention.detail["pg_dump"] = failure.detail.get("stderr", failure.message)
