@@ -11,7 +11,7 @@ import types
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass, replace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from backup_pipeline.domain.backup import DatabaseProperties
 from backup_pipeline.errors import Corrupt
@@ -19,7 +19,10 @@ from backup_pipeline.errors import Corrupt
 KIND = "backup-pipeline fingerprint"
 FORMAT = 1
 
-_T = TypeVar("_T")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+_T = TypeVar("_T", bound="DataclassInstance")
 
 _GRANTS = ("ACL", "DEFAULT ACL")
 _OWNER = re.compile(r'^ALTER [^;]* OWNER TO (?:"(?:[^"]|"")*"|[^";]*);\n*', re.MULTILINE)
@@ -221,7 +224,7 @@ def _read_dataclass(wanted: type[_T], value: object, path: str) -> _T:
         raise ValueError(f"{path} is not an object")
     hints = typing.get_type_hints(wanted)
     found = {}
-    for field in fields(wanted):  # type: ignore[arg-type]  # a dataclass, by its only callers
+    for field in fields(wanted):
         if field.name in value:
             found[field.name] = _read(hints[field.name], value[field.name], f"{path}.{field.name}")
         elif field.default is MISSING:

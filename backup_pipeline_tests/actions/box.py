@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from psycopg import sql
 
@@ -105,9 +106,9 @@ class Box:
         """The same database with another store, or another view of this one."""
         return replace(self.protected, store=store)
 
-    def configured(self, **changes: object) -> Protected:
+    def configured(self, **changes: Any) -> Protected:
         """The same database, configured otherwise."""
-        config = replace(self.protected.config, **changes)  # type: ignore[arg-type]  # the caller's business
+        config = replace(self.protected.config, **changes)
         return replace(self.protected, config=config)
 
     def execute(self, statements: str, database: str = "") -> None:

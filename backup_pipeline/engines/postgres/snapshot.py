@@ -259,11 +259,9 @@ def _take(endpoint: Endpoint, session: Connection, lock_timeout_s: float) -> Sna
         locked = _locked(session)
         unlocked = [relation for relation in relations if relation.lockable and relation.oid not in locked]
         if not unlocked:
-            identifier, taken_at, in_recovery = rows[0][:3]
-            assert isinstance(taken_at, datetime)  # noqa: S101 - for the type checker
-            return Snapshot(
-                str(identifier), taken_at.astimezone(UTC), bool(in_recovery), relations, endpoint, session
-            )
+            identifier, moment, in_recovery = rows[0][:3]
+            taken_at = datetime.fromisoformat(str(moment)).astimezone(UTC)
+            return Snapshot(str(identifier), taken_at, bool(in_recovery), relations, endpoint, session)
         session.rollback()
     raise ServerError(
         f"tables are created faster than they can be locked ({endpoint.shown})",
