@@ -27,7 +27,7 @@ from backup_pipeline.engines.postgres.server import Endpoint
 from backup_pipeline.errors import EXIT_CODES, BackupError, ConfigError, Refused
 from backup_pipeline.storage import catalog, catalog_rebuild
 from backup_pipeline.storage.store import Store, open_store
-from backup_pipeline.units import show_line
+from backup_pipeline.units import show_count, show_line
 
 _EPILOG = "\b\nExit codes:\n" + "\n".join(f"  {code:>2}  {meaning}" for code, meaning in EXIT_CODES)
 
@@ -355,7 +355,7 @@ def rebuild(context: Context) -> None:
         click.echo(f"rebuilt {item}")
     for key, reason in rebuilt.refused:
         click.echo(show_line(f"NOT REBUILT {key}: {reason}"), err=True)
-    click.echo(f"{len(rebuilt.backups)} manifests rebuilt")
+    click.echo(f"{show_count(len(rebuilt.backups), 'manifest')} rebuilt")
 
 
 def main() -> None:

@@ -37,7 +37,7 @@ from backup_pipeline.storage.catalog import exists, list_backups, load, missing_
 from backup_pipeline.storage.catalog_delete import Deletion, collect, delete, delete_imported
 from backup_pipeline.storage.imported import list_imported, load_imported
 from backup_pipeline.storage.store import ObjectInfo, Store, read_all
-from backup_pipeline.units import show_bytes
+from backup_pipeline.units import show_bytes, show_count
 
 UPLOADS_MAY_LAST = timedelta(days=2)
 
@@ -80,9 +80,9 @@ class Pruned:
 
     def __str__(self) -> str:
         return (
-            f"{len(self.deleted)} backups deleted, {show_bytes(self.freed_bytes)} freed, "
-            f"{len(self.kept_after_all)} kept after all, {self.collected} leftovers collected, "
-            f"{len(self.locked)} objects still locked"
+            f"{show_count(len(self.deleted), 'backup')} deleted, {show_bytes(self.freed_bytes)} freed, "
+            f"{len(self.kept_after_all)} kept after all, {show_count(self.collected, 'leftover')} collected, "
+            f"{show_count(len(self.locked), 'object')} still locked"
         )
 
 
@@ -150,7 +150,7 @@ def carry_out(
         log(f"still locked: {key}: {reason}")
     if done.denied:
         raise StoreError(
-            f"prune of {planned.database}: {len(done.denied)} objects could not be deleted",
+            f"prune of {planned.database}: {show_count(len(done.denied), 'object')} could not be deleted",
             detail=dict(list(done.denied.items())[:20]),
             hint="Prune with credentials that may delete; the rest is tried again next time.",
         )

@@ -38,7 +38,7 @@ from backup_pipeline.engines.postgres.tools import Tools, find_tools, known_vuln
 from backup_pipeline.errors import ConfigError, ProofFailed
 from backup_pipeline.spool import private_folder
 from backup_pipeline.storage import leases
-from backup_pipeline.units import show_line, show_seconds
+from backup_pipeline.units import show_count, show_line, show_seconds
 
 CHECKS = ("content", "counts", "none")
 
@@ -269,7 +269,7 @@ def _name(protected: Protected, planned: Plan, temporary: str, now: datetime, re
     lines = (
         f"the database that was live is kept as {kept}",
         f"`backup-pipeline undo {protected.name}` swaps it back",
-        f"{done.sessions_ended} sessions were ended; new ones waited {show_seconds(done.held_s)}",
+        f"{show_count(done.sessions_ended, 'session')} ended; new ones waited {show_seconds(done.held_s)}",
         *done.left_behind,
     )
     return _Named(kept, lines)

@@ -10,7 +10,7 @@ from datetime import datetime
 from backup_pipeline.domain.backup import Backup, CatalogListing, Source, Verdict
 from backup_pipeline.domain.choice import PROVEN, find
 from backup_pipeline.errors import Refused
-from backup_pipeline.units import show_bytes, show_seconds
+from backup_pipeline.units import show_bytes, show_count, show_seconds
 
 NAME_BYTES = 63
 """PostgreSQL cuts longer names off, without an error."""
@@ -242,7 +242,7 @@ def _lines(plan: RestorePlan, facts: TargetFacts, now: datetime) -> tuple[str, .
     if plan.kept_name:
         lines.append(
             f"then: {plan.target} becomes {plan.kept_name}, which stays, and the new database becomes "
-            f"{plan.target}; {facts.sessions} sessions are ended"
+            f"{plan.target}; {show_count(facts.sessions, 'session')} to be ended"
         )
     else:
         lines.append(f"then: it is named {plan.target}; no database that exists is touched")

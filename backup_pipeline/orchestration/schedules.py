@@ -22,6 +22,7 @@ from backup_pipeline.orchestration.runs import (
     TIER_TAG,
     shown_scheduled,
 )
+from backup_pipeline.units import show_count
 
 PRUNE_CRON = "30 6 * * *"
 LONGEST_KEPT_CRON = "0 3 2 * *"
@@ -87,7 +88,9 @@ def _schedule(
         description=f"{what}, {words.when(cron)}: {shown}{rest}.",
     )
     def requests(context: dg.ScheduleEvaluationContext) -> list[dg.RunRequest]:
-        context.log.info(f"{len(databases)} runs for {context.scheduled_execution_time:%Y-%m-%d %H:%M} UTC")
+        context.log.info(
+            f"{show_count(len(databases), 'run')} for {context.scheduled_execution_time:%Y-%m-%d %H:%M} UTC"
+        )
         return [request(database, context) for database in databases]
 
     return requests

@@ -183,7 +183,7 @@ def test_a_live_database_is_replaced_kept_and_swapped_back(live: Box) -> None:
     assert orders(live.cluster.endpoint(done.kept_as)) == 600
     said = "\n".join(done.lines)
     assert f"the database that was live is kept as {done.kept_as}" in said
-    assert "1 sessions were ended" in said
+    assert "1 session ended; new ones waited" in said
     undone = restore.undo(live.protected, clock=now, report=live.said)
     assert (undone.database, orders(live.endpoint)) == (name, 600)
     assert live.databases() == {name, undone.kept_as}

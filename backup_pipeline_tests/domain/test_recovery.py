@@ -89,7 +89,7 @@ def test_a_database_that_exists_is_replaced_only_when_its_name_is_typed() -> Non
     assert made.target == "app"
     assert made.kept_name == "app_before_<time>"
     assert "app becomes app_before_<time>, which stays" in "\n".join(made.lines)
-    assert "3 sessions are ended" in "\n".join(made.lines)
+    assert "3 sessions to be ended" in "\n".join(made.lines)
 
 
 def test_replacing_what_is_gone_is_a_plain_restore() -> None:

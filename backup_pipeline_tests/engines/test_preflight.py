@@ -104,11 +104,11 @@ def test_following_every_hint_makes_the_dump_whole(source: Endpoint, tmp_path: P
         )
         checks = failed(check_source(reader, bin_dir=tools_of(source), role_passwords=True))
         assert {name: check.found.split(READER)[1].strip() for name, check in checks.items()} == {
-            "schemas": "may not use 1 schemas: s",
+            "schemas": "may not use 1 schema: s",
             "tables": "may not read 4 tables: public.part, public.parted, public.t, s.t",
             "sequences": "may not read 2 sequences: public.t_b_seq, s.q",
-            "row security": "is kept from rows of 1 tables by row security: public.t",
-            "large objects": "may not read 1 large objects: 4711",
+            "row security": "is kept from rows of 1 table by row security: public.t",
+            "large objects": "may not read 1 large object: 4711",
             "role passwords": "may not read the passwords of roles, which role_passwords asks for",
         }
         # One of them less each time: it is never whole before the last one is gone.

@@ -298,14 +298,14 @@ def test_a_source_names_all_that_it_leans_on(server: str, request: pytest.Fixtur
     assert source.tablespaces == ()
     said = "\n".join(source.notes)
     for note in (
-        "1 unlogged tables (public.u): ",
-        "1 materialized views (public.m): ",
+        "1 unlogged table (public.u): ",
+        "1 materialized view (public.m): ",
         "7 invalid indexes (public.i0, public.i1, public.i2, public.i3, public.i4 and 2 more): ",
-        "1 foreign tables (public.far): ",
-        "1 publications (pub): ",
-        "1 subscriptions (sub): ",
-        "1 event triggers (watch): ",
-        "1 large objects: ",
+        "1 foreign table (public.far): ",
+        "1 publication (pub): ",
+        "1 subscription (sub): ",
+        "1 event trigger (watch): ",
+        "1 large object: ",
     ):
         assert note in said
 

@@ -9,6 +9,7 @@ refuses anything: what keeps a dump from being whole is preflight.py's.
 from dataclasses import dataclass
 
 from backup_pipeline.engines.postgres.server import Connection
+from backup_pipeline.units import show_count
 
 _SHOWN_NAMES = 5
 
@@ -26,86 +27,90 @@ _MEMBER = """
 
 @dataclass(frozen=True)
 class _Kind:
-    """One kind of thing to say: `what`, then the names that `query` finds, then what becomes of them."""
+    """One kind of thing to say: how many, the names that `query` finds, then what becomes of them."""
 
-    what: str
+    one: str
     becomes: str
     query: str
+    many: str = ""
 
 
 _KINDS = (
     _Kind(
-        "unlogged tables",
-        "their rows are in the dump, but a crash of the restored server empties them",
+        "unlogged table",
+        "in the dump with its rows, which a crash of the restored server loses",
         f"SELECT {_NAME} {_USERS_RELATION} AND c.relkind = 'r' AND c.relpersistence = 'u'",
     ),
     _Kind(
-        "materialized views",
-        "they are computed anew by the restore, and may then differ",
+        "materialized view",
+        "computed anew by the restore, and may then differ",
         f"SELECT {_NAME} {_USERS_RELATION} AND c.relkind = 'm' AND c.relispopulated",
     ),
     _Kind(
-        "invalid indexes",
-        "they are not in the dump; REINDEX or drop them",
+        "invalid index",
+        "not in the dump; REINDEX or drop it",
         f"""SELECT {_NAME} FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
               JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
              WHERE NOT (i.indisvalid AND i.indisready) AND c.relkind = 'i'
                AND pg_catalog.left(n.nspname, 3) <> 'pg_'""",
+        many="invalid indexes",
     ),
     _Kind(
-        "foreign tables",
-        "only their definitions are in the dump, the rows stay where they are",
+        "foreign table",
+        "only the definition is in the dump, the rows stay where they are",
         f"SELECT {_NAME} {_USERS_RELATION} AND c.relkind = 'f'",
     ),
     _Kind(
-        "tables of extensions",
-        "their rows are not in the dump: the extension does not mark them as configuration",
+        "table of an extension",
+        "rows not in the dump: the extension does not mark them as configuration",
         f"""SELECT {_NAME} {_USERS_RELATION} AND c.relkind = 'r'
                AND EXISTS ({_MEMBER} AND x.classid = 'pg_catalog.pg_class'::pg_catalog.regclass
                                      AND x.objid = c.oid)
                AND NOT EXISTS (SELECT FROM pg_catalog.pg_extension e WHERE c.oid = ANY (e.extconfig))
                AND pg_catalog.pg_relation_size(c.oid) > 0""",
+        many="tables of extensions",
     ),
     _Kind(
-        "subscriptions",
-        "they are restored disabled, and copy nothing until they are enabled",
+        "subscription",
+        "restored disabled; enabled, it would read from the slot that the source reads from",
         f"SELECT pg_catalog.quote_ident(subname) FROM pg_catalog.pg_subscription WHERE subdbid = {_HERE}",
     ),
     _Kind(
-        "logical replication slots",
-        "they stay with the server: whoever reads from them must begin anew",
+        "logical replication slot",
+        "stays with the server: whoever reads from it must begin anew",
         """SELECT slot_name::pg_catalog.text FROM pg_catalog.pg_replication_slots
             WHERE database = pg_catalog.current_database() AND NOT temporary""",
     ),
     _Kind(
-        "event triggers",
+        "event trigger",
         "only a superuser can restore them",
         f"""SELECT pg_catalog.quote_ident(t.evtname) FROM pg_catalog.pg_event_trigger t
              WHERE NOT EXISTS ({_MEMBER} AND x.classid = 'pg_catalog.pg_event_trigger'::pg_catalog.regclass
                                          AND x.objid = t.oid)""",
     ),
     _Kind(
-        "publications",
-        "they are restored, but no one subscribes to the restored database",
+        "publication",
+        "restored, but no one subscribes to the restored database",
         "SELECT pg_catalog.quote_ident(pubname) FROM pg_catalog.pg_publication",
     ),
     _Kind(
-        "prepared transactions",
-        "what they changed is not in the dump",
+        "prepared transaction",
+        "what it changed is not in the dump",
         """SELECT gid FROM pg_catalog.pg_prepared_xacts WHERE database = pg_catalog.current_database()""",
     ),
     _Kind(
-        "libraries of functions",
-        "they must be installed where it is restored",
+        "library of functions",
+        "to be installed where the dump is restored",
         f"""SELECT DISTINCT p.probin::pg_catalog.text FROM pg_catalog.pg_proc p
               JOIN pg_catalog.pg_language l ON l.oid = p.prolang
              WHERE l.lanname = 'c' AND p.oid >= 16384 AND p.probin IS NOT NULL
                AND NOT EXISTS ({_MEMBER} AND x.classid = 'pg_catalog.pg_proc'::pg_catalog.regclass
                                          AND x.objid = p.oid)""",
+        many="libraries of functions",
     ),
     _Kind(
-        "security labels",
-        "their provider must be loaded where it is restored",
+        "security label",
+        "its provider must be loaded where the dump is restored",
         "SELECT DISTINCT provider FROM pg_catalog.pg_seclabels",
     ),
 )
@@ -117,7 +122,9 @@ def read_notes(connection: Connection) -> tuple[str, ...]:
     for kind in _KINDS:
         names = sorted(str(name) for (name,) in connection.execute(kind.query.encode()))
         if names:
-            notes.append(f"{len(names)} {kind.what} ({first_few(names)}): {kind.becomes}")
+            notes.append(
+                f"{show_count(len(names), kind.one, kind.many)} ({first_few(names)}): {kind.becomes}"
+            )
     return (*notes, *_large_objects(connection), *_collation(connection))
 
 
@@ -129,7 +136,8 @@ def first_few(names: list[str]) -> str:
 
 def _large_objects(connection: Connection) -> list[str]:
     row = connection.execute("SELECT count(*) FROM pg_catalog.pg_largeobject_metadata").fetchone()
-    return [f"{row[0]} large objects: they keep their numbers"] if row and row[0] else []
+    count = int(str(row[0])) if row else 0
+    return [f"{show_count(count, 'large object')}: restored under the same numbers"] if count else []
 
 
 def _collation(connection: Connection) -> list[str]:

@@ -25,6 +25,7 @@ from backup_pipeline.engines.postgres.server import (
 )
 from backup_pipeline.engines.postgres.tools import choose_compression, find_tools, known_vulnerable
 from backup_pipeline.errors import BackupError, ConfigError, ServerError, ToolError
+from backup_pipeline.units import show_count
 
 OLDEST, NEWEST = 15, 18
 """The major versions of servers that this software knows."""
@@ -216,9 +217,10 @@ def _check_session(session: Connection, info: ServerInfo) -> Iterator[Check]:
 
 @dataclass(frozen=True)
 class _Right:
-    """What a role must be allowed for a whole dump. `lacks` takes the number, and the first names."""
+    """What a role must be allowed for a whole dump. `lacks` takes how many of `one`, and the first names."""
 
     name: str
+    one: str
     query: str
     lacks: str
     fix_few: str  # takes the names and the role
@@ -230,51 +232,58 @@ _READ_ALL = "GRANT pg_read_all_data TO {role};"
 _RIGHTS = (
     _Right(
         "schemas",
+        "schema",
         _SCHEMAS,
-        "may not use {count} schemas: {names}",
+        "may not use {count}: {names}",
         "GRANT USAGE ON SCHEMA {names} TO {role};",
         _READ_ALL,
     ),
     _Right(
         "tables",
+        "table",
         _TABLES,
-        "may not read {count} tables: {names}",
+        "may not read {count}: {names}",
         "GRANT SELECT ON TABLE {names} TO {role};",
         _READ_ALL,
     ),
     _Right(
         "sequences",
+        "sequence",
         _SEQUENCES,
-        "may not read {count} sequences: {names}",
+        "may not read {count}: {names}",
         "GRANT SELECT ON SEQUENCE {names} TO {role};",
         _READ_ALL,
     ),
     _Right(
         "row security",
+        "table",
         _HIDDEN_ROWS,
-        "is kept from rows of {count} tables by row security: {names}",
+        "is kept from rows of {count} by row security: {names}",
         "ALTER ROLE {role} BYPASSRLS;",
         "ALTER ROLE {role} BYPASSRLS;",
     ),
     _Right(
         "large objects",
+        "large object",
         _LARGE_OBJECTS,
-        "may not read {count} large objects: {names}",
+        "may not read {count}: {names}",
         "GRANT SELECT ON LARGE OBJECT {names} TO {role};",
         "ALTER ROLE {role} SET lo_compat_privileges = on;",
     ),
     _Right(
         "subscriptions",
+        "subscription",
         _SUBSCRIPTIONS,
-        "is no superuser: pg_dump leaves out {count} subscriptions: {names}",
+        "is no superuser: pg_dump leaves out {count}: {names}",
         "Write them down elsewhere, or dump as a superuser.",
         "Write them down elsewhere, or dump as a superuser.",
         CheckStatus.WARNING,
     ),
     _Right(
         "user mappings",
+        "user mapping",
         _USER_MAPPINGS,
-        "is no superuser: the options of {count} user mappings are not in the dump: {names}",
+        "is no superuser: the options of {count} are not in the dump: {names}",
         "Write them down elsewhere, or dump as a superuser.",
         "Write them down elsewhere, or dump as a superuser.",
         CheckStatus.WARNING,
@@ -320,7 +329,7 @@ def _lacks(right: _Right, role: str, names: list[str]) -> Check:
     return Check(
         right.name,
         right.status,
-        f"role {role} " + right.lacks.format(count=len(names), names=first_few(names)),
+        f"role {role} " + right.lacks.format(count=show_count(len(names), right.one), names=first_few(names)),
         (right.fix_few if few else right.fix_many).format(names=", ".join(names), role=role),
     )
 
