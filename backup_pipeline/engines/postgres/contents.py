@@ -28,6 +28,12 @@ _SMALL_TOGETHER = 50
 # A row as text, whatever its columns and casts are called; sorted by name, because a restore may give an
 # inherited table another order of columns. A hash follows the collation of its text: "C" is always the same.
 _ROW = sql.SQL('hashtextextended(textin(record_out(ROW({}))) COLLATE "C", 0)')
+# Long values are hashed where they lie: as part of a row's text, their quotes would be doubled first.
+_HASHED = {
+    "text": sql.SQL('hashtextextended({} COLLATE "C", 0)'),
+    "json": sql.SQL('hashtextextended(textin(json_out({})) COLLATE "C", 0)'),
+    "jsonb": sql.SQL('hashtextextended(textin(jsonb_out({})) COLLATE "C", 0)'),
+}
 # Where a row is longer than the gigabyte that text may have: column by column.
 _LONG_ROW = sql.SQL('hashtextextended(ARRAY[{}]::bigint[]::text COLLATE "C", 0)')
 _LONG_COLUMN = sql.SQL(
@@ -38,7 +44,9 @@ _TOO_LONG = ("54000", "XX000")
 
 _COLUMNS = """
     SELECT a.attrelid, a.attname,
-           a.atttypid IN ('date'::regtype, 'timestamp'::regtype, 'timestamptz'::regtype)
+           a.atttypid IN ('date'::regtype, 'timestamp'::regtype, 'timestamptz'::regtype),
+           CASE a.atttypid WHEN 'text'::regtype THEN 'text' WHEN 'varchar'::regtype THEN 'text'
+                           WHEN 'json'::regtype THEN 'json' WHEN 'jsonb'::regtype THEN 'jsonb' ELSE '' END
       FROM pg_attribute a
      WHERE a.attrelid = ANY (%s::oid[]) AND a.attnum > 0 AND NOT a.attisdropped
      ORDER BY a.attrelid, a.attname COLLATE "C"
@@ -91,9 +99,13 @@ class Reader:
         ]
         oids = [relation.oid for relation in (*leaves, *self.critical)]
         self._columns: dict[int, list[str]] = defaultdict(list)
+        self._in_row: dict[int, list[sql.Composable]] = defaultdict(list)
         self._dates: dict[int, list[str]] = defaultdict(list)
-        for oid, name, is_date in self.session.execute(_COLUMNS.encode(), [oids]):
+        for oid, name, is_date, hashed_as in self.session.execute(_COLUMNS.encode(), [oids]):
+            column = sql.Identifier(str(name))
+            form = _HASHED.get(str(hashed_as))
             self._columns[int(str(oid))].append(str(name))
+            self._in_row[int(str(oid))].append(form.format(column) if form else column)
             if is_date:
                 self._dates[int(str(oid))].append(str(name))
         sizes = self.session.execute(
@@ -152,8 +164,7 @@ class Reader:
     def _hashed(self, relation: Relation) -> sql.Composable:
         if not self.contents:
             return sql.SQL("count(*)")
-        names = map(sql.Identifier, self._columns[relation.oid])
-        return _SUMMED.format(_ROW.format(sql.SQL(", ").join(names)))
+        return _SUMMED.format(_ROW.format(sql.SQL(", ").join(self._in_row[relation.oid])))
 
     def _hashed_by_column(self, relation: Relation) -> sql.Composable:
         names = map(sql.Identifier, self._columns[relation.oid])
