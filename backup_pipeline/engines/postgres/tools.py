@@ -4,6 +4,7 @@ Called before anything is dumped, restored or started. Choosing is here; the com
 the programs are used.
 """
 
+import functools
 import glob
 import importlib
 import os
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from backup_pipeline import process
 from backup_pipeline.errors import ToolError
-from backup_pipeline.process import Command
+from backup_pipeline.process import Command, Completed
 
 CLIENT = ("pg_dump", "pg_dumpall", "pg_restore")
 """What a dump or a restore needs."""
@@ -121,12 +122,22 @@ def choose_compression(tools: Tools) -> Compression:
     say whether it knows the method.
     """
     if tools.version >= _ZSTD_SINCE:
-        probe = Command((tools.path("pg_dump"), "--format=custom", "--compress=zstd:9999"), {"LC_ALL": "C"})
-        said = process.run(probe, timeout_s=_VERSION_TIMEOUT_S, check=False).stderr
+        said = _ask(tools.path("pg_dump"), "--format=custom", "--compress=zstd:9999", check=False).stderr
         if "compression level" in said and "does not support" not in said:
             return Compression("zstd:1", "--compress=zstd:1")
         return Compression("gzip:1", "--compress=gzip:1")
     return Compression("gzip:1", "--compress=1")
+
+
+def _ask(program: str, *arguments: str, check: bool = True) -> Completed:
+    """What a program answers to a question about itself: asked again once its file is another one."""
+    found = os.stat(program)
+    return _answer((program, *arguments), check, (found.st_ino, found.st_mtime_ns, found.st_size))
+
+
+@functools.lru_cache(maxsize=256)
+def _answer(argv: tuple[str, ...], check: bool, _file: tuple[int, int, int]) -> Completed:
+    return process.run(Command(argv, {"LC_ALL": "C"}), timeout_s=_VERSION_TIMEOUT_S, check=check)
 
 
 def _places() -> Iterator[str]:
@@ -160,7 +171,7 @@ def _look(bin_dir: str, needs: Sequence[str]) -> _Place:
             # It picks a version by files and variables of its own; the real ones are looked at by themselves.
             return _Place(bin_dir, None, "Debian's wrappers")
         try:
-            said = process.run(Command((str(path), "--version")), timeout_s=_VERSION_TIMEOUT_S).stdout
+            said = _ask(str(path), "--version").stdout
         except ToolError as error:
             return _Place(bin_dir, None, error.message)
         version = _VERSION.search(said)
