@@ -14,7 +14,7 @@ from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass, replac
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from backup_pipeline.domain.backup import DatabaseProperties
-from backup_pipeline.errors import Corrupt
+from backup_pipeline.errors import Corrupt, NotProvable
 
 KIND = "backup-pipeline fingerprint"
 FORMAT = 1
@@ -180,15 +180,23 @@ def fingerprint_to_json(fingerprint: Fingerprint) -> bytes:
 
 
 def fingerprint_from_json(data: bytes, key: str) -> Fingerprint:
-    """The fingerprint that lies at `key`; fields that are not known here are skipped. Raises Corrupt."""
+    """The fingerprint that lies at `key`; fields that are not known here are skipped.
+
+    Raises Corrupt; NotProvable when a newer version wrote it.
+    """
     try:
         values = json.loads(data)
         if not isinstance(values, dict) or values.get("kind") != KIND:
             raise ValueError("it is not a fingerprint")
-        if values.get("format") != FORMAT:
-            raise ValueError(
-                f"a newer version wrote it: its form is {values.get('format')}, known is {FORMAT}"
+        form = values.get("format")
+        if type(form) is int and form > FORMAT:
+            raise NotProvable(
+                f"the fingerprint {key} was written by a newer version: its form is {form}, known is {FORMAT}",
+                detail={"key": key},
+                hint="Upgrade backup-pipeline here.",
             )
+        if form != FORMAT:
+            raise ValueError(f"its form is {form}, known is {FORMAT}")
         if values.get("schema_after", ()) is None:
             values["schema_after"] = values.get("schema_before")
         return _read_dataclass(Fingerprint, values, "it")
@@ -196,9 +204,7 @@ def fingerprint_from_json(data: bytes, key: str) -> Fingerprint:
         raise Corrupt(
             f"the fingerprint {key} cannot be read: {error}",
             detail={"key": key},
-            hint="Upgrade backup-pipeline here."
-            if "newer version" in str(error)
-            else "The backup can still be restored; a proof of it can only count rows.",
+            hint="The backup can still be restored with --check none, and cannot be proven; take another.",
         ) from error
 
 

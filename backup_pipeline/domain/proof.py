@@ -28,13 +28,14 @@ _PLACEMENT = ("name", "tablespace", "allow_connections", "is_template")
 class Comparison:
     """What was found equal, each as a sentence with numbers; what was not; what cannot be compared.
 
-    `contents` says that rows were compared, not only counted.
+    `contents` says that rows were compared, not only counted; `schema` that definitions were.
     """
 
     differences: tuple[str, ...]
     checked: tuple[str, ...]
     notes: tuple[str, ...]
     contents: bool = True
+    schema: bool = True
 
 
 def compare(
@@ -68,16 +69,18 @@ def compare(
     notes = dict.fromkeys(show_line(line) for line in (*source.notes, *findings.notes))
     checked = tuple(show_line(line) for line in findings.checked)
     contents = source.has_contents and restored.has_contents
-    return Comparison(tuple(found), checked, tuple(notes), contents)
+    schema = bool(source.client_version and restored.client_version)
+    return Comparison(tuple(found), checked, tuple(notes), contents, schema)
 
 
 def verdict_of(comparison: Comparison, mode: str) -> Verdict:
-    """FAILED with any difference; PROVEN when contents were to be compared ("content") and were; else
-    RESTORED.
+    """FAILED with any difference; PROVEN when contents were to be compared ("content") and they and the
+    schema were; else RESTORED.
     """
     if comparison.differences:
         return Verdict.FAILED
-    return Verdict.PROVEN if mode == "content" and comparison.contents else Verdict.RESTORED
+    whole = mode == "content" and comparison.contents and comparison.schema
+    return Verdict.PROVEN if whole else Verdict.RESTORED
 
 
 def schema_differs(source: Fingerprint, restored: Fingerprint) -> bool:

@@ -20,7 +20,7 @@ from backup_pipeline.domain.fingerprint import (
     fingerprint_to_json,
 )
 from backup_pipeline.domain.proof import MAX_DIFFERENCES, compare, schema_differs, verdict_of
-from backup_pipeline.errors import Corrupt
+from backup_pipeline.errors import Corrupt, NotProvable
 
 PROPERTIES = DatabaseProperties(
     name="app",
@@ -103,6 +103,16 @@ def test_verdicts() -> None:
     different = replace(equal, differences=("x",))
     assert verdict_of(replace(equal, contents=False), "content") is Verdict.RESTORED
     assert verdict_of(different, "content") is verdict_of(different, "counts") is Verdict.FAILED
+
+
+def test_without_its_schema_compared_a_backup_is_restored_at_most() -> None:
+    for source, restored in (
+        (replace(SOURCE, client_version=0), RESTORED),
+        (SOURCE, replace(RESTORED, client_version=0)),
+    ):
+        comparison = compare(source, restored, ARCHIVE)
+        assert not comparison.differences
+        assert verdict_of(comparison, "content") is Verdict.RESTORED
 
 
 def with_tables(*tables: TableContent) -> Fingerprint:
@@ -384,7 +394,7 @@ def test_json_of_a_later_version() -> None:
     found = fingerprint_from_json(json.dumps(values).encode(), "k")
     assert found == replace(SOURCE, newest=(), extensions=())
     values["format"] = 2
-    with pytest.raises(Corrupt, match="the fingerprint k cannot be read: a newer version wrote it") as caught:
+    with pytest.raises(NotProvable, match="the fingerprint k was written by a newer version") as caught:
         fingerprint_from_json(json.dumps(values).encode(), "k")
     assert caught.value.hint == "Upgrade backup-pipeline here."
 
@@ -400,6 +410,7 @@ def test_json_of_a_later_version() -> None:
         (["large_objects", "groups"], {}),
         (["server_version"], 17.1),
         (["kind"], "manifest"),
+        (["format"], None),
     ],
 )
 def test_json_of_another_form_is_refused(path: list[str | int], value: object) -> None:
