@@ -17,6 +17,11 @@ from backup_pipeline.errors import ConfigError
 CONFIG_VARIABLE = "BACKUP_PIPELINE_CONFIG"
 CONFIG_NAME = "backups.toml"
 
+ARCHIVE_CLASSES = ("GLACIER", "DEEP_ARCHIVE")
+"""S3's storage classes whose objects cannot be read until they are thawed, for hours. No store or tier
+may have one: a backup is read again when it is taken, copied and proven.
+"""
+
 
 @dataclass(frozen=True)
 class Secret:

@@ -4,18 +4,20 @@ The models mirror the file, key by key; nothing else of the program sees them.
 """
 
 import difflib
+import os
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from cronsim import CronSim, CronSimError
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from backup_pipeline.config import (
+    ARCHIVE_CLASSES,
     DEFAULT_TIERS,
     Config,
     DatabaseConfig,
@@ -70,6 +72,12 @@ def _endpoint_url(text: str) -> str:
     return text
 
 
+def _storage_class(text: str) -> str:
+    if text.upper() in ARCHIVE_CLASSES:
+        raise ValueError(f'found "{text}", expected a class that is read at once')
+    return text
+
+
 def _dsn(text: str) -> str:
     password = re.search(r"://[^/@]*:[^/@]+@|password\s*=", text)
     if password:
@@ -86,6 +94,7 @@ Size = Annotated[str, AfterValidator(_size)]
 Duration = Annotated[str, AfterValidator(_duration)]
 StoreUrl = Annotated[str, AfterValidator(_store_url)]
 EndpointUrl = Annotated[str, AfterValidator(_endpoint_url)]
+StorageClass = Annotated[str, AfterValidator(_storage_class)]
 
 
 class _Table(BaseModel):
@@ -108,7 +117,7 @@ class _StoreTable(_Table):
     url: StoreUrl
     endpoint: EndpointUrl | _FromEnv | _FromFile = ""
     region: str = ""
-    storage_class: str = ""
+    storage_class: StorageClass = ""
     access_key_id: _Source | None = None
     secret_access_key: _Source | None = None
     timeout: Duration = "60s"
@@ -117,7 +126,7 @@ class _StoreTable(_Table):
 class _TierTable(_Table):
     cron: Cron
     keep: int = Field(ge=1)
-    storage_class: str = ""
+    storage_class: StorageClass = ""
 
 
 class _UpTo(_Table):
@@ -171,7 +180,11 @@ def parse(text: str, path: Path) -> Config:
         raw = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from error
-    _validate({name: value for name, value in raw.items() if name != "databases"}, path)
+    shared = _validate({name: value for name, value in raw.items() if name != "databases"}, path)
+    if shared.defaults.import_from:
+        raise ConfigError(
+            f"{path}: defaults.import_from: expected only below [databases.…]", hint=_APART_HINT
+        )
     databases = raw.get("databases", {})
     if isinstance(databases, dict):
         defaults = raw.get("defaults", {})
@@ -181,10 +194,12 @@ def parse(text: str, path: Path) -> Config:
         }
     file = _validate(raw, path)
     _check_names(path, "databases", list(file.databases))
+    protected = {name: _database(name, table, path) for name, table in file.databases.items()}
+    _check_imports(path, protected)
     return Config(
         path=path,
         store=_store(file.store, path),
-        databases={name: _database(name, table, path) for name, table in file.databases.items()},
+        databases=protected,
         scratch=ScratchConfig(
             dsn=_secret(file.scratch.dsn, "scratch.dsn", path),
             password=_secret(file.scratch.password, "scratch.password", path),
@@ -228,7 +243,13 @@ _EXPECTED = {
     "secret_access_key": _EXPECTED_SOURCE,
     "prove": 'expected "always", a cron such as "0 4 * * 6", or { up_to = "200GB", cron = "0 4 * * 6" }',
 }
-_HINTS = {"endpoint": 'For example "https://s3.example.net"; leave it out for AWS.'}
+_HINTS = {
+    "endpoint": 'For example "https://s3.example.net"; leave it out for AWS.',
+    "storage_class": "A backup is re-read and proven: use STANDARD_IA, GLACIER_IR or INTELLIGENT_TIERING.",
+}
+_APART_HINT = (
+    "No name there says whose dump it is: move each database's dumps to a folder of its own, name that one."
+)
 
 
 def _is_union_branch(part: int | str) -> bool:
@@ -272,6 +293,30 @@ def _check_names(path: Path, where: str, names: Sequence[str], *, reserved: Sequ
                 hint="Rename one of them so that they differ in letters or digits.",
             )
         seen[same] = name
+
+
+def _check_imports(path: Path, databases: Mapping[str, DatabaseConfig]) -> None:
+    """Refuse two databases that would take, and prune, each other's dumps for their own."""
+    seen: dict[str, str] = {}
+    for name, database in databases.items():
+        if not database.import_from:
+            continue
+        place = _place(database.import_from)
+        for other, whose in seen.items():
+            if place.startswith(other) or other.startswith(place):
+                raise ConfigError(
+                    f"{path}: databases.{name}.import_from: {whose} and {name} import from one place, "
+                    f"{other.rstrip('/')} and {place.rstrip('/')}",
+                    hint=_APART_HINT,
+                )
+        seen[place] = name
+
+
+def _place(url: str) -> str:
+    """The one form of all URLs that lead to the same place; what lies in it begins so."""
+    if url.startswith("file://"):
+        return f"file://{os.path.realpath(unquote(url.removeprefix('file://')))}/"
+    return re.sub("/+", "/", f"{url}/").replace(":/", "://", 1)
 
 
 def _secret(source: str | _FromEnv | _FromFile | None, key: str, path: Path) -> Secret | None:

@@ -104,6 +104,22 @@ def test_prove_takes_three_forms() -> None:
             "Rename",
         ),
         ("[store\n", "not valid TOML", ""),
+        (
+            MINIMAL + "[defaults]\nimport_from = 's3://old/dumps'\n",
+            "defaults.import_from: expected only below [databases.…]",
+            "folder of its own",
+        ),
+        (
+            MINIMAL.replace("url", 'storage_class = "DEEP_ARCHIVE"\nurl'),
+            'store.storage_class: found "DEEP_ARCHIVE", expected a class that is read at once',
+            "GLACIER_IR",
+        ),
+        (
+            MINIMAL
+            + "[databases.app.tiers.monthly]\ncron = '0 2 1 * *'\nkeep = 12\nstorage_class = 'glacier'\n",
+            'databases.app.tiers.monthly.storage_class: found "glacier", expected a class that is read at',
+            "INTELLIGENT_TIERING",
+        ),
     ],
 )
 def test_an_error_names_the_file_the_key_and_the_nearest(text: str, message: str, hint: str) -> None:
@@ -112,6 +128,44 @@ def test_an_error_names_the_file_the_key_and_the_nearest(text: str, message: str
     assert caught.value.message.startswith(f"{PATH}: ")
     assert message in caught.value.message
     assert hint in caught.value.hint
+
+
+def importing(app: str, shop: str) -> str:
+    return MINIMAL + f"import_from = '{app}'\n[databases.shop]\ndsn = 'host=db'\nimport_from = '{shop}'\n"
+
+
+@pytest.mark.parametrize(
+    ("app", "shop"),
+    [
+        ("s3://old/dumps", "s3://old/dumps"),
+        ("s3://old/dumps/", "s3://old//dumps"),
+        ("s3://old", "s3://old/shop"),
+        ("s3://old/app/shop", "s3://old/app"),
+        ("file:///srv/old", "file:///srv/./x/../old/"),
+        ("file:///srv/o%6cd", "file:///srv/old"),
+        ("file:old", "file:///etc/old/shop"),
+    ],
+)
+def test_two_databases_never_import_from_one_place(app: str, shop: str) -> None:
+    with pytest.raises(ConfigError, match="app and shop import from one place") as refused:
+        parse(importing(app, shop), PATH)
+    assert refused.value.message.startswith(f"{PATH}: databases.shop.import_from: ")
+    assert "folder of its own" in refused.value.hint
+
+
+@pytest.mark.parametrize(
+    ("app", "shop"), [("s3://old/app", "s3://old/apple"), ("file:///old", "s3://old"), ("", "s3://old")]
+)
+def test_databases_import_from_places_of_their_own(app: str, shop: str) -> None:
+    databases = parse(importing(app, shop), PATH).databases
+    assert [databases[name].import_from for name in ("app", "shop")] == [app, shop]
+
+
+def test_two_names_of_one_folder_are_one_place(tmp_path: Path) -> None:
+    (tmp_path / "old").mkdir()
+    (tmp_path / "link").symlink_to("old")
+    with pytest.raises(ConfigError, match="import from one place"):
+        parse(importing("file:old", "file:link"), tmp_path / "backups.toml")
 
 
 @pytest.mark.parametrize("dsn", ["postgresql://u:hunter2@db/app", "host=db password=hunter2", "hunter2"])
