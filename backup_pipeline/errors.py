@@ -70,6 +70,12 @@ class ObjectExists(StoreError, FileExistsError):
     retryable = False
 
 
+class ObjectArchived(StoreError):
+    """The object lies in a storage class that is not read at once, GLACIER say."""
+
+    retryable = False
+
+
 class CopyUnsupported(StoreError):
     """The store cannot copy this object by itself; stream it."""
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
+from backup_pipeline.config import ARCHIVE_CLASSES
 from backup_pipeline.storage import s3_errors
 from backup_pipeline.storage.bucket import Check, ProbeResult, failed, limited, ok
 from backup_pipeline.storage.s3 import S3Store
@@ -19,8 +20,6 @@ from backup_pipeline.storage.store import Store
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
-
-_ARCHIVES = ("GLACIER", "DEEP_ARCHIVE")
 
 
 def checks(store: Store, scratch: str) -> Sequence[Check]:
@@ -286,11 +285,12 @@ def judge_lifecycle(rules: Sequence[Mapping[str, Any]], prefix: str) -> ProbeRes
             )
     for rule in ours:
         for move in rule.get("Transitions", []):
-            if move.get("StorageClass") in _ARCHIVES:
+            if move.get("StorageClass") in ARCHIVE_CLASSES:
                 return limited(
                     "lifecycle",
                     f"rule {_named(rule)} moves objects to {move['StorageClass']} {_when(move)}",
-                    "Manifests and backups there cannot be read at once: a restore waits for hours.",
+                    "What lies there cannot be restored or proven until it was thawed, which takes hours: "
+                    "exclude the store's prefix, or move to GLACIER_IR instead.",
                 )
     if not any("AbortIncompleteMultipartUpload" in rule for rule in ours):
         return limited(

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import os
 import secrets
+import shlex
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
@@ -309,7 +310,7 @@ class DirectoryStore:
         if error.errno == errno.ENOENT:
             return StoreError(
                 f"the store's folder {self.root} does not exist",
-                hint="Mount the disk that holds it, or create it with `backup-pipeline init`.",
+                hint=f"Mount its disk, or create it: mkdir -m 700 {shlex.quote(str(self.root))}",
             )
         return StoreError(
             f"the store's folder {self.root} cannot be opened: {error.strerror}",

@@ -54,7 +54,7 @@ class S3Store:
         copy_part_bytes: int = COPY_PART_BYTES,
     ) -> None:
         self.bucket, self.prefix = bucket_of(config.url)
-        self.storage_class = _readable_class(config.storage_class)
+        self.storage_class = config.storage_class
         self._timeout_s = config.timeout_s
         self._endpoint = config.endpoint
         self._clients = S3Clients(config, self.bucket)
@@ -407,15 +407,6 @@ def _problem(error: Exception) -> Problem:
 def _lacks_md5(problem: Problem) -> bool:
     """Whether a bucket, most likely one with a lock, wants a digest with every object."""
     return problem.status == 400 and "Content-MD5" in problem.said
-
-
-def _readable_class(storage_class: str) -> str:
-    if storage_class in ("GLACIER", "DEEP_ARCHIVE"):
-        raise ConfigError(
-            f"storage class {storage_class} cannot be the store's own: manifests must be readable at once",
-            hint="Give it to a tier instead; GLACIER_IR may be the store's own.",
-        )
-    return storage_class
 
 
 def _without_user(endpoint: str) -> str:

@@ -7,7 +7,7 @@ request; only the status, S3's code and its sentence are kept. No client is impo
 import re
 from dataclasses import dataclass
 
-from backup_pipeline.errors import ObjectExists, ObjectNotFound, StoreError
+from backup_pipeline.errors import ObjectArchived, ObjectExists, ObjectNotFound, StoreError
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ TIMEOUT, REFUSED, NO_HOST, TLS, NO_CREDENTIALS, BROKEN = (
 )
 NO_BUCKET, NO_KEY, NOT_FOUND, DENIED = "NoSuchBucket", "NoSuchKey", "NotFound", "AccessDenied"
 NO_UPLOAD = "NoSuchUpload"
+_ARCHIVED = ("InvalidObjectState", "ObjectNotInActiveTierError")  # the latter: of a copy's source
 
 _OUR_SENTENCES = {
     TIMEOUT: "the server did not answer in time",
@@ -43,7 +44,7 @@ _OUR_SENTENCES = {
 _KEYS_HINT = "Check the access key and the secret key of the store."
 _REGION_HINT = "Set the store's region to the one that the bucket lies in."
 _HINTS = {
-    TIMEOUT: "Check the network and the server; where the link is slow, raise timeout_s of the store.",
+    TIMEOUT: "Check the network and the server; where the link is slow, raise `timeout` of the store.",
     REFUSED: "Check the store's endpoint, and that the server is running.",
     NO_HOST: "Check the store's endpoint, and this machine's DNS.",
     TLS: "Name the certificate of the server's authority in AWS_CA_BUNDLE, or correct the endpoint.",
@@ -61,7 +62,6 @@ _HINTS = {
     "InvalidStorageClass": "Choose a storage class that this server has.",
     "SlowDown": "The server asks for fewer requests; run it again later.",
     "QuotaExceeded": "Raise the quota of the bucket, or let prune delete more.",
-    "InvalidObjectState": "The object lies in an archive class; have it restored from there first.",
 }
 
 _STATUS_CODES = {
@@ -149,6 +149,13 @@ def to_error(problem: Problem, *, doing: str, key: str, where: str) -> StoreErro
         return ObjectNotFound(f"no object {key} in {where}")
     if problem.code in ("PreconditionFailed", "ConditionalRequestConflict"):
         return ObjectExists(f"object {key} is already in {where}")
+    if problem.code in _ARCHIVED:
+        return ObjectArchived(
+            f"cannot {doing} {key} in {where}: the object lies in an archive storage class, where nothing is "
+            f"read at once ({problem.code})",
+            hint="Have S3 restore it from there and try again; then take the store's prefix out of the "
+            "lifecycle rule that moved it.",
+        )
     said = f": {problem.said}" if problem.said and problem.said != problem.code else ""
     code = problem.code if problem.status else ""
     because = f"{code}{said}" if code else problem.said or problem.code

@@ -51,7 +51,7 @@ def test_a_missing_root_is_refused_and_not_created(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="does not exist") as caught:
         open_store(StoreConfig((tmp_path / "nowhere").as_uri()))
     assert str(tmp_path / "nowhere") in caught.value.message
-    assert "init" in caught.value.hint
+    assert f"mkdir -m 700 {tmp_path / 'nowhere'}" in caught.value.hint
     assert not (tmp_path / "nowhere").exists()
 
 

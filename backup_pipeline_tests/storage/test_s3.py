@@ -6,11 +6,19 @@ import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import islice
+from typing import Any, cast
 
 import pytest
 
-from backup_pipeline.config import Secret, StoreConfig
-from backup_pipeline.errors import ConfigError, CopyUnsupported, ObjectExists, ObjectNotFound, StoreError
+from backup_pipeline.config import ARCHIVE_CLASSES, Secret, StoreConfig
+from backup_pipeline.errors import (
+    ConfigError,
+    CopyUnsupported,
+    ObjectArchived,
+    ObjectExists,
+    ObjectNotFound,
+    StoreError,
+)
 from backup_pipeline.storage.s3 import S3Store, bucket_of
 from backup_pipeline.storage.store import Store, open_store, read_all
 from backup_pipeline_tests.servers.s3 import S3Server
@@ -403,14 +411,28 @@ def test_the_storage_class_is_set_by_every_writer(moto: S3Server) -> None:
     for key in ("small", "large", "absent", "copy"):
         assert class_of(moto, f"classes/{key}") == "STANDARD_IA"
     store.put("other", chunks(9), storage_class="GLACIER_IR")
-    store.copy("other", "cold", storage_class="DEEP_ARCHIVE")
+    store.copy("other", "cold", storage_class="ONEZONE_IA")
     assert class_of(moto, "classes/other") == "GLACIER_IR"
-    assert class_of(moto, "classes/cold") == "DEEP_ARCHIVE"
+    assert class_of(moto, "classes/cold") == "ONEZONE_IA"
 
 
-def test_an_archive_class_cannot_be_the_stores_own() -> None:
-    with pytest.raises(ConfigError, match="DEEP_ARCHIVE"):
-        open_store(StoreConfig("s3://bucket", storage_class="DEEP_ARCHIVE"))
+@pytest.mark.parametrize("storage_class", ARCHIVE_CLASSES)
+def test_what_a_lifecycle_rule_put_into_the_ice_says_so(moto: S3Server, storage_class: str) -> None:
+    store = open_store(moto.store("ice"))
+    moto.client().put_object(
+        Bucket=moto.bucket, Key="ice/old", Body=b"x", StorageClass=cast("Any", storage_class)
+    )
+    reads: tuple[Callable[[], object], ...] = (
+        lambda: list(store.read("old")),
+        lambda: store.read_range("old", offset=0, length=1),
+        lambda: store.copy("old", "new"),
+    )
+    for verb in reads:
+        with pytest.raises(ObjectArchived, match="in an archive storage class, where nothing") as caught:
+            verb()
+        assert "lifecycle rule" in caught.value.hint
+        assert not caught.value.retryable
+    assert store.head("old").size_bytes == 1
 
 
 # Copies by parts

@@ -2,7 +2,7 @@
 
 import pytest
 
-from backup_pipeline.errors import ObjectExists, ObjectNotFound, StoreError
+from backup_pipeline.errors import ObjectArchived, ObjectExists, ObjectNotFound, StoreError
 from backup_pipeline.storage import s3_errors
 from backup_pipeline.storage.s3_errors import Problem
 
@@ -84,6 +84,12 @@ def test_from_botocore() -> None:
         (Problem(412, "PreconditionFailed", "x"), ObjectExists, "object k is already in s3://b"),
         (Problem(403, "AccessDenied", "No."), StoreError, "cannot read k in s3://b: AccessDenied: No."),
         (Problem(0, "Timeout", "it is silent"), StoreError, "cannot read k in s3://b: it is silent"),
+        (
+            Problem(403, "InvalidObjectState", "The operation is not valid for the object's storage class"),
+            ObjectArchived,
+            "cannot read k in s3://b: the object lies in an archive storage class, where nothing is read at "
+            "once (InvalidObjectState)",
+        ),
     ],
 )
 def test_errors(problem: Problem, kind: type[StoreError], message: str) -> None:
