@@ -7,12 +7,14 @@ differs is Corrupt, raised before any PostgreSQL tool has seen the file.
 import gzip
 import hashlib
 import time
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from backup_pipeline.actions.report import Progress, Report
 from backup_pipeline.domain.backup import Backup, Manifest, ObjectDigest, ObjectRole
+from backup_pipeline.engines.postgres.archive import HEADER_BYTES, ArchiveHeader, parse_header
 from backup_pipeline.errors import Corrupt
 from backup_pipeline.spool import require_free
 from backup_pipeline.storage.store import Store
@@ -52,6 +54,20 @@ def fetch_dump(store: Store, manifest: Manifest, into: Path, report: Report) -> 
 def fetch_small(store: Store, item: ObjectDigest) -> bytes:
     """One small object, checked. Raises Corrupt, ObjectNotFound."""
     return b"".join(verified(store, item))
+
+
+def imported_header(store: Store, backup: Backup) -> ArchiveHeader:
+    """What a dump of an older layout says of itself, read without any tool of PostgreSQL.
+
+    Raises Corrupt when it is not a custom-format archive, plain or inside gzip; ToolError, ObjectNotFound.
+    """
+    data = store.read_range(backup.imported_key, offset=0, length=HEADER_BYTES)
+    if data.startswith(_GZIP_MAGIC):
+        try:
+            data = zlib.decompressobj(wbits=31).decompress(data, HEADER_BYTES)
+        except zlib.error as error:
+            raise Corrupt(f"{backup.imported_key}: the gzip stream is broken: {error}") from error
+    return parse_header(data, backup.imported_key)
 
 
 def fetch_imported(store: Store, backup: Backup, into: Path, report: Report) -> Fetched:

@@ -15,7 +15,7 @@ from pathlib import Path
 from backup_pipeline.actions import backups
 from backup_pipeline.actions.compare import Restored, compare_restored
 from backup_pipeline.actions.dump import SOFTWARE
-from backup_pipeline.actions.fetch import Fetched, fetch_dump, fetch_imported, fetch_small
+from backup_pipeline.actions.fetch import Fetched, fetch_dump, fetch_imported, fetch_small, imported_header
 from backup_pipeline.actions.protected import Clock, Protected
 from backup_pipeline.actions.report import Report, timed
 from backup_pipeline.domain.backup import (
@@ -31,13 +31,12 @@ from backup_pipeline.domain.backup import (
 from backup_pipeline.domain.fingerprint import fingerprint_from_json
 from backup_pipeline.domain.proof import verdict_of
 from backup_pipeline.engines.postgres import load, restore
-from backup_pipeline.engines.postgres.archive import read_header
 from backup_pipeline.engines.postgres.properties import read_properties
 from backup_pipeline.engines.postgres.requirements import missing_requirements
 from backup_pipeline.engines.postgres.roles import create_plain_roles
 from backup_pipeline.engines.postgres.scratch import Scratch, scratch_server
 from backup_pipeline.engines.postgres.server import Endpoint, connect
-from backup_pipeline.engines.postgres.tools import Tools, find_tools
+from backup_pipeline.engines.postgres.tools import Tools, find_tools, known_vulnerable
 from backup_pipeline.errors import BackupError, Corrupt, NotProvable, ObjectNotFound, Refused, ToolError
 from backup_pipeline.spool import private_folder, require_free
 from backup_pipeline.storage import catalog, leases
@@ -165,9 +164,16 @@ def _imported(protected: Protected, backup: Backup, spool: Path, report: Report)
     if protected.imports is None:
         raise NotProvable(f"{backup.id}: no import_from is configured")
     begun_s = time.monotonic()
-    fetched = fetch_imported(protected.imports, backup, spool, report)
-    header = read_header(fetched.archive, _tools(protected, 0))
+    try:
+        header = imported_header(protected.imports, backup)
+    except ToolError as error:
+        raise NotProvable(error.message, hint=error.hint) from error
     tools = _tools(protected, header.client_major)
+    if hole := known_vulnerable(tools.version):
+        raise NotProvable(
+            f"{backup.imported_key} has no digest to verify, and {hole}", hint="Update the client tools."
+        )
+    fetched = fetch_imported(protected.imports, backup, spool, report)
     with _scratch(protected, header.server_major, "") as scratch:
         with contextlib.closing(connect(scratch.endpoint, purpose="proof")) as session:
             properties = read_properties(session, scratch.endpoint.database)
@@ -201,10 +207,8 @@ def _load(
         scratch.endpoint,
         scratch.database,
         fetched.archive,
+        load.LoadOptions(jobs, tablespaces=False, owners=owners),
         tools=tools,
-        jobs=jobs,
-        tablespaces=False,
-        owners=owners,
         progress=lambda seen: tell(seen.loaded_bytes or 0, 0),
     )
     restore.apply_properties(scratch.endpoint, scratch.database, properties)

@@ -191,7 +191,7 @@ def fingerprint_from_json(data: bytes, key: str) -> Fingerprint:
         form = values.get("format")
         if type(form) is int and form > FORMAT:
             raise NotProvable(
-                f"the fingerprint {key} was written by a newer version: its form is {form}, known is {FORMAT}",
+                f"the fingerprint {key} was written by a newer version: form {form}, known is {FORMAT}",
                 detail={"key": key},
                 hint="Upgrade backup-pipeline here.",
             )

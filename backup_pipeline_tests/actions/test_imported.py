@@ -9,11 +9,12 @@ from backup_pipeline import process
 from backup_pipeline.actions import backups, prove, restore
 from backup_pipeline.actions.restore import RestoreRequest
 from backup_pipeline.domain.backup import Verdict
-from backup_pipeline.engines.postgres import tools
+from backup_pipeline.engines.postgres import load, tools
 from backup_pipeline.errors import Refused
 from backup_pipeline.process import Command
 from backup_pipeline.storage.directory import DirectoryStore
 from backup_pipeline_tests.actions.box import Box, ask, now
+from backup_pipeline_tests.servers import postgres as servers
 
 HOLE = "pg_restore has a hole"
 
@@ -29,12 +30,13 @@ def imported(box: Box, tmp_path: Path) -> Box:
     return replace(box, protected=replace(box.protected, imports=DirectoryStore(folder)))
 
 
-def test_it_is_listed_proven_as_restored_and_restored(imported: Box) -> None:
+def test_it_is_listed_proven_as_restored_and_restored(imported: Box, monkeypatch: pytest.MonkeyPatch) -> None:
     (found,) = backups.listing(imported.protected).backups
     assert (str(found.id), found.tier) == (
         "shop/20260301T020000Z-imported-daily".replace("shop", imported.protected.name),
         "daily",
     )
+    monkeypatch.setattr(prove, "known_vulnerable", lambda _version: None)
     proof = prove.prove(imported.protected, found.id, clock=now, report=imported.said)
     assert proof.verdict is Verdict.RESTORED, proof.differences
     assert backups.load(imported.protected, found.id).verdict is Verdict.RESTORED
@@ -54,3 +56,33 @@ def test_a_client_with_a_known_hole_does_not_open_it_unasked(
     with pytest.raises(Refused, match=HOLE):
         restore.plan(imported.protected, asked, clock=now)
     assert tools.known_vulnerable(170010)
+
+
+def test_a_proof_does_not_open_it_with_such_a_client_at_all(
+    imported: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def opened(*_args: object, **_options: object) -> None:
+        raise AssertionError("pg_restore was given an archive that nobody vouches for")
+
+    monkeypatch.setattr(prove, "known_vulnerable", lambda _version: HOLE)
+    monkeypatch.setattr(load, "load", opened)
+    (found,) = backups.listing(imported.protected).backups
+    proof = prove.prove(imported.protected, found.id, clock=now, report=imported.said)
+    assert proof.verdict is Verdict.NOT_PROVABLE
+    assert HOLE in proof.differences[0]
+    assert proof.differences[-1] == "what to do: Update the client tools."
+
+
+def test_it_is_opened_by_the_client_of_the_version_that_wrote_it(
+    imported: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    servers.bin_dir_15()  # both are installed, and the older one is found first
+    monkeypatch.setattr(prove, "known_vulnerable", lambda _version: None)
+    anywhere = replace(
+        imported.protected,
+        config=replace(imported.protected.config, bin_dir=""),
+        scratch=replace(imported.protected.scratch, bin_dir=""),
+    )
+    (found,) = backups.listing(anywhere).backups
+    proof = prove.prove(anywhere, found.id, clock=now, report=imported.said)
+    assert proof.verdict is Verdict.RESTORED, proof.differences

@@ -1,52 +1,100 @@
-"""What an archive says of itself, read by pg_restore: for dumps that have no manifest.
+"""What an archive says of itself in its first bytes: for dumps that have no manifest.
 
-The digest of an archive that we wrote is verified before; an imported one has none, and only tools
-without a known hole should open it (tools.known_vulnerable).
+Called by restores and proofs of imported dumps, which choose their pg_restore by it. No PostgreSQL
+program opens the file here: an imported dump has no digest, and only tools without a known hole should
+(tools.known_vulnerable).
 """
 
+import io
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from backup_pipeline import process
 from backup_pipeline.engines.postgres.tools import Tools
 from backup_pipeline.errors import Corrupt, ToolError
-from backup_pipeline.process import Command
 
-_LIST_TIMEOUT_S = 600.0
-_FIELD = re.compile(
-    r"^; +(?P<name>dbname|Dumped from database version|Dumped by pg_dump version): (?P<value>.*)$", re.M
-)
+_MAGIC = b"PGDMP"
+_CUSTOM = 1
+_OLDEST = (1, 10)  # PostgreSQL 8.0: from then on it says who wrote it
+_NEWEST = (1, 16)  # PostgreSQL 17 and 18
+_NAMES_METHOD = (1, 15)  # how it is compressed is a byte; before, a number
+_DATE_NUMBERS = 7
+
+HEADER_BYTES = 64 * 1024
+"""More than any header takes."""
 
 
 @dataclass(frozen=True)
 class ArchiveHeader:
-    """The beginning of an archive's table of contents. Versions as majors, 17 for 17.10."""
+    """The beginning of an archive. Versions as majors, 17 for 17.10."""
 
     database: str
     server_major: int
     client_major: int
 
 
-def read_header(archive: Path, tools: Tools) -> ArchiveHeader:
-    """Raises Corrupt when pg_restore cannot read the archive's table of contents."""
-    command = Command((tools.path("pg_restore"), "--list", "--", str(archive)), {"LC_ALL": "C"})
+def read_header(archive: Path, _tools: Tools) -> ArchiveHeader:
+    """The header of the file `archive`. Raises Corrupt, ToolError, as `parse_header` does."""
+    with archive.open("rb") as file:
+        return parse_header(file.read(HEADER_BYTES), archive.name)
+
+
+def parse_header(data: bytes, name: str) -> ArchiveHeader:
+    """The header of the custom-format archive `name`, from its first HEADER_BYTES.
+
+    Raises Corrupt when it has none, ToolError when its format is newer than what is understood here.
+    Source: ReadHead in src/bin/pg_dump/pg_backup_archiver.c.
+    """
+    version = tuple(data[len(_MAGIC) : len(_MAGIC) + 2])
     try:
-        listed = process.run(command, timeout_s=_LIST_TIMEOUT_S).stdout
-    except ToolError as error:
+        return _parse(io.BytesIO(data))
+    except ValueError as error:
+        if data.startswith(_MAGIC) and version > _NEWEST:
+            raise ToolError(
+                f"{name}: its archive format {'.'.join(map(str, version))} is newer than what is known here",
+                hint="Upgrade backup-pipeline here, or restore it with pg_restore by hand.",
+            ) from error
         raise Corrupt(
-            f"{archive.name}: pg_restore {tools.version_text} cannot read its table of contents",
-            detail=error.detail,
-            hint="It is damaged, or written by a newer pg_dump than this pg_restore.",
+            f"{name}: expected an archive of pg_dump's custom format: {error}",
+            hint="A plain SQL dump is not replayed, because it can run commands; use psql by hand.",
         ) from error
-    found = {match["name"]: match["value"].strip() for match in _FIELD.finditer(listed)}
-    return ArchiveHeader(
-        found.get("dbname", ""),
-        _major(found.get("Dumped from database version", "")),
-        _major(found.get("Dumped by pg_dump version", "")),
-    )
 
 
-def _major(text: str) -> int:
-    match = re.match(r"\d+", text)
-    return int(match[0]) if match else 0
+def _parse(file: io.BytesIO) -> ArchiveHeader:
+    if _take(file, len(_MAGIC)) != _MAGIC:
+        raise ValueError("it begins otherwise")
+    major, minor, _revision, int_bytes, _offset_bytes, form = _take(file, 6)
+    if (major, minor) < _OLDEST or form != _CUSTOM:
+        raise ValueError(f"found format {major}.{minor}, kind {form}")
+    if (major, minor) >= _NAMES_METHOD:
+        _take(file, 1)
+    else:
+        _number(file, int_bytes)
+    for _ in range(_DATE_NUMBERS):
+        _number(file, int_bytes)
+    database, server, client = (_text(file, int_bytes) for _ in range(3))
+    return ArchiveHeader(database, _major(server), _major(client))
+
+
+def _take(file: io.BytesIO, length: int) -> bytes:
+    taken = file.read(length)
+    if len(taken) != length:
+        raise ValueError("it ends within its header")
+    return taken
+
+
+def _number(file: io.BytesIO, int_bytes: int) -> int:
+    sign, *rest = _take(file, 1 + int_bytes)
+    value = int.from_bytes(bytes(rest), "little")
+    return -value if sign else value
+
+
+def _text(file: io.BytesIO, int_bytes: int) -> str:
+    return _take(file, max(0, _number(file, int_bytes))).decode(errors="replace")
+
+
+def _major(version: str) -> int:
+    found = re.match(r"\d+", version)
+    if found is None:
+        raise ValueError(f'found version "{version[:20]}"')
+    return int(found[0])
