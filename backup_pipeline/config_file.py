@@ -79,11 +79,12 @@ def _storage_class(text: str) -> str:
 
 
 def _dsn(text: str) -> str:
-    password = re.search(r"://[^/@]*:[^/@]+@|password\s*=", text)
-    if password:
+    if re.search(r"://[^/@]*:[^/@]+@|password\s*=", text):
         raise ValueError(
             'it holds a password; move it to `password = { env = "…" }` or use libpq\'s passfile'
         )
+    if re.search(r"(scram_\w+_key|oauth_client_secret)\s*=", text):
+        raise ValueError("it holds a secret; move it to a service file, which only its owner may read")
     if not re.match(r"postgres(ql)?://|\w+\s*=", text):
         raise ValueError('expected "postgresql://user@host/database" or "host=… dbname=…"')
     return text

@@ -168,8 +168,17 @@ def test_two_names_of_one_folder_are_one_place(tmp_path: Path) -> None:
         parse(importing("file:old", "file:link"), tmp_path / "backups.toml")
 
 
-@pytest.mark.parametrize("dsn", ["postgresql://u:hunter2@db/app", "host=db password=hunter2", "hunter2"])
-def test_a_password_in_a_dsn_is_refused_and_not_shown(dsn: str) -> None:
+@pytest.mark.parametrize(
+    "dsn",
+    [
+        "postgresql://u:hunter2@db/app",
+        "host=db password=hunter2",
+        "host=db scram_client_key=hunter2",
+        "postgresql://db/app?oauth_client_secret=hunter2",
+        "hunter2",
+    ],
+)
+def test_a_secret_in_a_dsn_is_refused_and_not_shown(dsn: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse(changed(**{"postgresql://backup@db/app": dsn}), PATH)
     assert "databases.app.dsn" in str(caught.value)

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Protocol
 
 from backup_pipeline.config import Config, DatabaseConfig, ScratchConfig, Secret, StoreConfig
-from backup_pipeline.engines.postgres.server import Endpoint
+from backup_pipeline.engines.postgres.server import Endpoint, resolved
 from backup_pipeline.errors import ConfigError
 from backup_pipeline.storage.store import Store, open_store
 
@@ -50,7 +50,7 @@ class Protected:
 
 
 def _endpoint(dsn: Secret, password: Secret | None) -> Endpoint:
-    return Endpoint(dsn.reveal(), password)
+    return resolved(Endpoint(dsn.reveal(), password))
 
 
 def open_protected(config: Config, name: str) -> Protected:

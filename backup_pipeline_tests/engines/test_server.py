@@ -21,6 +21,7 @@ from backup_pipeline.engines.postgres.server import (
     is_pooled,
     lock_key,
     read_server_info,
+    resolved,
 )
 from backup_pipeline.errors import Busy, ConfigError, ServerError
 from backup_pipeline.process import Command
@@ -46,6 +47,18 @@ def one(endpoint: Endpoint, query: str) -> object:
     with contextlib.closing(connect(endpoint)) as session:
         row = session.execute(query.encode()).fetchone()
         return row[0] if row else None
+
+
+def by_psql(endpoint: Endpoint, query: str) -> str:
+    argv = (
+        f"{bin_dir_17()}/psql",
+        "-X",
+        "-A",
+        "-t",
+        f"--dbname={endpoint.tool_dbname}",
+        f"--command={query}",
+    )
+    return process.run(Command(argv, endpoint.environment()), timeout_s=20).stdout
 
 
 # Parsing and showing
@@ -90,9 +103,20 @@ def test_an_unreadable_dsn_is_refused_without_showing_it() -> None:
     assert refused.value.__cause__ is None
 
 
-def test_a_key_with_a_passphrase_cannot_be_given_to_a_tool() -> None:
-    with pytest.raises(ConfigError, match="sslpassword"):
-        _ = Endpoint("host=db.example sslpassword=hunter2").tool_dbname
+@pytest.mark.parametrize(
+    "keyword", ["sslpassword", "scram_client_key", "scram_server_key", "oauth_client_secret", "sslkeylogfile"]
+)
+@pytest.mark.parametrize("service", ["", "service=prod "])
+def test_what_may_be_secret_is_given_to_no_tool_in_sight_of_all(service: str, keyword: str) -> None:
+    with pytest.raises(ConfigError, match=f"has {keyword}, which") as refused:
+        _ = Endpoint(f"{service}host=db.example {keyword}=hunter2").tool_dbname
+    assert "hunter2" not in str(refused.value)
+
+
+def test_a_password_beside_a_service_stays_out_of_sight() -> None:
+    endpoint = Endpoint("service=prod password=hunter2", Secret("hunter3"))
+    assert "hunter" not in endpoint.tool_dbname
+    assert endpoint.environment()["PGPASSWORD"] == "hunter3"
 
 
 def test_what_libpq_takes_from_no_variable_goes_beside_it() -> None:
@@ -114,12 +138,30 @@ def test_a_service_and_its_passfile_work(
     endpoint = Endpoint("service=prod")
     assert endpoint.shown == "service prod"
     assert one(endpoint, "SELECT current_database()") == "template1"
-    assert one(endpoint.with_database("postgres"), "SELECT current_database()") == "postgres"
-    psql = Command(
-        (f"{bin_dir_17()}/psql", "-X", "-A", "-t", f"--dbname={endpoint.tool_dbname}", "--command=SELECT 1"),
-        endpoint.environment(),
+    assert by_psql(endpoint, "SELECT current_database()") == "template1\n"
+    found = resolved(endpoint)
+    assert (found.database, found.user, found.shown) == (
+        "template1",
+        "postgres",
+        "service prod, database template1",
     )
-    assert process.run(psql, timeout_s=20).stdout == "1\n"
+    assert resolved(found) is found
+
+
+def test_what_a_dsn_says_wins_over_its_service(
+    postgres: LocalCluster, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    host = postgres.endpoint().conninfo["host"]
+    (tmp_path / "services").write_text(f"[prod]\nhost={host}\nuser=postgres\ndbname=template1\n")
+    monkeypatch.setenv("PGSERVICEFILE", str(tmp_path / "services"))
+    monkeypatch.setenv("PGSERVICE", "prod")
+    with contextlib.closing(connect(postgres.endpoint())) as session:
+        session.execute("CREATE ROLE guest LOGIN")
+    for endpoint in (Endpoint("service=prod user=guest"), Endpoint("user=guest")):
+        other = endpoint.with_database("postgres")
+        query = "SELECT current_database() || ' ' || current_user"
+        assert one(other, query) == "postgres guest"
+        assert by_psql(other, query) == "postgres guest\n"
 
 
 # Sessions and tools

@@ -40,6 +40,8 @@ _KEEPALIVES = {
 _SOCKET_FOLDERS = ("/var/run/postgresql", "/tmp")  # noqa: S108 - where builds listen
 # Where operators keep connections and passwords. No other variable of ours reaches a session or a tool.
 _HONOURED = ("PGSERVICE", "PGSERVICEFILE", "PGSYSCONFDIR", "PGPASSFILE")
+# What libpq takes from no variable, and whoever lists processes may see.
+_SHOWABLE = ("tcp_user_timeout", "oauth_issuer", "oauth_client_id", "oauth_scope", *_KEEPALIVES)
 # libpq refuses "" for these, and has no default of its own to give back.
 _NEUTRAL = {"sslcertmode": "allow", "min_protocol_version": "3.0", "max_protocol_version": "3.0"}
 
@@ -76,13 +78,18 @@ class Endpoint:
 
     @property
     def database(self) -> str:
-        """The database's name, as libpq would choose it."""
+        """The database's name, as libpq would choose it; what a service file says is known to `resolved`."""
         return self._given.get("dbname") or self.user
 
     @property
     def user(self) -> str:
-        """The role's name, as libpq would choose it."""
+        """The role's name, as libpq would choose it; what a service file says is known to `resolved`."""
         return self._given.get("user") or getpass.getuser()
+
+    @property
+    def named(self) -> bool:
+        """Whether `database` and `user` are what libpq would choose: not where a service file may say it."""
+        return not _service(self._given) or {"dbname", "user"} <= self._given.keys()
 
     @property
     def shown(self) -> str:
@@ -121,20 +128,20 @@ class Endpoint:
     def tool_dbname(self) -> str:
         """The `--dbname` of a tool beside `environment()`: what libpq takes from no variable. Not secret.
 
-        Raises ConfigError for `sslpassword`, which the tools can only be given in sight of all.
+        Beside a service it says again what the DSN says: a service file wins over variables. Raises
+        ConfigError for what the tools can only be given in sight of all, `sslpassword` say.
         """
-        if "sslpassword" in self._given:
+        variables = {item.keyword.decode() for item in pq.Conninfo.get_defaults() if item.envvar is not None}
+        given = {name: value for name, value in self._given.items() if name != "fallback_application_name"}
+        hidden = sorted(given.keys() - variables - {*_SHOWABLE})
+        if hidden:
             raise ConfigError(
-                f"the DSN of {self.shown} has sslpassword, which cannot be given to pg_dump unseen",
-                hint="Name a key without a passphrase that only its owner may read, or use a service file.",
+                f"the DSN of {self.shown} has {', '.join(hidden)}, which cannot be given to pg_dump unseen",
+                hint="Say it in a service file, which only its owner may read, or do without it.",
             )
-        variables = {item.keyword.decode(): item.envvar for item in pq.Conninfo.get_defaults()}
-        loose = {
-            name: value
-            for name, value in (_KEEPALIVES | dict(self._given)).items()
-            if variables.get(name) is None and name != "fallback_application_name"
-        }
-        return make_conninfo("", **loose)
+        beside = {"password", "service", "client_encoding"} if _service(given) else variables
+        said = {name: value for name, value in (_KEEPALIVES | given).items() if name not in beside}
+        return make_conninfo("", **said)
 
     def _wanted(self, *, overriding: Mapping[str, str]) -> dict[str, str]:
         given = dict(self._given)
@@ -204,6 +211,18 @@ def connect(
             connection.close()
             raise
     return connection
+
+
+def resolved(endpoint: Endpoint) -> Endpoint:
+    """The same with its database and role named, where only a service file does: a session tells.
+
+    Raises ServerError.
+    """
+    if endpoint.named:
+        return endpoint
+    with contextlib.closing(connect(endpoint, purpose="connect")) as session:
+        found = session.info
+        return Endpoint(make_conninfo(endpoint.dsn, dbname=found.dbname, user=found.user), endpoint.password)
 
 
 def _settle(session: Connection, statement_timeout_s: float, lock_timeout_s: float, *, local: bool) -> None:
