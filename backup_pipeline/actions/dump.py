@@ -114,7 +114,8 @@ def dump_and_upload(
 ) -> Manifest:
     """Store everything that the backup consists of, and return the manifest to publish.
 
-    A tier due at the same scheduled time as another one that is already published copies it.
+    A tier due at the same scheduled time as another one that is already published copies it, or is
+    dumped anew when that one is damaged or cannot be read.
     Raises ServerError, ToolError, StoreError, Busy; what was stored is taken away again.
     """
     config, source = protected.config, protected.source()
@@ -125,7 +126,10 @@ def dump_and_upload(
     with advisory_lock(source, source.database, purpose=purpose, wait_s=wait_s) as lock:
         shared = _same_schedule(protected, tier, scheduled_for)
         if shared is not None:
-            return _copy(protected, shared, tier=tier, clock=clock, report=report)
+            try:
+                return _copy(protected, shared, tier=tier, clock=clock, report=report)
+            except (BackupNotFound, Corrupt, StoreError) as error:
+                report.say(f"{shared.id} cannot be copied, {tier} gets a dump of its own: {error.message}")
         return _Dump(protected, tier, scheduled_for, lock, clock, report).run()
 
 

@@ -25,12 +25,12 @@ from backup_pipeline.errors import (
     BackupError,
     Busy,
     ConfigError,
-    Corrupt,
     ServerError,
     StoreError,
     ToolError,
 )
 from backup_pipeline.storage import catalog
+from backup_pipeline.storage.directory import DirectoryStore
 from backup_pipeline.storage.store import open_store, read_all
 from backup_pipeline_tests.actions.box import DUE, Box, Meddling, ask, now, our_children, stored
 from backup_pipeline_tests.domain.values import manifest, proof
@@ -147,17 +147,71 @@ def test_what_may_not_be_shared_is_dumped_anew(proven: Box, why: str) -> None:
     assert second.taken_at > first.taken_at
 
 
-def test_a_damaged_dump_is_not_copied(proven: Box) -> None:
+def flip_a_bit(store: DirectoryStore, key: str) -> None:
+    data = bytearray(read_all(store, key))
+    data[len(data) // 2] ^= 1
+    store.put(key, [bytes(data)])
+
+
+def make_unreadable(store: DirectoryStore, key: str) -> None:
+    store.delete([key])
+    (store.root / key).mkdir()
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (flip_a_bit, "not those that were written"),
+        (lambda store, key: store.delete([key]), "no object"),
+        (make_unreadable, "cannot "),
+    ],
+    ids=["a bit flipped", "deleted", "unreadable"],
+)
+def test_what_cannot_be_copied_is_dumped_anew(
+    proven: Box, damage: Callable[[DirectoryStore, str], object], said: str
+) -> None:
     (first,) = (item for item in catalog.list_backups(proven.store).backups if item.tier == "daily")
     assert first.manifest is not None
-    (item,) = first.manifest.of_role(ObjectRole.DUMP)
-    data = bytearray(read_all(proven.store, item.key))
-    data[len(data) // 2] ^= 1
-    proven.store.put(item.key, [bytes(data)])
-    before = stored(proven.store)
-    with pytest.raises(Corrupt, match="not those that were written"):
-        proven.take("weekly", scheduled_for=DUE)
-    assert stored(proven.store) == before
+    (item,) = first.manifest.of_role(ObjectRole.GLOBALS)  # copied after the dump itself
+    damage(proven.store, item.key)
+    before = set(stored(proven.store))
+    second = proven.take("weekly", scheduled_for=DUE)
+    whole(proven.protected, second)
+    assert second.manifest is not None
+    assert second.manifest.copied_from is None
+    assert second.taken_at > first.taken_at
+    left = [key for key in stored(proven.store) if key not in before and second.id.stamp not in key]
+    assert not left
+    (why,) = (line for line in proven.said.lines if "a dump of its own" in line)
+    assert str(first.id) in why
+    assert said in why
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_service_that_names_the_database_is_enough(
+    box: Box, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, jobs: int
+) -> None:
+    host, name = box.endpoint.conninfo["host"], box.endpoint.database
+    services = f"[prod]\nhost={host}\nport=5432\nuser=postgres\ndbname={name}\n"
+    (tmp_path / "services").write_text(
+        f"{services}[maintenance]\nhost={host}\nuser=postgres\ndbname=postgres\n"
+    )
+    monkeypatch.setenv("PGSERVICEFILE", str(tmp_path / "services"))
+    dsn, restore_dsn = Secret("service=prod"), Secret("service=maintenance")
+    protected = box.configured(dsn=dsn, restore_dsn=restore_dsn, jobs=jobs)
+    assert protected.source().database == name
+    backup = box.take("daily", protected=protected)
+    whole(protected, backup)
+    assert backup.manifest is not None
+    assert backup.manifest.source.database.name == name
+    plan = restore.plan(protected, restore.RestoreRequest(backup="latest"), clock=now)
+    done = restore.carry_out(protected, plan, clock=now, report=box.said)
+    assert ask(box.cluster.endpoint(done.database), "SELECT count(*) FROM public.orders") == 1000
+    with (
+        advisory_lock(box.endpoint, name, purpose="another dump", wait_s=0),
+        pytest.raises(Busy, match="held by another dump"),
+    ):
+        box.take("daily", protected=box.configured(dsn=dsn, lock_timeout=timedelta(seconds=0.2)))
 
 
 def test_a_manual_backup_expires(box: Box) -> None:
