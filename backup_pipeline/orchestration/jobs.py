@@ -12,7 +12,7 @@ import dagster as dg
 from backup_pipeline.config import Config, DatabaseConfig
 from backup_pipeline.orchestration import form_ops, forms, ops
 from backup_pipeline.orchestration.assets import LISTING, plain
-from backup_pipeline.orchestration.runs import ACTION_TAG, RETRIES_TAG
+from backup_pipeline.orchestration.runs import ACTION_TAG, RETRIES_TAG, STRATEGY_TAG
 
 Job = Any  # dagster has no public type for both a job and an asset job that is not resolved yet
 
@@ -42,7 +42,8 @@ def _tier_job(config: Config, tier: str) -> Job:
         tier_job_name(tier),
         selection=dg.AssetSelection.assets(*keys),
         description=f"Takes {tier} backups, proves them, then prunes; scheduled as one run per database.",
-        tags={ACTION_TAG: "backup", RETRIES_TAG: "2"},
+        # All steps: what the first ones found was in the process that died.
+        tags={ACTION_TAG: "backup", RETRIES_TAG: "2", STRATEGY_TAG: "ALL_STEPS"},
     )
 
 

@@ -1,7 +1,8 @@
 """What ops share about the run that they are in: its log, its tags, what it is to back up.
 
 Tags are the audit: `backup/database`, `backup/action`, `backup/tier`, `backup/id` and
-`backup/scheduled_for` find, in the list of runs, whatever was ever done to a database.
+`backup/scheduled_for` find, in the list of runs, whatever was ever done to a database. What waits for
+what is another matter: only backups carry `backup/queue`, which dagster.yaml limits to one of each value.
 """
 
 from dataclasses import dataclass
@@ -16,7 +17,9 @@ ACTION_TAG = "backup/action"
 TIER_TAG = "backup/tier"
 ID_TAG = "backup/id"
 SCHEDULED_TAG = "backup/scheduled_for"
+QUEUE_TAG = "backup/queue"
 RETRIES_TAG = "dagster/max_retries"
+STRATEGY_TAG = "dagster/retry_strategy"
 
 PROGRESS_EVERY_S = 5.0
 
@@ -37,12 +40,21 @@ def report_to(context: dg.OpExecutionContext) -> Report:
 
 
 def tag_run(context: dg.OpExecutionContext, action: str, database: str, **more: str) -> None:
-    """Say in the run's tags what it does and to which database; what is said already stays."""
-    tags = {ACTION_TAG: action, DATABASE_TAG: database}
-    tags.update({f"backup/{name}": value for name, value in more.items()})
+    """Say in the run's tags what it does, to which database, and `more`.
+
+    The action stays what it was first: a backup that then proves and prunes is a backup. All else is
+    said anew, because a run that is started again inherits the tags of the one before it.
+    """
     run = context.instance.get_run_by_id(context.run_id)
-    said = run.tags if run else {}
-    context.instance.add_run_tags(context.run_id, {name: tags[name] for name in tags if name not in said})
+    first = run.tags.get(ACTION_TAG, action) if run else action
+    tags = {ACTION_TAG: first, DATABASE_TAG: database, **queue_tag(first, database)}
+    tags.update({f"backup/{name}": value for name, value in more.items()})
+    context.instance.add_run_tags(context.run_id, tags)
+
+
+def queue_tag(action: str, database: str) -> dict[str, str]:
+    """What a run waits by: a backup for others of its database; nothing else waits for a database."""
+    return {QUEUE_TAG: database} if action == "backup" else {}
 
 
 def subject_of(context: dg.OpExecutionContext) -> Subject:

@@ -20,6 +20,7 @@ from backup_pipeline.orchestration.runs import (
     DATABASE_TAG,
     SCHEDULED_TAG,
     TIER_TAG,
+    queue_tag,
     shown_scheduled,
 )
 from backup_pipeline.units import show_count
@@ -106,6 +107,7 @@ def _backup_as(tier: str) -> Request:
             tags={
                 DATABASE_TAG: database.name,
                 ACTION_TAG: "backup",
+                **queue_tag("backup", database.name),
                 TIER_TAG: tier,
                 SCHEDULED_TAG: shown_scheduled(context.scheduled_execution_time),
             },

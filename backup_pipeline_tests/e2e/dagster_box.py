@@ -95,6 +95,12 @@ class DagsterBox:
         run_id: str = said["run"]["runId"]
         return run_id
 
+    def launch_from_failure(self, run_id: str) -> str:
+        """Re-execute a failed run from its failed step, as the menu does; the new run's id."""
+        said = self.query(_FROM_FAILURE, parent={"parentRunId": run_id, "strategy": "FROM_FAILURE"})
+        new: str = said["launchRunReexecution"]["run"]["runId"]
+        return new
+
     def terminate(self, run_id: str) -> None:
         """End a run as the button does."""
         said = self.query(_TERMINATE, run=run_id)["terminateRun"]
@@ -280,6 +286,9 @@ _LAUNCH = """mutation ($params: ExecutionParams!) { launchRun(executionParams: $
   ... on RunConfigValidationInvalid { errors { message } }
   ... on PythonError { message }
 } }"""
+_FROM_FAILURE = """mutation ($parent: ReexecutionParams!) {
+  launchRunReexecution(reexecutionParams: $parent) { ... on LaunchRunSuccess { run { runId } } }
+}"""
 _TERMINATE = "mutation ($run: String!) { terminateRun(runId: $run) { __typename } }"
 _RUNS = f"""query ($filter: RunsFilter!) {{
   runsOrError(filter: $filter) {{ ... on Runs {{ results {{ {_RUN_FIELDS} }} }} }}

@@ -6,6 +6,7 @@ restore is launched as from the UI, a refusal says what to do, a run that is ter
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -220,11 +221,16 @@ def children_of(database: str) -> list[int]:
     return found
 
 
-def test_a_terminated_run_leaves_nothing_behind(site: Site) -> None:
+@pytest.fixture(scope="module")
+def noise(site: Site) -> None:
+    """Enough in the database `big` for a dump of it to be met while it runs."""
     noise = f"SELECT n, public.gen_random_bytes(1000) AS noise FROM generate_series(1, {BIG_MB * 125}) AS n"
     fill(
         site.big, "CREATE EXTENSION pgcrypto SCHEMA public", f"CREATE UNLOGGED TABLE public.noise AS {noise}"
     )
+
+
+def test_a_terminated_run_leaves_nothing_behind(site: Site, noise: None) -> None:
     run_id = site.dagster.launch("leap_backups", assets=[["big", "leap"]], checks=[])
     site.dagster.wait(lambda: children_of(site.big.database) or None, "pg_dump to start")
     site.dagster.terminate(run_id)
@@ -235,6 +241,27 @@ def test_a_terminated_run_leaves_nothing_behind(site: Site) -> None:
         time.sleep(0.1)
     assert children_of(site.big.database) == []
     assert site.objects("big") == []
+
+
+def parent_of(pid: int) -> int:
+    """The process that started this one."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def test_a_backup_whose_process_is_killed_starts_again_from_its_first_step(site: Site, noise: None) -> None:
+    dagster = site.dagster
+    run_id = dagster.launch("leap_backups", assets=[["big", "leap"]], checks=[])
+    (dump,) = dagster.wait(lambda: children_of(site.big.database) or None, "pg_dump to start")
+    os.kill(parent_of(dump), signal.SIGKILL)
+    assert dagster.wait_for_run(run_id).status == "FAILURE"
+    again = dagster.wait(
+        lambda: dagster.run(run_id).tags.get("dagster/auto_retry_run_id"), "the daemon to start it again"
+    )
+    assert dagster.wait_for_run(again).status == "SUCCESS"
+    assert "big__leap.publish" in materialized(dagster.events(again))
+    by_hand = dagster.wait_for_run(dagster.launch_from_failure(run_id))
+    assert by_hand.status == "FAILURE"
+    assert "“Re-execute all”" in dagster.failure(by_hand.id)
 
 
 @pytest.mark.parametrize("argv", [["check", "defs"], ["list", "defs"]])

@@ -110,6 +110,7 @@ def test_only_backups_start_again_when_their_process_died(definitions: dg.Defini
     tags = {job.name: job.run_tags for job in definitions.resolve_all_job_defs()}
     again = {name for name, tag in tags.items() if tag.get("dagster/max_retries") == "2"}
     assert again == {f"{tier}_backups" for tier in ("daily", "weekly", "monthly", "yearly")}
+    assert {tags[name]["dagster/retry_strategy"] for name in again} == {"ALL_STEPS"}
     assert tags["restore_database"]["dagster/max_retries"] == "0"
 
 

@@ -130,6 +130,7 @@ def test_a_backup_is_taken_proven_and_listed_in_one_run(make: MakeBox) -> None:
     assert box.tags(result) == {
         "action": "backup",
         "database": "shop",
+        "queue": "shop",
         "tier": "daily",
         "id": str(backup.id),
         "scheduled_for": "2026-03-01T02:00:00+00:00",

@@ -55,6 +55,7 @@ def test_a_tick_asks_for_one_run_per_database(definitions: dg.Definitions) -> No
     assert {tag: requests[0].tags[tag] for tag in requests[0].tags if tag.startswith("backup/")} == {
         "backup/database": "agentweave",
         "backup/action": "backup",
+        "backup/queue": "agentweave",
         "backup/tier": "daily",
         "backup/scheduled_for": "2026-03-01T02:00:00+00:00",
     }
