@@ -44,10 +44,11 @@ MAX_RECORD_BYTES = 64 * 1024 * 1024
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _BY_HAND = {
     "custom": "Without backup-pipeline: get the objects, compare each with sha256sum, create the roles "
-    "from the globals, createdb -T template0 NEW, pg_restore --exit-on-error -d NEW THE-DUMP.",
+    "from the globals, createdb -T template0 NEW, PGOPTIONS='-c lc_monetary=C' pg_restore --exit-on-error "
+    "-d NEW THE-DUMP.",
     "directory": "Without backup-pipeline: get the objects under their names into a folder, compare each "
     "with sha256sum, create the roles from the globals, createdb -T template0 NEW, "
-    "pg_restore --exit-on-error -d NEW dump/.",
+    "PGOPTIONS='-c lc_monetary=C' pg_restore --exit-on-error -d NEW dump/.",
 }
 
 Record = TypeVar("Record")

@@ -295,6 +295,20 @@ def test_an_older_server_is_loaded_by_a_newer_pg_restore(
             load(admin, other.database, archive, tools=tools)
 
 
+def test_money_is_read_as_it_was_written(
+    admin: Endpoint, postgres: LocalCluster, database: Endpoint, tools: Tools, tmp_path: Path
+) -> None:
+    """A dump's money is that of lc_monetary C: the server's own would not read it, or read it otherwise."""
+    written = "CHECK (pg_catalog.current_setting('lc_monetary') = 'C')"
+    execute(database, f"CREATE TABLE public.price (amount money {written})")
+    execute(database, "SET lc_monetary = 'C'; INSERT INTO public.price VALUES ('$1,234.56')")
+    archive = dump(database, tmp_path / "dump", tools)
+    with servers.fresh_database(postgres) as target:
+        execute(admin, f"ALTER DATABASE {target.database} SET lc_monetary = 'C.UTF-8'")
+        load(admin, target.database, archive, tools=tools)
+        assert fetch(target, "SELECT count(*) FROM public.price") == [(1,)]
+
+
 # --- what is refused -----------------------------------------------------------------------
 
 

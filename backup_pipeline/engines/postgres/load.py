@@ -35,7 +35,8 @@ _GRACE_S = 5.0
 _ITEM = re.compile(r"pg_restore: (?:creating|executing|processing)(?: data for)? (?P<item>(?!item \d).+)")
 _ERROR = "pg_restore: error: "
 # Nothing is lost by not waiting for each commit: the one that names the finished database waits for all.
-_OPTIONS = "-c synchronous_commit=off -c default_transaction_read_only=off"
+# Money is read as pg_dump wrote it (dump.py), whatever the server's own currency.
+_OPTIONS = "-c synchronous_commit=off -c default_transaction_read_only=off -c lc_monetary=C"
 _UNKNOWN_BEFORE_17 = re.compile(r'pg_restore: error: could not execute query: .*"transaction_timeout"')
 _ITS_COMMAND = "Command was: SET transaction_timeout = 0;"
 
