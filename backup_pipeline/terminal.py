@@ -186,11 +186,9 @@ class _BarReport:
 
     def progress(self, progress: Progress) -> None:
         if progress.step not in self._tasks:
-            self._tasks[progress.step] = self._bar.add_task(
-                progress.step, total=progress.total_bytes, said=""
-            )
-        self._bar.update(
-            self._tasks[progress.step],
-            completed=min(progress.done_bytes, progress.total_bytes or progress.done_bytes),
-            said=show_bytes(progress.done_bytes),
-        )
+            self._tasks[progress.step] = self._bar.add_task(progress.step, total=None, said="")
+        task, share, said = self._tasks[progress.step], progress.share, show_bytes(progress.done_bytes)
+        if share is None:
+            self._bar.update(task, said=said)
+        else:
+            self._bar.update(task, total=1.0, completed=share, said=said)

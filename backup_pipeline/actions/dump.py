@@ -6,7 +6,7 @@ before `publish`; a failure before it takes away what it had stored.
 
 import contextlib
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -158,6 +158,8 @@ class _Dump:
     report: Report
     objects: list[ObjectDigest] = field(default_factory=list)
     prefix: str = ""
+    expected_bytes: int = 0  # of all objects together; 0 when there is nothing to judge by
+    tell: Callable[[int, int], None] = lambda *_: None
 
     def run(self) -> Manifest:
         started_at = self.clock()
@@ -165,6 +167,7 @@ class _Dump:
         tools, compression = _tools(self.protected)
         with contextlib.closing(connect(source, purpose="dump")) as session:
             details = read_source(session, tools)
+        self.expected_bytes = self._expected_bytes(details, compression)
         lock_timeout_s = config.lock_timeout.total_seconds()
         with exported_snapshot(source, lock_timeout_s=lock_timeout_s):
             pass  # names who keeps us from a table; the pg_dump that reads the schema could not
@@ -199,13 +202,29 @@ class _Dump:
             snapshot_at=snapshot.taken_at,
             finished_at=self.clock(),
             expires_at=self.clock() + config.manual_keep if self.tier == MANUAL_TIER else None,
-            format="custom" if config.jobs == 1 else "directory",
+            format=self._format,
             compression=compression.name,
             jobs=config.jobs,
             objects=tuple(self.objects),
             source=details,
             software=SOFTWARE,
         )
+
+    @property
+    def _format(self) -> str:
+        return "custom" if self.protected.config.jobs == 1 else "directory"
+
+    def _expected_bytes(self, source: Source, compression: Compression) -> int:
+        """How large this dump will be if it shrinks its database as the newest one of its kind did."""
+        for backup in catalog.list_backups(self.protected.store, self.protected.name).backups:
+            before = backup.manifest
+            if (
+                before is not None
+                and (before.format, before.compression) == (self._format, compression.name)
+                and before.source.size_bytes > 0
+            ):
+                return round(source.size_bytes * before.size_bytes / before.source.size_bytes)
+        return 0
 
     def _read(
         self,
@@ -216,6 +235,7 @@ class _Dump:
         details: Source,
     ) -> Fingerprint:
         """Dump and fingerprint side by side; whichever fails ends the other."""
+        self.tell = timed(self.report, "dump and upload")
         with ThreadPoolExecutor(1, "fingerprint") as pool:
             taking = pool.submit(
                 fingerprint.take,
@@ -269,8 +289,8 @@ class _Dump:
         self._put("fingerprint.json", ObjectRole.FINGERPRINT, [fingerprint_to_json(found)])
 
     def _put(self, name: str, role: ObjectRole, chunks: Iterable[bytes], *, size_hint_bytes: int = 0) -> None:
-        before, tell = sum(item.size_bytes for item in self.objects), timed(self.report, "dump and upload")
-        hashing = tool.Hashing(chunks, progress=lambda done: tell(before + done, 0))
+        before = sum(item.size_bytes for item in self.objects)
+        hashing = tool.Hashing(chunks, progress=lambda done: self.tell(before + done, self.expected_bytes))
         self.protected.store.put(
             self.prefix + name,
             hashing,
@@ -325,7 +345,8 @@ def _copy(protected: Protected, shared: Backup, *, tier: str, clock: Clock, repo
         leases.hold(protected.store, backup, "dump", clock=clock) as lease,
         _taken_away_on_failure(protected, prefix, report),
     ):
-        objects = tuple(_copy_object(protected, item, prefix, tier) for item in manifest.objects)
+        copying = _Copying(protected, tier, manifest.size_bytes, report)
+        objects = tuple(copying.copy(item, prefix) for item in manifest.objects)
         lease.check()
     return replace(
         manifest,
@@ -339,21 +360,37 @@ def _copy(protected: Protected, shared: Backup, *, tier: str, clock: Clock, repo
     )
 
 
-def _copy_object(protected: Protected, item: ObjectDigest, prefix: str, tier: str) -> ObjectDigest:
-    copied = replace(item, key=prefix + item.name)
-    storage_class = _storage_class(protected, tier)
-    try:
-        protected.store.copy(item.key, copied.key, storage_class=storage_class)
-    except CopyUnsupported:
-        protected.store.put(
-            copied.key,
-            verified(protected.store, item),
-            size_hint_bytes=item.size_bytes,
-            storage_class=storage_class,
-        )
-    for _ in verified(protected.store, copied):
-        pass
-    return copied
+class _Copying:
+    """Copies of objects, each read again when it was made; tells how far they are."""
+
+    def __init__(self, protected: Protected, tier: str, total_bytes: int, report: Report) -> None:
+        self._store, self._total_bytes = protected.store, total_bytes
+        self._storage_class = _storage_class(protected, tier)
+        self._copied_bytes = self._checked_bytes = 0
+        self._tell_copied, self._tell_checked = timed(report, "copy"), timed(report, "check the copy")
+
+    def copy(self, item: ObjectDigest, prefix: str) -> ObjectDigest:
+        """Copy one object below `prefix`. Raises Corrupt, StoreError."""
+        copied = replace(item, key=prefix + item.name)
+        try:
+            self._store.copy(item.key, copied.key, storage_class=self._storage_class)
+        except CopyUnsupported:
+            self._store.put(
+                copied.key,
+                self._streamed(item),
+                size_hint_bytes=item.size_bytes,
+                storage_class=self._storage_class,
+            )
+        for chunk in verified(self._store, copied):
+            self._checked_bytes += len(chunk)
+            self._tell_checked(self._checked_bytes, self._total_bytes)
+        return copied
+
+    def _streamed(self, item: ObjectDigest) -> Iterator[bytes]:
+        for chunk in verified(self._store, item):
+            self._copied_bytes += len(chunk)
+            self._tell_copied(self._copied_bytes, self._total_bytes)
+            yield chunk
 
 
 def _inherit_proof(protected: Protected, manifest: Manifest) -> None:

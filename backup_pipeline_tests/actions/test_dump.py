@@ -15,6 +15,7 @@ import pytest
 
 from backup_pipeline.actions import dump, prove, prune, restore
 from backup_pipeline.actions.protected import Protected
+from backup_pipeline.actions.report import Progress
 from backup_pipeline.config import Secret
 from backup_pipeline.domain.backup import Backup, ObjectRole, Verdict
 from backup_pipeline.domain.fingerprint import fingerprint_from_json
@@ -25,6 +26,7 @@ from backup_pipeline.errors import (
     BackupError,
     Busy,
     ConfigError,
+    CopyUnsupported,
     ServerError,
     StoreError,
     ToolError,
@@ -32,10 +34,11 @@ from backup_pipeline.errors import (
 from backup_pipeline.storage import catalog
 from backup_pipeline.storage.directory import DirectoryStore
 from backup_pipeline.storage.store import open_store, read_all
-from backup_pipeline_tests.actions.box import DUE, Box, Meddling, ask, now, our_children, stored
+from backup_pipeline_tests.actions.box import DUE, Box, Meddling, Said, ask, now, our_children, stored
 from backup_pipeline_tests.domain.values import manifest, proof
 from backup_pipeline_tests.servers.s3 import rclone_s3
 from backup_pipeline_tests.storage.backups import put_backup
+from backup_pipeline_tests.storage.effects import CountingStore
 
 # More than the pipe and a chunk hold, so that pg_dump still writes when the first chunk is stored.
 BULK = """CREATE TABLE public.bulk AS
@@ -212,6 +215,53 @@ def test_a_service_that_names_the_database_is_enough(
         pytest.raises(Busy, match="held by another dump"),
     ):
         box.take("daily", protected=box.configured(dsn=dsn, lock_timeout=timedelta(seconds=0.2)))
+
+
+class Watching(Said):
+    """A Report that keeps the progress too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Progress] = []
+
+    def progress(self, progress: Progress) -> None:
+        """Keep it."""
+        self.seen.append(progress)
+
+    def of(self, step: str) -> list[Progress]:
+        """The progress of one step."""
+        return [item for item in self.seen if item.step == step]
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_dump_tells_its_share_once_there_is_one_to_judge_by(box: Box, jobs: int) -> None:
+    box.execute(BULK)
+    protected = box.configured(jobs=jobs)
+    for earlier in (False, True):
+        box = replace(box, said=(said := Watching()))
+        backup = box.take(protected=protected)
+        told = said.of("dump and upload")
+        done = [item.done_bytes for item in told]
+        elapsed = [item.elapsed_s for item in told]
+        assert (done, elapsed) == (sorted(done), sorted(elapsed))
+        assert done[-1] == backup.size_bytes
+        assert {item.total_bytes is not None for item in told} == {earlier}
+    assert told[-1].total_bytes == pytest.approx(backup.size_bytes, rel=0.2)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_copy_tells_how_far_it_is(proven: Box, streamed: bool) -> None:
+    class NoCopies(CountingStore):
+        def copy(self, source: str, target: str, *, storage_class: str = "") -> None:
+            raise CopyUnsupported(f"{source} to {target} as {storage_class}")
+
+    box = replace(proven, said=(said := Watching()))
+    protected = box.on(NoCopies(box.store)) if streamed else box.protected
+    backup = box.take("monthly", scheduled_for=DUE, protected=protected)
+    assert backup.manifest is not None
+    assert backup.manifest.copied_from is not None
+    assert said.of("check the copy")[-1].share == 1.0
+    assert [item.share for item in said.of("copy")[-1:]] == ([1.0] if streamed else [])
 
 
 def test_a_manual_backup_expires(box: Box) -> None:
