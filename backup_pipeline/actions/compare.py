@@ -4,6 +4,7 @@ Called by prove, and by restore before a copy counts as complete.
 """
 
 import contextlib
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -64,18 +65,35 @@ def compare_restored(
     if not owners:
         source, found = without_owners(source), without_owners(found)
     sequences = schema.archive_sequences(restored.tools.path("pg_restore"), restored.archive)
-    rendered: tuple[Statement, ...] = ()
-    archived: tuple[Statement, ...] = ()
-    if schema_differs(source, found):
-        rendered = _rendered(source, restored)
-        archived = schema.archive_schema(restored.tools.path("pg_restore"), restored.archive)
+    if not schema_differs(source, found):
+        return compare(source, found, sequences)
+    archived = schema.archive_schema(restored.tools.path("pg_restore"), restored.archive)
     if not owners:
-        rendered, archived = statements_without_owners(rendered), statements_without_owners(archived)
-    return compare(source, found, sequences, rendered=rendered, archived=archived)
+        archived = statements_without_owners(archived)
+    rendered, archived_anew = _rendered(source, archived, restored)
+    if not owners:
+        rendered, archived_anew = map(statements_without_owners, (rendered, archived_anew))
+    return compare(
+        source, found, sequences, rendered=rendered, archived=archived, archived_anew=archived_anew
+    )
 
 
-def _rendered(source: Fingerprint, restored: Restored) -> tuple[Statement, ...]:
-    """The source's schema as a server writes it once it has read it."""
+def _rendered(
+    source: Fingerprint, archived: tuple[Statement, ...], restored: Restored
+) -> tuple[tuple[Statement, ...], tuple[Statement, ...]]:
+    """The source's schema and the archive's as a server writes them once it has read them.
+
+    The source's of after the dump, and the archive's, only where they hold something else.
+    """
+    before, after = source.schema_before, source.schema_after
+    rendered = Counter(_once_read(before, restored))
+    if set(after) != set(before):
+        rendered |= Counter(_once_read(after, restored))
+    archived_anew = _once_read(archived, restored) if {*archived} - {*before, *after} else ()
+    return tuple(rendered.elements()), archived_anew
+
+
+def _once_read(statements: tuple[Statement, ...], restored: Restored) -> tuple[Statement, ...]:
     with restored.spare() as spare:
-        schema.replay(spare, source.schema_before)
+        schema.replay(spare, statements)
         return schema.capture(restored.tools.path("pg_dump"), spare).statements

@@ -45,21 +45,25 @@ def compare(
     *,
     rendered: Iterable[Statement] = (),
     archived: Iterable[Statement] = (),
+    archived_anew: Iterable[Statement] = (),
 ) -> Comparison:
     """Hold a restored database's fingerprint against its source's.
 
     `archive_sequences` is what the dump sets sequences to: they ignore snapshots, so the source's
-    own values only bound them. `rendered` is the source's schema as a server renders it after
-    having read it once: PostgreSQL writes some expressions differently the second time. `archived` is
-    the schema as the dump itself holds it, which speaks for what changed while the dump was taken.
-    engines/postgres/schema.py makes both; without differences in the schema they are not needed.
+    own values only bound them. `rendered` is the source's schema, of before and of after, as a server
+    renders it after having read it once: PostgreSQL writes some expressions differently the second time.
+    `archived` is the schema as the dump itself holds it, which speaks for what changed while the dump was
+    taken, and `archived_anew` that one rendered. engines/postgres/schema.py makes them all; without
+    differences in the schema they are not needed.
     """
     findings = Findings()
     _compare_tables(source, restored, findings)
     _compare_newest(source, restored, findings)
     _compare_large_objects(source, restored, findings)
     _compare_sequences(source, restored, archive_sequences, findings)
-    compare_schema(source, restored, findings, rendered=rendered, archived=archived)
+    compare_schema(
+        source, restored, findings, rendered=rendered, archived=archived, archived_anew=archived_anew
+    )
     _compare_validity(source, restored, findings)
     _compare_extensions(source, restored, findings)
     _compare_properties(source.properties, restored.properties, findings)
@@ -84,7 +88,7 @@ def verdict_of(comparison: Comparison, mode: str) -> Verdict:
 
 
 def schema_differs(source: Fingerprint, restored: Fingerprint) -> bool:
-    """Whether `compare` needs `rendered` and `archived`: it cannot do without them here."""
+    """Whether `compare` needs `rendered`, `archived` and `archived_anew`: it cannot do without them here."""
     return not compare_schema(source, restored, Findings())
 
 

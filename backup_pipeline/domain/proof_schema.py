@@ -20,16 +20,17 @@ def compare_schema(
     *,
     rendered: Iterable[Statement] = (),
     archived: Iterable[Statement] = (),
+    archived_anew: Iterable[Statement] = (),
 ) -> bool:
     """Write down what differs; return whether every statement is equal.
 
     A restored statement equals the source's of before or after the dump, or its rendering; or the dump's
-    own, where the source's two differ or know nothing of it.
+    own, or that one's rendering, where the source's two differ or know nothing of it.
     """
     if not source.client_version or not restored.client_version:
         findings.notes.append("the schema was not compared: it was not read on both sides")
         return True
-    before, after, found, anew, dumped = (
+    before, after, found, anew, dumped, dumped_anew = (
         _by_identity(items)
         for items in (
             source.schema_before,
@@ -37,6 +38,7 @@ def compare_schema(
             restored.schema_before,
             rendered,
             archived,
+            archived_anew,
         )
     )
     majors = {source.server_version // 10000, restored.server_version // 10000}
@@ -49,7 +51,7 @@ def compare_schema(
         counts = {len(each) for each in (*seen, *filter(None, [moved]))}
         total += max(min(counts), min(len(bodies), max(counts)))
         steady = Counter(seen[0]) | Counter(seen[1]) | Counter(anew[key])
-        acceptable = steady | Counter(moved)
+        acceptable = steady | Counter(moved) | Counter(dumped_anew[key] if moved else [])
         strange = list((Counter(bodies) - acceptable).elements())
         if len(bodies) > max(counts):
             findings.differences.append(f"{_title(key)}: not in the source, found in the restored database")

@@ -175,6 +175,34 @@ def test_what_changes_right_before_a_dump_and_again_during_it_is_no_difference(
         assert note.endswith("it is restored as the dump has it")
 
 
+CHECKED = "CREATE TABLE public.checked_{} (status varchar(10) CHECK (status IN ('open', {})))"
+
+
+def test_what_comes_right_before_a_dump_may_be_written_differently_by_the_copy(
+    box: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare, finish = fingerprint.prepare, fingerprint.finish
+
+    def prepared_before(*given: Any, **options: Any) -> fingerprint.Prepared:
+        found = prepare(*given, **options)
+        for name in ("stays", "goes", "changes"):
+            box.execute(CHECKED.format(name, "'done'"))
+        return found
+
+    def finished_after(*given: Any) -> Fingerprint:
+        box.execute("DROP TABLE public.checked_goes, public.checked_changes")
+        box.execute(CHECKED.format("changes", "'closed'"))
+        return finish(*given)
+
+    monkeypatch.setattr(fingerprint, "prepare", prepared_before)
+    monkeypatch.setattr(fingerprint, "finish", finished_after)
+    backup = box.take()
+    monkeypatch.undo()
+    found = prove.prove(box.protected, backup.id, clock=now, report=box.said)
+    assert found.differences == ()
+    assert found.verdict is Verdict.PROVEN
+
+
 @pytest.mark.timeout(300)
 def test_no_false_alarm(busy: Box) -> None:
     prove_under_load(busy, dumps=10)

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -308,6 +309,22 @@ def test_a_schema_that_is_written_differently_the_second_time() -> None:
     assert compare(source, restored, ARCHIVE, rendered=[TABLE, INDEX, anew]).differences == ()
     extra = with_schema(TABLE, INDEX, anew, anew)
     assert len(compare(source, extra, ARCHIVE, rendered=[TABLE, INDEX, anew]).differences) == 1
+
+
+def test_what_changed_during_the_dump_may_be_written_differently_too() -> None:
+    anew = replace(VIEW, body="CREATE VIEW public.v AS\n SELECT (1);")
+    other = replace(VIEW, body="CREATE VIEW public.v AS\n SELECT 3;")
+    restored = with_schema(TABLE, INDEX, anew)
+    moved = replace(SOURCE, schema_before=(TABLE, INDEX, other))
+    for source in (moved, SOURCE):  # it was changed and changed again, or came and went
+        given: dict[str, Any] = {"archived": [TABLE, INDEX, VIEW], "archived_anew": [TABLE, INDEX, anew]}
+        assert compare(source, restored, ARCHIVE, **given).differences == ()
+        twice = with_schema(TABLE, INDEX, anew, anew)
+        assert len(compare(source, twice, ARCHIVE, **given).differences) == 1
+        given["archived_anew"] = [TABLE, INDEX, other]
+        assert len(compare(source, restored, ARCHIVE, **given).differences) == 1
+    still = replace(SOURCE, schema_before=(TABLE, INDEX, VIEW), schema_after=(TABLE, INDEX, VIEW))
+    assert len(compare(still, restored, ARCHIVE, archived=[VIEW], archived_anew=[anew]).differences) == 1
 
 
 def test_another_major_version_is_compared_by_name() -> None:
