@@ -306,7 +306,7 @@ def prune(context: Context, database: str | None, dry_run: bool) -> None:
             for line in plan.lines:
                 click.echo(line)
         else:
-            pruning.carry_out(protected.store, plan, imports=protected.imports, now=now(), log=click.echo)
+            pruning.carry_out(protected.store, plan, imports=protected.imports, clock=now, log=click.echo)
 
 
 @cli.command()

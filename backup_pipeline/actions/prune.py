@@ -33,7 +33,14 @@ from backup_pipeline.domain.retention import (
 from backup_pipeline.errors import BackupNotFound, Corrupt, ObjectNotFound, StoreError
 from backup_pipeline.storage import leases
 from backup_pipeline.storage.bucket import abort_uploads
-from backup_pipeline.storage.catalog import exists, list_backups, load, missing_objects, refresh_index
+from backup_pipeline.storage.catalog import (
+    exists,
+    list_backups,
+    load,
+    missing_objects,
+    refresh_index,
+    unindexed,
+)
 from backup_pipeline.storage.catalog_delete import Deletion, collect, delete, delete_imported
 from backup_pipeline.storage.imported import list_imported, load_imported
 from backup_pipeline.storage.store import ObjectInfo, Store, read_all
@@ -42,7 +49,7 @@ from backup_pipeline.units import show_bytes, show_count
 UPLOADS_MAY_LAST = timedelta(days=2)
 
 INDEX_FROM = 200
-"""From so many backups of a database on, a prune refreshes the catalog's index at its end."""
+"""From so many manifests and verdicts that no index holds, a prune refreshes the index at its end."""
 
 _LOCKED = re.compile(r"object.?lock|worm|retention|legal.?hold", re.IGNORECASE)
 """How stores say that a lock, and not a missing permission, keeps an object."""
@@ -118,7 +125,7 @@ def carry_out(
     store: Store,
     planned: Prune,
     *,
-    now: datetime,
+    clock: Callable[[], datetime],
     log: Callable[[str], object],
     imports: Store | None = None,
 ) -> Pruned:
@@ -130,9 +137,9 @@ def carry_out(
     for line in planned.lines:
         log(line)
     done = Pruned()
-    again = _look(store, planned.database, planned.tiers, now, imports)
+    again = _look(store, planned.database, planned.tiers, clock(), imports)
     for backup in reversed(planned.plan.delete):
-        outcome = _delete(store, imports, backup, again, now)
+        outcome = _delete(store, imports, backup, again, clock)
         _note(done, outcome)
         if outcome.kept:
             done.kept_after_all.append((backup.id, outcome.kept))
@@ -140,10 +147,10 @@ def carry_out(
         else:
             done.deleted.append(backup.id)
             log(f"deleted {backup.id}, {show_bytes(outcome.freed_bytes)}")
-    _collect(store, planned, again, done, now, log)
-    _note(done, Deletion(denied=leases.remove_ended(store, planned.database, now)))
-    _abort_uploads(store, now, log)
-    if len(again.plan.decisions) >= INDEX_FROM:
+    _collect(store, planned, again, done, clock, log)
+    _note(done, Deletion(denied=leases.remove_ended(store, planned.database, clock())))
+    _abort_uploads(store, clock(), log)
+    if unindexed(store) >= INDEX_FROM:
         refresh_index(store)
     log(f"prune of {planned.database}: {done}")
     for key, reason in done.locked.items():
@@ -166,7 +173,9 @@ def _abort_uploads(store: Store, now: datetime, log: Callable[[str], object]) ->
         log(f"unfinished uploads could not be looked for: {error.message}")
 
 
-def _delete(store: Store, imports: Store | None, backup: Backup, again: Prune, now: datetime) -> Deletion:
+def _delete(
+    store: Store, imports: Store | None, backup: Backup, again: Prune, clock: Callable[[], datetime]
+) -> Deletion:
     """Delete one backup of the plan, unless the second look `again`, or a last one, is against it."""
     decision = next((item for item in again.plan.decisions if item.backup.id == backup.id), None)
     against = "it is gone already"
@@ -176,9 +185,9 @@ def _delete(store: Store, imports: Store | None, backup: Backup, again: Prune, n
         return Deletion(kept=against)
     try:
         if backup.manifest is not None:
-            return delete(store, decision.backup, now=now)
+            return delete(store, decision.backup, clock=clock)
         if imports is not None:
-            return delete_imported(imports, store, decision.backup, now=now)
+            return delete_imported(imports, store, decision.backup, clock=clock)
     except Corrupt as error:
         return Deletion(kept=error.message)
     return Deletion(kept="the store of the older layout is not given")
@@ -204,7 +213,12 @@ def _changed_floor(store: Store, imports: Store | None, again: Prune) -> str:
 
 
 def _collect(
-    store: Store, planned: Prune, again: Prune, done: Pruned, now: datetime, log: Callable[[str], object]
+    store: Store,
+    planned: Prune,
+    again: Prune,
+    done: Pruned,
+    clock: Callable[[], datetime],
+    log: Callable[[str], object],
 ) -> None:
     """Delete the objects that no manifest names, as far as both looks agree on them."""
     given_up = {decision.objects for decision in again.orphans if not decision.keep}
@@ -212,7 +226,7 @@ def _collect(
         found = decision.objects
         if decision.keep or found not in given_up:
             continue
-        outcome = collect(store, found, now=now)
+        outcome = collect(store, found, clock=clock)
         _note(done, outcome)
         done.collected += not outcome.kept
         log(f"unlisted objects of {found.id}: {outcome.kept or 'collected'}")

@@ -77,7 +77,7 @@ def prune_and_list(
     with explained(context):
         protected, log = backups.open(database), report_to(context).say
         planned = prune.plan(protected.store, protected.config, imports=protected.imports, now=now())
-        prune.carry_out(protected.store, planned, imports=protected.imports, now=now(), log=log)
+        prune.carry_out(protected.store, planned, imports=protected.imports, clock=now, log=log)
         return dg.MaterializeResult(metadata=listing_metadata(protected))
 
 

@@ -190,5 +190,5 @@ def carry_out_prune(context: dg.OpExecutionContext, backups: Backups, planned: P
         return
     with explained(context):
         protected, report = backups.open(planned.database), report_to(context)
-        prune.carry_out(protected.store, planned.plan, imports=protected.imports, now=now(), log=report.say)
+        prune.carry_out(protected.store, planned.plan, imports=protected.imports, clock=now, log=report.say)
     _show_listing(context, backups, planned.database)

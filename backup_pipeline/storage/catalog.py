@@ -9,7 +9,7 @@ catalog_rebuild.py makes a lost catalog anew. What is deleted is decided in doma
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 
 from backup_pipeline.domain.backup import (
     Backup,
@@ -25,6 +25,7 @@ from backup_pipeline.domain.choice import find
 from backup_pipeline.domain.layout import (
     COPY_NAMES,
     DATA,
+    INDEX,
     Beside,
     catalog_key,
     catalog_prefix,
@@ -65,6 +66,7 @@ __all__ = [
     "read_or_none",
     "record_proof",
     "refresh_index",
+    "unindexed",
     "unpin",
 ]
 
@@ -126,7 +128,7 @@ def load_marks(store: Store, backup: BackupId) -> Marks:
 def list_backups(store: Store, database: str = "", *, fresh: bool = False) -> CatalogListing:
     """The backups of one database, or of all. What exists is what the store lists.
 
-    Few requests for any number of backups, as long as the index is refreshed now and then. For
+    Few requests for any number of backups, as long as prunes refresh the index now and then. For
     decisions on what to delete, `fresh` reads the manifests themselves.
     """
     found, unreadable = _catalog_keys(store, database)
@@ -156,6 +158,15 @@ def imported_marks(store: Store, database: str, *, fresh: bool = False) -> Mappi
         return {}
     records = _records(store, _infos(found), catalog_index.Index() if fresh else catalog_index.read(store))
     return {backup: _marks(beside, records) for backup, beside in found.items()}
+
+
+def unindexed(store: Store) -> int:
+    """About how many objects a listing of all databases would read one by one, by the index's age."""
+    try:
+        since = store.head(INDEX).modified_at
+    except ObjectNotFound:
+        since = datetime.min.replace(tzinfo=UTC)
+    return sum(info.modified_at >= since for info in _infos(_catalog_keys(store, "")[0]))
 
 
 def refresh_index(store: Store) -> int:

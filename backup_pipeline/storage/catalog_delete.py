@@ -4,7 +4,7 @@ Called by actions/prune.py with what a logged plan gave up; nothing is decided h
 came up since the plan stops the deletion. Why that is safe is written in leases.py.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -16,6 +16,8 @@ from backup_pipeline.errors import StoreError
 from backup_pipeline.storage import leases
 from backup_pipeline.storage.catalog import exists, load_marks, read_or_none
 from backup_pipeline.storage.store import Store
+
+Clock = Callable[[], datetime]
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Deletion:
     freed_bytes: int = 0
 
 
-def delete(store: Store, backup: Backup, *, now: datetime) -> Deletion:
+def delete(store: Store, backup: Backup, *, clock: Clock) -> Deletion:
     """Delete a backup that a logged plan gave up, in an order that may stop anywhere.
 
     The copy of the manifest, the manifest, the verdict, then the objects. Right after the manifest
@@ -38,7 +40,7 @@ def delete(store: Store, backup: Backup, *, now: datetime) -> Deletion:
     a later prune. Raises Corrupt when the manifest has become unreadable.
     """
     key, copy = catalog_key(backup.id), copy_key(backup.id, backup.tier, Beside.MANIFEST)
-    with leases.claim(store, backup.id, now=now) as others:
+    with leases.claim(store, backup.id, clock=clock) as others:
         if others:
             return Deletion(kept=_in_use(others))
         data = read_or_none(store, key)
@@ -46,13 +48,15 @@ def delete(store: Store, backup: Backup, *, now: datetime) -> Deletion:
             return Deletion(kept="its manifest is gone already: another prune is or was at it")
         if manifest_from_json(data, key) != backup.manifest:
             return Deletion(kept="its manifest is not the one that was planned with")
-        reason = _speaks_against(store, backup, now)
+        reason = _speaks_against(store, backup, clock())
         if reason:
             return Deletion(kept=reason)
         denied = store.delete([copy]) or store.delete([key])
         try:
             reason = (
-                "the store does not let go of its manifest" if denied else _speaks_against(store, backup, now)
+                "the store does not let go of its manifest"
+                if denied
+                else _speaks_against(store, backup, clock())
             )
         except StoreError:
             _put_back(store, {copy: data, key: data})
@@ -68,10 +72,10 @@ def delete(store: Store, backup: Backup, *, now: datetime) -> Deletion:
         )
 
 
-def delete_imported(imports: Store, store: Store, backup: Backup, *, now: datetime) -> Deletion:
+def delete_imported(imports: Store, store: Store, backup: Backup, *, clock: Clock) -> Deletion:
     """Delete an imported dump from `imports`, then what `store` keeps of it."""
-    with leases.claim(store, backup.id, now=now) as others:
-        reason = _in_use(others) if others else _speaks_against(store, backup, now)
+    with leases.claim(store, backup.id, clock=clock) as others:
+        reason = _in_use(others) if others else _speaks_against(store, backup, clock())
         if reason:
             return Deletion(kept=reason)
         denied = imports.delete([backup.imported_key])
@@ -82,9 +86,9 @@ def delete_imported(imports: Store, store: Store, backup: Backup, *, now: dateti
         )
 
 
-def collect(store: Store, found: UnlistedObjects, *, now: datetime) -> Deletion:
+def collect(store: Store, found: UnlistedObjects, *, clock: Clock) -> Deletion:
     """Delete objects that no manifest names, unless they were published or claimed meanwhile."""
-    with leases.claim(store, found.id, now=now) as others:
+    with leases.claim(store, found.id, clock=clock) as others:
         if others:
             return Deletion(kept=_in_use(others))
         for key in (

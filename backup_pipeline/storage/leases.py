@@ -119,16 +119,16 @@ def hold(
 
 @contextmanager
 def claim(
-    store: Store, backup: BackupId, *, now: datetime, ttl: timedelta = TTL
+    store: Store, backup: BackupId, *, clock: Callable[[], datetime], ttl: timedelta = TTL
 ) -> Iterator[tuple[Lease, ...]]:
     """A prune's own lease on what it is about to delete; yields the other live leases.
 
     When there are any, nothing may be deleted. It is not renewed: deleting takes seconds.
     """
-    held = Held(backup, PRUNE, secrets.token_hex(8), lambda: now, now + ttl)
+    held = Held(backup, PRUNE, secrets.token_hex(8), clock, clock() + ttl)
     _put(store, held)
     try:
-        yield others(store, held.id, now=now, token=held.token)
+        yield others(store, held.id, now=clock(), token=held.token)
     finally:
         _remove(store, held)
 

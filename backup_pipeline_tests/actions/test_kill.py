@@ -66,7 +66,7 @@ def all_whole(store: Store) -> int:
 
 def pruned(box: Box, store: Store, *, keep: int, at: datetime) -> None:
     config = replace(box.protected.config, tiers=(TierConfig("daily", "0 2 * * *", keep),))
-    prune.carry_out(store, prune.plan(store, config, now=at), now=at, log=box.said.say)
+    prune.carry_out(store, prune.plan(store, config, now=at), clock=lambda: at, log=box.said.say)
 
 
 def nothing_is_left_behind(box: Box) -> None:

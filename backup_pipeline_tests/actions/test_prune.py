@@ -11,7 +11,7 @@ from backup_pipeline.actions import prune
 from backup_pipeline.config import DatabaseConfig, Secret, TierConfig
 from backup_pipeline.domain.backup import BackupId, Verdict
 from backup_pipeline.domain.layout import INDEX, Beside, catalog_key, data_prefix, manifest_copy_key
-from backup_pipeline.errors import StoreError
+from backup_pipeline.errors import Busy, StoreError
 from backup_pipeline.storage import catalog, leases
 from backup_pipeline.storage.directory import DirectoryStore
 from backup_pipeline.storage.store import ObjectInfo, Store
@@ -42,7 +42,7 @@ def store() -> MemoryStore:
 def run(store: Store, *, imports: Store | None = None, now: datetime = NOW) -> tuple[prune.Pruned, list[str]]:
     log: list[str] = []
     planned = prune.plan(store, CONFIG, now=now, imports=imports)
-    return prune.carry_out(store, planned, now=now, log=log.append, imports=imports), log
+    return prune.carry_out(store, planned, clock=lambda: now, log=log.append, imports=imports), log
 
 
 def days(store: Store) -> list[int]:
@@ -58,7 +58,7 @@ def test_every_decision_is_logged_before_anything_is_deleted(store: MemoryStore)
             return super().delete(keys)
 
     planned = prune.plan(store, CONFIG, now=NOW)
-    done = prune.carry_out(Watching(store), planned, now=NOW, log=log.append)
+    done = prune.carry_out(Watching(store), planned, clock=lambda: NOW, log=log.append)
     assert log[:7] == [str(decision) for decision in planned.plan.decisions]
     assert log.index("DELETE") == 7
     assert days(store) == [2, 5, 6, 7]
@@ -101,7 +101,7 @@ def test_a_plan_that_is_no_longer_right_is_not_carried_out(store: MemoryStore) -
     catalog.pin(store, manifest(at=day(1)).id, at=NOW)
     catalog.record_proof(store, manifest(at=day(7)).id, proof(Verdict.FAILED))
     log: list[str] = []
-    done = prune.carry_out(store, planned, now=NOW, log=log.append)
+    done = prune.carry_out(store, planned, clock=lambda: NOW, log=log.append)
     assert days(store) == [1, 2, 4, 5, 6, 7]
     assert [reason for _, reason in done.kept_after_all] == ["pinned", "number 3 of the 3 newest of daily"]
     assert f"kept after all {manifest(at=day(1)).id}: pinned" in log
@@ -116,7 +116,7 @@ def test_a_floor_that_breaks_while_others_are_deleted_stops_the_rest(store: Memo
 
     racing = Racing(store)
     planned = prune.plan(racing, CONFIG, now=NOW)
-    done = prune.carry_out(racing, planned, now=NOW, log=lambda _: None)
+    done = prune.carry_out(racing, planned, clock=lambda: NOW, log=lambda _: None)
     assert [backup.taken_at.day for backup in done.deleted] == [1]
     assert {reason for _, reason in done.kept_after_all} == {
         f"the verdict of {manifest(at=day(2)).id}, which stays for it, has changed"
@@ -323,7 +323,7 @@ class TestDenials:
     def test_a_missing_permission_fails_after_all_else_is_done(self, store: MemoryStore) -> None:
         denied = manifest(at=day(3))
         store.locked[manifest_copy_key(denied.id, "daily")] = "Access Denied"
-        with pytest.raises(StoreError, match="1 objects could not be deleted") as caught:
+        with pytest.raises(StoreError, match="1 object could not be deleted") as caught:
             run(store)
         assert caught.value.detail == {manifest_copy_key(denied.id, "daily"): "Access Denied"}
         assert days(store) == [2, 3, 5, 6, 7]
@@ -355,6 +355,27 @@ class TestImported:
             run(store, imports=imports)
         assert len(imports.objects) == 5
 
+    def test_a_long_prune_still_claims_what_it_deletes(self, imports: MemoryStore) -> None:
+        """A restore that begins while a dump is deleted is refused, however long ago the prune began."""
+        store = MemoryStore()
+        refused: list[BackupId] = []
+
+        def clock() -> datetime:
+            return NOW + timedelta(hours=len(refused))
+
+        class Racing(CountingStore):
+            def delete(self, keys: Sequence[str]) -> dict[str, str]:
+                (claimed,) = {item.id for item in leases.live_leases(store, "app", clock())}
+                with pytest.raises(Busy), leases.hold(store, claimed, "restore", clock=clock):
+                    raise AssertionError
+                refused.append(claimed)
+                return super().delete(keys)
+
+        planned = prune.plan(store, CONFIG, now=NOW, imports=imports)
+        done = prune.carry_out(store, planned, clock=clock, log=lambda _: None, imports=Racing(imports))
+        assert refused == done.deleted
+        assert len(refused) > 1
+
     def test_an_empty_one_counts_for_nothing(self, imports: MemoryStore) -> None:
         imports.put("daily/backup_daily_20260209_020000.sql.gz", [b""])
         _, log = run(MemoryStore(), imports=imports)
@@ -364,17 +385,31 @@ class TestImported:
     def test_without_their_store_they_are_not_touched(self, imports: MemoryStore) -> None:
         store = MemoryStore()
         planned = prune.plan(store, CONFIG, now=NOW, imports=imports)
-        done = prune.carry_out(store, planned, now=NOW, log=lambda _: None)
+        done = prune.carry_out(store, planned, clock=lambda: NOW, log=lambda _: None)
         assert not done.deleted
         assert len(imports.objects) == 5
 
 
-def test_a_large_catalog_gets_its_index(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_catalog_gets_its_index(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many databases its backups are of; and again, once enough was added."""
+    times = iter(NOW + timedelta(seconds=number) for number in range(10_000))
+    store = MemoryStore(clock=lambda: next(times))
+    for name in ("app", "b", "c", "d"):
+        put_backup(store, manifest(name, at=day(1)))
     run(store)
     assert INDEX not in store.objects
     monkeypatch.setattr(prune, "INDEX_FROM", 4)
     run(store)
-    assert INDEX in store.objects
+    first = store.objects[INDEX]
+    store.requests.clear()
+    assert len(catalog.list_backups(store).backups) == 4
+    assert store.requests["read"] == 1
+    run(store)
+    assert store.objects[INDEX] == first
+    for name in ("e", "f", "g", "h"):
+        put_backup(store, manifest(name, at=day(1)))
+    run(store)
+    assert store.objects[INDEX] != first
 
 
 def test_a_tier_that_is_gone_from_the_configuration_keeps_its_backups(store: MemoryStore) -> None:

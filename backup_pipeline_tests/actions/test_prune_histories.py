@@ -184,7 +184,7 @@ class History:
         dying = DyingStore(self.store, before=self.random.choice((*range(1, 25), 10**6, 10**6, 10**6)))
         try:
             planned = prune.plan(dying, CONFIG, now=self.now, imports=self.imports)
-            prune.carry_out(dying, planned, now=self.now, log=lambda _: None, imports=self.imports)
+            prune.carry_out(dying, planned, clock=lambda: self.now, log=lambda _: None, imports=self.imports)
         except Died:
             self.told[-1] += f" died: {dying.effects[-1:]}"
         after = {item.id: item for item in self.listed()}
@@ -213,7 +213,7 @@ class History:
         won: list[bool] = []
         racing = Racing(self.store, self.random.randrange(1, 60), lambda: won.append(meanwhile(victim.id)))
         planned = prune.plan(racing, CONFIG, now=self.now, imports=self.imports)
-        prune.carry_out(racing, planned, now=self.now, log=lambda _: None, imports=self.imports)
+        prune.carry_out(racing, planned, clock=lambda: self.now, log=lambda _: None, imports=self.imports)
         after = {item.id: item for item in self.listed()}
         self.told[-1] += f" {meanwhile.__name__} {victim.id} at request {racing.at}: {won}"
         assert protected <= set(after), f"lost {protected - set(after)}"
@@ -242,7 +242,7 @@ class History:
 
     def prune_too(self, _: BackupId) -> bool:
         planned = prune.plan(self.store, CONFIG, now=self.now, imports=self.imports)
-        prune.carry_out(self.store, planned, now=self.now, log=lambda _: None, imports=self.imports)
+        prune.carry_out(self.store, planned, clock=lambda: self.now, log=lambda _: None, imports=self.imports)
         return False
 
     def settle(self) -> None:
@@ -256,7 +256,7 @@ class History:
         for _ in range(2):
             planned = prune.plan(self.store, CONFIG, now=self.now, imports=self.imports)
             done = prune.carry_out(
-                self.store, planned, now=self.now, log=lambda _: None, imports=self.imports
+                self.store, planned, clock=lambda: self.now, log=lambda _: None, imports=self.imports
             )
             assert not done.kept_after_all
             assert not done.denied

@@ -389,7 +389,7 @@ def pruned_away(box: Box) -> prune.Pruned:
     old = box.configured(tiers=(TierConfig("daily", "0 2 * * *", 1),)).config
     later = now() + timedelta(minutes=1)
     plan = prune.plan(box.store, old, now=later)
-    return prune.carry_out(box.store, plan, now=later, log=box.said.say)
+    return prune.carry_out(box.store, plan, clock=lambda: later, log=box.said.say)
 
 
 def test_what_is_being_restored_is_not_pruned(live: Box) -> None:

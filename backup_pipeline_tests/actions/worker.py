@@ -43,7 +43,7 @@ def main(root: str, dsn: str, server: str, bin_dir: str, how_long: str) -> None:
     while True:
         dump.take(protected, tier="daily", scheduled_for=None, clock=now, report=said)
         planned = prune.plan(protected.store, config, now=now())
-        prune.carry_out(protected.store, planned, now=now(), log=said.say)
+        prune.carry_out(protected.store, planned, clock=now, log=said.say)
         plan = restore.plan(protected, asked, clock=now)
         restore.carry_out(protected, plan, clock=now, report=said)
         if how_long == "once":

@@ -93,7 +93,7 @@ class TestPublish:
 
     def test_it_waits_for_a_prune_that_collects_its_objects(self, store: MemoryStore) -> None:
         put_objects(store, M)
-        with leases.claim(store, M.id, now=M.finished_at + timedelta(days=2)), pytest.raises(Busy):
+        with leases.claim(store, M.id, clock=lambda: M.finished_at + timedelta(days=2)), pytest.raises(Busy):
             catalog.publish(store, M)
         assert listed(store) == []
         catalog.publish(store, M)
@@ -223,7 +223,7 @@ class TestIndex:
         catalog.refresh_index(store)
         catalog.record_proof(store, M.id, proof(Verdict.FAILED))
         assert catalog.list_backups(store).backups[0].verdict is Verdict.FAILED
-        catalog_delete.delete(store, catalog.load(store, M.id), now=NOW)
+        catalog_delete.delete(store, catalog.load(store, M.id), clock=lambda: NOW)
         assert catalog.list_backups(store).backups == ()
 
     @pytest.mark.parametrize(
@@ -334,7 +334,7 @@ class TestDelete:
         catalog.record_proof(store, M.id, proof())
         store.put(data_prefix(M.id, M.tier) + "left-by-a-retry", [b"x"])
         backup = catalog.load(store, M.id)
-        done = catalog_delete.delete(store, backup, now=NOW)
+        done = catalog_delete.delete(store, backup, clock=lambda: NOW)
         assert not done.kept
         assert not done.denied
         assert done.freed_bytes >= backup.size_bytes
@@ -350,19 +350,19 @@ class TestDelete:
 
         counting = CountingStore(prepared())
         backup = catalog.load(counting, M.id)
-        catalog_delete.delete(counting, backup, now=NOW)
+        catalog_delete.delete(counting, backup, clock=lambda: NOW)
         deletes = [effect.split()[1] for effect in counting.effects if effect.startswith("delete")]
         assert deletes[:3] == [COPY, KEY, VERDICT]
         for before in range(1, len(counting.effects) + 1):
             store = prepared()
             with pytest.raises(Died):
-                catalog_delete.delete(DyingStore(store, before=before), backup, now=NOW)
+                catalog_delete.delete(DyingStore(store, before=before), backup, clock=lambda: NOW)
             for found in catalog.list_backups(store).backups:
                 assert found.manifest is not None
                 sizes = {info.key: info.size_bytes for info in store.list("databases/")}
                 assert not catalog.missing_objects(found.manifest, sizes)
             still = listed(store) == [M.id]
-            again = catalog_delete.delete(store, backup, now=NOW + timedelta(hours=1))
+            again = catalog_delete.delete(store, backup, clock=lambda: NOW + timedelta(hours=1))
             assert (not again.kept) == still, "what is no longer listed is left to the collector"
             assert listed(store) == []
             assert rebuild(store).backups == ()
@@ -387,7 +387,7 @@ class TestDelete:
                 return super().delete(keys)
 
         with ExitStack() as restores:
-            done = catalog_delete.delete(Racing(store), backup, now=NOW)
+            done = catalog_delete.delete(Racing(store), backup, clock=lambda: NOW)
         assert {"lease": "in use: restore", "pin": "pinned", "verdict": "verdict"}[against] in done.kept
         assert listed(store) == [M.id]
         assert before.items() <= contents(store).items()
@@ -397,13 +397,16 @@ class TestDelete:
         backup = catalog.load(store, M.id)
         before = contents(store)
         with leases.hold(store, M.id, "proof", clock=lambda: NOW):
-            assert "in use: proof" in catalog_delete.delete(store, backup, now=NOW).kept
-        with leases.claim(store, M.id, now=NOW):
-            assert "in use: prune" in catalog_delete.delete(store, backup, now=NOW).kept
-        assert "not the one" in catalog_delete.delete(store, replace(backup, manifest=None), now=NOW).kept
+            assert "in use: proof" in catalog_delete.delete(store, backup, clock=lambda: NOW).kept
+        with leases.claim(store, M.id, clock=lambda: NOW):
+            assert "in use: prune" in catalog_delete.delete(store, backup, clock=lambda: NOW).kept
+        assert (
+            "not the one"
+            in catalog_delete.delete(store, replace(backup, manifest=None), clock=lambda: NOW).kept
+        )
         assert contents(store) == before
-        assert not catalog_delete.delete(store, backup, now=NOW).kept
-        assert "gone already" in catalog_delete.delete(store, backup, now=NOW).kept
+        assert not catalog_delete.delete(store, backup, clock=lambda: NOW).kept
+        assert "gone already" in catalog_delete.delete(store, backup, clock=lambda: NOW).kept
 
     def test_a_store_that_fails_at_the_last_look_keeps_it_listed(self, store: MemoryStore) -> None:
         put_backup(store, M)
@@ -422,7 +425,7 @@ class TestDelete:
                 return super().list(prefix)
 
         with pytest.raises(StoreError):
-            catalog_delete.delete(Failing(store), backup, now=NOW)
+            catalog_delete.delete(Failing(store), backup, clock=lambda: NOW)
         assert listed(store) == [M.id]
         assert COPY in store.objects
 
@@ -431,7 +434,7 @@ class TestDelete:
         put_backup(store, M)
         before = contents(store)
         store.locked[key] = "object protected by object lock"
-        done = catalog_delete.delete(store, catalog.load(store, M.id), now=NOW)
+        done = catalog_delete.delete(store, catalog.load(store, M.id), clock=lambda: NOW)
         assert done.kept
         assert done.denied == {key: "object protected by object lock"}
         assert contents(store) == before
@@ -439,7 +442,7 @@ class TestDelete:
     def test_objects_that_are_locked_are_told(self, store: MemoryStore) -> None:
         put_backup(store, M)
         store.locked[M.objects[0].key] = "object protected by object lock"
-        done = catalog_delete.delete(store, catalog.load(store, M.id), now=NOW)
+        done = catalog_delete.delete(store, catalog.load(store, M.id), clock=lambda: NOW)
         assert not done.kept
         assert done.denied == {M.objects[0].key: "object protected by object lock"}
         assert listed(store) == []
@@ -519,7 +522,7 @@ class TestRebuild:
             def list(self, prefix: str) -> Iterator[ObjectInfo]:
                 found = list(super().list(prefix))
                 if prefix == "databases/":
-                    catalog_delete.delete(store, backup, now=NOW)
+                    catalog_delete.delete(store, backup, clock=lambda: NOW)
                 return iter(found)
 
         assert rebuild(Racing(store)).backups == ()

@@ -56,7 +56,7 @@ def test_backups_live_and_die(store: Store) -> None:
     store.put(imports, [b"PGDMP"])
     planned = prune.plan(store, CONFIG, now=now, imports=store)
     with leases.hold(store, records[2].id, "restore", clock=lambda: now):
-        done = prune.carry_out(store, planned, now=now, log=lambda _: None, imports=store)
+        done = prune.carry_out(store, planned, clock=lambda: now, log=lambda _: None, imports=store)
     assert [str(backup) for backup in done.deleted] == [
         "app/20260101T020000Z-imported-daily",
         str(records[3].id),

@@ -78,7 +78,7 @@ def test_verdicts_and_pins_lie_in_our_store(store: MemoryStore, imports: MemoryS
 
 def test_what_is_being_pruned_is_not_pinned(store: MemoryStore, imports: MemoryStore) -> None:
     imports.put(KEY, [b"PGDMP"])
-    with leases.claim(store, ID, now=NOW), pytest.raises(Busy):
+    with leases.claim(store, ID, clock=lambda: NOW), pytest.raises(Busy):
         catalog.pin(store, ID, at=NOW)
     assert not imported.load_imported(imports, store, ID).pinned
 
@@ -129,12 +129,14 @@ def test_it_is_deleted_in_its_own_store(store: MemoryStore, imports: MemoryStore
     catalog.record_proof(store, ID, proof(Verdict.RESTORED))
     backup = imported.load_imported(imports, store, ID)
     with leases.hold(store, ID, "restore", clock=lambda: NOW):
-        assert "in use" in catalog_delete.delete_imported(imports, store, backup, now=NOW).kept
+        assert "in use" in catalog_delete.delete_imported(imports, store, backup, clock=lambda: NOW).kept
     imports.locked[KEY] = "Access Denied"
-    assert catalog_delete.delete_imported(imports, store, backup, now=NOW).denied == {KEY: "Access Denied"}
+    assert catalog_delete.delete_imported(imports, store, backup, clock=lambda: NOW).denied == {
+        KEY: "Access Denied"
+    }
     assert imported.load_imported(imports, store, ID) == backup
     imports.locked.clear()
-    done = catalog_delete.delete_imported(imports, store, backup, now=NOW)
+    done = catalog_delete.delete_imported(imports, store, backup, clock=lambda: NOW)
     assert (done.kept, done.freed_bytes) == ("", 5)
     assert list(imports.objects) == ["daily/backup_daily_20260302_020000.sql.gz"]
     assert not store.objects

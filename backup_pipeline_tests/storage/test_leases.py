@@ -177,19 +177,19 @@ def test_nothing_is_held_of_a_backup_that_is_gone(store: MemoryStore) -> None:
 
 
 def test_an_imported_dump_is_not_restored_while_it_is_pruned(store: MemoryStore) -> None:
-    with leases.claim(store, IMPORTED, now=NOW) as others:
+    with leases.claim(store, IMPORTED, clock=clock) as others:
         assert others == ()
         with pytest.raises(Busy), leases.hold(store, IMPORTED, "restore", clock=clock):
             raise AssertionError
     with (
         leases.hold(store, IMPORTED, "restore", clock=clock),
-        leases.claim(store, IMPORTED, now=NOW) as others,
+        leases.claim(store, IMPORTED, clock=clock) as others,
     ):
         assert [lease.purpose for lease in others] == ["restore"]
 
 
 def test_of_two_prunes_at_least_one_draws_back(store: MemoryStore) -> None:
-    with leases.claim(store, M.id, now=NOW) as first, leases.claim(store, M.id, now=NOW) as second:
+    with leases.claim(store, M.id, clock=clock) as first, leases.claim(store, M.id, clock=clock) as second:
         assert not first
         assert [lease.purpose for lease in second] == ["prune"]
 
@@ -221,7 +221,7 @@ def test_a_restore_that_begins_at_any_moment_of_a_prune_finds_all_or_is_refused(
                     restores.enter_context(leases.hold(store, M.id, "restore", clock=clock))
 
             stepping = Stepping(store, before, begin)
-            done = catalog_delete.delete(stepping, backup, now=NOW)
+            done = catalog_delete.delete(stepping, backup, clock=lambda: NOW)
             restoring = bool(live(store))
             if restoring and done.kept:
                 assert catalog.load(store, M.id) == backup
@@ -245,7 +245,7 @@ def test_a_prune_at_any_moment_of_a_restores_beginning_leaves_all_or_the_restore
         backup = put_backup(store, M)
 
         def prune(store: MemoryStore = store, backup: Backup = backup) -> None:
-            catalog_delete.delete(store, backup, now=NOW)
+            catalog_delete.delete(store, backup, clock=lambda: NOW)
 
         stepping = Stepping(store, before, prune)
         try:
