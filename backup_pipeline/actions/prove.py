@@ -2,7 +2,7 @@
 
 Called by cli.py, by Dagster's check and by drills. The restore is the one that operators use
 (engines/postgres/); only the place differs. A verdict is about the backup: what goes wrong around it
-(a store that does not answer, a scratch server that dies) is raised, and records nothing.
+(a store that does not answer, a scratch server that dies, a full disk) is raised, and records nothing.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from backup_pipeline.actions.compare import Restored, compare_restored
 from backup_pipeline.actions.dump import SOFTWARE
 from backup_pipeline.actions.fetch import Fetched, fetch_dump, fetch_imported, fetch_small, imported_header
 from backup_pipeline.actions.protected import Clock, Protected
-from backup_pipeline.actions.report import Report, timed
+from backup_pipeline.actions.report import Report, loading
 from backup_pipeline.domain.backup import (
     Backup,
     BackupId,
@@ -28,19 +28,25 @@ from backup_pipeline.domain.backup import (
     Source,
     Verdict,
 )
-from backup_pipeline.domain.fingerprint import fingerprint_from_json
+from backup_pipeline.domain.fingerprint import Fingerprint, fingerprint_from_json
 from backup_pipeline.domain.proof import verdict_of
 from backup_pipeline.engines.postgres import load, restore
+from backup_pipeline.engines.postgres.blame import Blame
 from backup_pipeline.engines.postgres.properties import read_properties
 from backup_pipeline.engines.postgres.requirements import missing_requirements
-from backup_pipeline.engines.postgres.roles import create_plain_roles
-from backup_pipeline.engines.postgres.scratch import Scratch, scratch_server
-from backup_pipeline.engines.postgres.server import Endpoint, connect
+from backup_pipeline.engines.postgres.scratch import Scratch, create_roles, scratch_server
+from backup_pipeline.engines.postgres.server import Endpoint, connect, read_server_info
 from backup_pipeline.engines.postgres.tools import Tools, find_tools, known_vulnerable
 from backup_pipeline.errors import BackupError, Corrupt, NotProvable, ObjectNotFound, Refused, ToolError
 from backup_pipeline.spool import private_folder, require_free
 from backup_pipeline.storage import catalog, leases
 from backup_pipeline.units import show_seconds
+
+_ANOTHER_SERVER = "Install it there, or name a server and role that have it with [scratch] dsn."
+_WITH_NETWORK = (
+    "the scratch server was not cut off from the network, which this system does not allow: "
+    "what the dump runs could have reached other machines"
+)
 
 
 @dataclass(frozen=True)
@@ -65,7 +71,7 @@ def due_at_once(protected: Protected, backup: Backup) -> bool:
 def prove(protected: Protected, backup_id: BackupId, *, clock: Clock, report: Report) -> Proof:
     """Restore, compare, record; return the proof, whatever its verdict.
 
-    Raises BackupNotFound, StoreError, ServerError, Busy; no verdict is recorded then.
+    Raises BackupNotFound, StoreError, ServerError, ToolError, Busy; no verdict is recorded then.
     """
     with leases.hold(protected.store, backup_id, "proof", clock=clock) as lease:
         backup = backups.load(protected, backup_id)
@@ -73,7 +79,8 @@ def prove(protected: Protected, backup_id: BackupId, *, clock: Clock, report: Re
         try:
             found = _attempt(protected, backup, report)
         except NotProvable as error:
-            found = _Found(Verdict.NOT_PROVABLE, differences=_lines(error))
+            left = tuple(getattr(error, "__notes__", ()))
+            found = _Found(Verdict.NOT_PROVABLE, differences=_lines(error), notes=left)
         except (Corrupt, ObjectNotFound) as error:
             found = _Found(Verdict.FAILED, differences=_lines(error))
         proof = Proof(
@@ -89,7 +96,8 @@ def prove(protected: Protected, backup_id: BackupId, *, clock: Clock, report: Re
         lease.check()
         catalog.record_proof(protected.store, backup_id, proof)
     report.say(f"{backup_id} is {proof.verdict}; restored in {show_seconds(proof.restore_s)}")
-    for line in (*proof.checked, *(f"DIFFERENT: {line}" for line in proof.differences)):
+    different = (f"DIFFERENT: {line}" for line in proof.differences)
+    for line in (*proof.checked, *different, *(f"note: {line}" for line in proof.notes)):
         report.say(f"  {line}")
     return proof
 
@@ -109,38 +117,42 @@ def _attempt(protected: Protected, backup: Backup, report: Report) -> _Found:
             raise NotProvable(error.message, hint=error.hint) from error
         for item in backup.manifest.of_role(ObjectRole.GLOBALS):
             fetch_small(protected.store, item)
+        (item,) = backup.manifest.of_role(ObjectRole.FINGERPRINT)
+        expected = fingerprint_from_json(fetch_small(protected.store, item), item.key)
         with _scratch(protected, source.server_version // 10000, source.system_identifier) as scratch:
             _require(scratch, source)
-            _create_roles(scratch, (source.database.owner, *source.roles))
+            create_roles(scratch, (source.database.owner, *source.roles))
             properties = replace(source.database, tablespace="pg_default")
-            try:
-                _load(scratch, properties, fetched, tools, backup.manifest.jobs, report)
-            except ToolError as error:
-                restore_s = time.monotonic() - begun_s
-                return _Found(Verdict.FAILED, restore_s=restore_s, differences=_lines(error))
+            options = load.LoadOptions(jobs=backup.manifest.jobs, tablespaces=False)
+            failed = _load(protected, scratch, properties, fetched, tools, options, report)
             restore_s = time.monotonic() - begun_s
-            return _compare(protected, backup.manifest, scratch, fetched, tools, restore_s, report)
+            if failed:
+                found = _Found(Verdict.FAILED, restore_s=restore_s, differences=_lines(failed))
+            else:
+                found = _compare(protected, backup.manifest, expected, scratch, fetched, tools, report)
+        return replace(found, restore_s=restore_s, notes=(*found.notes, *_said_of(scratch)))
 
 
 def _compare(
     protected: Protected,
     manifest: Manifest,
+    source: Fingerprint,
     scratch: Scratch,
     fetched: Fetched,
     tools: Tools,
-    restore_s: float,
     report: Report,
 ) -> _Found:
-    (item,) = manifest.of_role(ObjectRole.FINGERPRINT)
-    source = fingerprint_from_json(fetch_small(protected.store, item), item.key)
     begun_s = time.monotonic()
 
     @contextlib.contextmanager
     def spare() -> Iterator[Endpoint]:
-        with restore.temporary_database(scratch.endpoint, scratch.database, manifest.source.database) as name:
+        properties = replace(manifest.source.database, tablespace="pg_default")
+        with restore.temporary_database(scratch.endpoint, scratch.database, properties) as name:
             yield scratch.endpoint.with_database(name)
 
-    restored = Restored(scratch.endpoint.with_database(scratch.database), fetched.archive, tools, spare)
+    stall_s = protected.config.stall_timeout.total_seconds()
+    database = scratch.endpoint.with_database(scratch.database)
+    restored = Restored(database, fetched.archive, tools, spare, stall_s)
     comparison = compare_restored(
         source,
         restored,
@@ -151,7 +163,6 @@ def _compare(
     objects = f"{len(manifest.objects)} objects in the store, every byte as it was written"
     return _Found(
         verdict=verdict_of(comparison, "content" if source.has_contents else "counts"),
-        restore_s=restore_s,
         compare_s=time.monotonic() - begun_s,
         checked=(objects, f"restored into PostgreSQL {tools.major}", *comparison.checked),
         differences=comparison.differences,
@@ -174,53 +185,86 @@ def _imported(protected: Protected, backup: Backup, spool: Path, report: Report)
             f"{backup.imported_key} has no digest to verify, and {hole}", hint="Update the client tools."
         )
     fetched = fetch_imported(protected.imports, backup, spool, report)
-    with _scratch(protected, header.server_major, "") as scratch:
+    with _scratch(protected, header.server_major, _identifier(protected)) as scratch:
         with contextlib.closing(connect(scratch.endpoint, purpose="proof")) as session:
             properties = read_properties(session, scratch.endpoint.database)
         plain = replace(properties, grants=None, settings=(), comment=None, is_template=False)
-        try:
-            _load(scratch, plain, fetched, tools, 1, report, owners=False)
-        except ToolError as error:
-            return _Found(Verdict.FAILED, restore_s=time.monotonic() - begun_s, differences=_lines(error))
+        options = load.LoadOptions(tablespaces=False, owners=False)
+        failed = _load(protected, scratch, plain, fetched, tools, options, report)
+        restore_s = time.monotonic() - begun_s
+    notes = _said_of(scratch)
+    if failed:
+        return _Found(Verdict.FAILED, restore_s=restore_s, differences=_lines(failed), notes=notes)
     note = "no fingerprint was taken with it, so contents, owners and grants could not be compared"
     return _Found(
         Verdict.RESTORED,
-        restore_s=time.monotonic() - begun_s,
+        restore_s=restore_s,
         checked=(f"restored into PostgreSQL {header.server_major} without an error",),
-        notes=(note,),
+        notes=(note, *notes),
     )
 
 
+def _identifier(protected: Protected) -> str:
+    """Of the source's cluster, where a proof could meet it. Raises ServerError."""
+    if protected.scratch.dsn is None:
+        return ""
+    with contextlib.closing(connect(protected.source(), purpose="proof")) as session:
+        return read_server_info(session).system_identifier
+
+
 def _load(
+    protected: Protected,
     scratch: Scratch,
     properties: DatabaseProperties,
     fetched: Fetched,
     tools: Tools,
-    jobs: int,
+    options: load.LoadOptions,
     report: Report,
-    *,
-    owners: bool = True,
-) -> None:
-    restore.create_database(scratch.endpoint, scratch.database, properties)
-    tell = timed(report, "restore")
-    load.load(
-        scratch.endpoint,
-        scratch.database,
-        fetched.archive,
-        load.LoadOptions(jobs, tablespaces=False, owners=owners),
-        tools=tools,
-        progress=lambda seen: tell(seen.loaded_bytes or 0, 0),
-    )
+) -> ToolError | None:
+    """Restore; return the error when the backup is to blame for it.
+
+    Raises NotProvable when the server lacks something, ToolError and ServerError for a mishap.
+    """
+    try:
+        restore.create_database(scratch.endpoint, scratch.database, properties)
+    except Refused as error:
+        raise NotProvable(error.message, detail=error.detail, hint=error.hint) from error
+    try:
+        load.load(
+            scratch.endpoint,
+            scratch.database,
+            fetched.archive,
+            options,
+            tools=tools,
+            progress=loading(report),
+            limits=load.LoadLimits(protected.config.stall_timeout.total_seconds()),
+        )
+    except ToolError as error:
+        match scratch.blame(error):
+            case Blame.BACKUP:
+                return error
+            case Blame.PLACE:
+                raise NotProvable(
+                    f"the scratch server lacks what this backup needs: {error.message}",
+                    detail=error.detail,
+                    hint=error.hint or _ANOTHER_SERVER,
+                ) from error
+            case Blame.MISHAP:
+                raise
     restore.apply_properties(scratch.endpoint, scratch.database, properties)
+    return None
+
+
+def _said_of(scratch: Scratch) -> tuple[str, ...]:
+    """What is worth knowing of the place, once it is gone."""
+    open_to_all = scratch.ours and not scratch.cut_off
+    return (*((_WITH_NETWORK,) if open_to_all else ()), *scratch.left)
 
 
 @contextlib.contextmanager
 def _scratch(protected: Protected, major: int, identifier: str) -> Iterator[Scratch]:
-    config = protected.scratch
-    existing = Endpoint(config.dsn.reveal(), config.password) if config.dsn else None
-    with scratch_server(
-        major, existing=existing, bin_dir=config.bin_dir, source_identifier=identifier
-    ) as scratch:
+    existing, bin_dir = protected.scratch_server(), protected.scratch.bin_dir
+    with scratch_server(major, existing=existing, bin_dir=bin_dir, source_identifier=identifier) as scratch:
         yield scratch
 
 
@@ -232,13 +276,8 @@ def _require(scratch: Scratch, source: Source) -> None:
     if problems:
         raise NotProvable(
             f"the scratch server lacks what this backup needs: {'; '.join(problems)}",
-            hint="Install it there, or name a server that has it with [scratch] dsn.",
+            hint=_ANOTHER_SERVER,
         )
-
-
-def _create_roles(scratch: Scratch, names: tuple[str, ...]) -> None:
-    with contextlib.closing(connect(scratch.endpoint, purpose="proof")) as session:
-        scratch.roles += create_plain_roles(session, names)
 
 
 def _tools(protected: Protected, client_major: int) -> Tools:

@@ -16,7 +16,9 @@ from psycopg.conninfo import make_conninfo
 from backup_pipeline.engines.postgres.cluster import LocalCluster, runs_as, server_identity
 from backup_pipeline.engines.postgres.scratch import (
     DATABASE_PREFIX,
+    ROLE_MARK,
     collect_stale,
+    create_roles,
     private_folder,
     scratch_cluster,
     scratch_server,
@@ -39,6 +41,10 @@ def scratch_databases(server: Endpoint) -> list[str]:
     return [
         name for name in names(server, "SELECT datname FROM pg_database") if name.startswith(DATABASE_PREFIX)
     ]
+
+
+def roles(server: Endpoint, *wanted: str) -> list[str]:
+    return sorted(set(wanted) & set(names(server, "SELECT rolname FROM pg_roles")))
 
 
 # A cluster of our own
@@ -157,8 +163,7 @@ def test_on_an_existing_server_database_and_roles_are_gone_afterwards(postgres: 
         assert not scratch.ours
         with contextlib.closing(connect(scratch.endpoint)) as session:
             create(session, scratch.database)
-            session.execute('CREATE ROLE "of the dump"')
-            scratch.roles.append("of the dump")
+        create_roles(scratch, ["of the dump"])
         with contextlib.closing(connect(server.with_database(scratch.database))) as session:
             session.execute('CREATE TABLE public.t (); ALTER TABLE public.t OWNER TO "of the dump"')
         assert scratch_databases(server) == [scratch.database]
@@ -177,17 +182,61 @@ def test_a_failing_proof_leaves_nothing_on_an_existing_server(postgres: LocalClu
 
 def test_what_cannot_be_dropped_is_said(postgres: LocalCluster) -> None:
     server = postgres.endpoint()
-    with contextlib.closing(connect(server)) as session:
-        session.execute("CREATE ROLE in_use")
+    with scratch_server(17, existing=server) as scratch, contextlib.closing(connect(server)) as session:
+        create_roles(scratch, ["in_use"])
         session.execute("CREATE DATABASE of_in_use OWNER in_use")
-    with (
-        pytest.raises(ServerError, match=r"roles stay on the scratch server .*: in_use"),
-        scratch_server(17, existing=server) as scratch,
-    ):
-        scratch.roles.append("in_use")
+    (said,) = scratch.left
+    assert said == "left on the scratch server: something depends on roles that proofs made: in_use"
     with contextlib.closing(connect(server)) as session:
         session.execute("DROP DATABASE of_in_use")
-        session.execute("DROP ROLE in_use")
+    with scratch_server(17, existing=server) as scratch:  # the next one tries again
+        pass
+    assert not scratch.left
+    assert roles(server, "in_use") == []
+
+
+def test_proofs_beside_each_other_share_roles_and_the_last_one_drops_them(postgres: LocalCluster) -> None:
+    server = postgres.endpoint()
+    with scratch_server(17, existing=server) as first:
+        with scratch_server(17, existing=server) as second:
+            create_roles(second, ["shared", "second's"])
+            create_roles(first, ["shared"])
+            with contextlib.closing(connect(server)) as session:
+                create(session, first.database)
+                owner = sql.SQL("ALTER DATABASE {} OWNER TO shared").format(sql.Identifier(first.database))
+                session.execute(owner)
+        assert second.left == []
+        assert roles(server, "shared", "second's") == ["second's", "shared"]
+    assert first.left == []
+    assert roles(server, "shared", "second's") == []
+
+
+def test_roles_of_a_killed_proof_are_dropped_but_nobody_elses(postgres: LocalCluster) -> None:
+    server = postgres.endpoint()
+    with contextlib.closing(connect(server)) as session:
+        session.execute("CREATE ROLE of_a_dead_proof")
+        session.execute(sql.SQL("COMMENT ON ROLE of_a_dead_proof IS {}").format(sql.Literal(ROLE_MARK)))
+        session.execute("CREATE ROLE somebodys")
+        with scratch_server(17, existing=server) as scratch:
+            create_roles(scratch, ["somebodys"])
+        assert roles(server, "of_a_dead_proof", "somebodys") == ["somebodys"]
+        session.execute("DROP ROLE somebodys")
+
+
+def test_a_template_with_a_subscription_is_dropped_too(postgres: LocalCluster) -> None:
+    server = postgres.endpoint()
+    with scratch_server(17, existing=server) as scratch:
+        name = sql.Identifier(scratch.database)
+        with contextlib.closing(connect(server)) as session:
+            create(session, scratch.database)
+            session.execute(sql.SQL("ALTER DATABASE {} IS_TEMPLATE true").format(name))
+        with contextlib.closing(connect(server.with_database(scratch.database))) as session:
+            session.execute(
+                "CREATE SUBSCRIPTION sub CONNECTION 'dbname=none' PUBLICATION p"
+                " WITH (connect = false, slot_name = 'the_sources')"
+            )
+    assert scratch.left == []
+    assert scratch_databases(server) == []
 
 
 def test_what_a_killed_proof_left_on_a_server_is_dropped_but_nothing_in_use(postgres: LocalCluster) -> None:

@@ -49,6 +49,8 @@ class Requirements:
         said = [self.version, self.standby, self.locale]
         if self.extensions:
             said.append(f"extensions are not installed there: {', '.join(self.extensions)}")
+        if self.untrusted_extensions:
+            said.append(f"only a superuser may create extensions {', '.join(self.untrusted_extensions)}")
         if self.tablespaces:
             said.append(f"tablespaces do not exist there: {', '.join(self.tablespaces)}")
         if self.free_bytes is not None and self.free_bytes < self.need_bytes:
@@ -64,8 +66,6 @@ class Requirements:
             f"extension {name} will have version {new} instead of {old}"
             for name, old, new in self.extension_versions
         ]
-        if self.untrusted_extensions:
-            said.append(f"only a superuser may create extensions {', '.join(self.untrusted_extensions)}")
         if self.free_bytes is None:
             said.append(
                 f"about {show_bytes(self.need_bytes)} are needed; the server's disk cannot be seen from here"

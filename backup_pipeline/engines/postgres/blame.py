@@ -1,0 +1,100 @@
+"""What a failed load says of the backup: that it does not restore, or nothing.
+
+Called by proofs, with pg_restore's error and, of a scratch cluster of our own, the server's log, which
+names an error's SQLSTATE where pg_restore prints only texts. Pure.
+"""
+
+import re
+from enum import StrEnum
+
+from backup_pipeline.errors import ToolError
+
+LOG_LINE_PREFIX = "%e "
+"""What begins each line of a log that is read here: the SQLSTATE."""
+
+
+class Blame(StrEnum):
+    """Whom a failed load speaks of."""
+
+    BACKUP = "backup"  # it does not restore
+    PLACE = "place"  # the scratch server lacks something that the backup needs
+    MISHAP = "mishap"  # no space, a server that went, a signal: another attempt may succeed
+
+
+_SAID = re.compile(
+    r"pg_restore (?:failed|ended with exit code \d+): (?:pg_restore: error: )?(?P<said>.*)", re.S
+)
+_CONNECTING = re.compile(r"(?:[^:]*: )?connection to server .* failed: ")
+_FROM_SERVER = re.compile(r"could not execute query: |COPY failed|error returned by ")
+_SQL = re.compile(r"(?:ERROR|FATAL|PANIC):  (?P<message>.*)")
+_CRASH = re.compile(r"\(PID \d+\) was terminated by signal|^\w{5} PANIC: ", re.M)
+
+_MISHAP_STATES = ("08", "40", "53", "57", "58")  # connection, rollback, resources, operator, system
+_PLACE_STATE = "F0"  # a file of text search
+_REFUSED_STATE = "42501"
+
+_MISHAP = re.compile(
+    r".*: (?:No space left on device|Disk quota exceeded|Input/output error|Read-only file system"
+    r"|Too many open files|Cannot allocate memory)"
+    r"|could not (?:extend|write|fsync|resize|fork|allocate)\b.*"
+    r"|out of (?:shared )?memory.*|sorry, too many clients.*|remaining connection slots.*"
+    r"|terminating .*|canceling .*|deadlock detected.*|the database system is .*"
+)
+_PLACE = re.compile(
+    r"could not (?:create locale|open collator|open [a-z-]+(?: control)? file|access file|load library).*"
+    r'|collation "pg_catalog\..*" for encoding ".*" does not exist'
+    r'|extension ".*" (?:is not available|has no installation script|must be preloaded).*'
+    r"|.*shared_preload_libraries.*|can only create extension in database.*"
+)
+_REFUSED = re.compile(r"permission denied.*|must be .*")
+
+_MISHAP_OF_CLIENT = re.compile(
+    r"server closed the connection|no connection to the server|out of memory"
+    r"|SSL (?:connection|error|SYSCALL)"
+    r"|could not (?:receive|send|connect|fork|create|open|write)|a worker process died"
+    r"|No space left on device|Input/output error"
+)
+_PLACE_OF_CLIENT = re.compile(r"unsupported version|support compression")
+
+
+def blame(error: ToolError, *, log: str = "", superuser: bool = True, english: bool = True) -> Blame:
+    """Judge `error`, of a load whose archive's digests were right.
+
+    `log` is all that the server wrote since it began, "" where it is not known. `superuser` says that
+    nothing was forbidden to the load; `english`, that the server's messages can be told apart.
+    """
+    match = _SAID.match(error.message)
+    if match is None or _CRASH.search(log) or _CONNECTING.match(match["said"]):
+        return Blame.MISHAP  # killed, hung, not even started, or without its server
+    # What fails at CREATE EXTENSION is the extension, not the dump.
+    at_extension = str(error.detail.get("at", "")).startswith("EXTENSION ")
+    if not english and _FROM_SERVER.match(match["said"]):
+        return Blame.PLACE if at_extension else Blame.MISHAP
+    sql = _SQL.search(match["said"])
+    if sql is None:
+        return _of_client(match["said"])
+    message, state = sql["message"], _state(sql["message"], log)
+    refused = not superuser and (state == _REFUSED_STATE or _REFUSED.match(message))
+    if refused or state.startswith(_PLACE_STATE) or _PLACE.match(message):
+        return Blame.PLACE
+    if state.startswith(_MISHAP_STATES) or _MISHAP.match(message):
+        return Blame.MISHAP
+    return Blame.PLACE if at_extension else Blame.BACKUP
+
+
+def _of_client(said: str) -> Blame:
+    """What pg_restore says by itself: about the archive, its connection, or this machine."""
+    if _PLACE_OF_CLIENT.search(said):
+        return Blame.PLACE
+    return Blame.MISHAP if _MISHAP_OF_CLIENT.search(said) else Blame.BACKUP
+
+
+def _state(message: str, log: str) -> str:
+    """The SQLSTATE with which the server logged this message, or ""."""
+    found = ""
+    for line in log.splitlines():
+        state, _, rest = line.partition(" ")
+        logged = _SQL.match(rest)
+        if logged and logged["message"] == message:
+            found = state
+    return found
