@@ -166,7 +166,7 @@ def backup(context: Context, database: str, tier: str, wanted: bool | None, as_j
     context.configured(database)
     protected = context.protected(database)
     with terminal.reporting(quiet=context.quiet) as report:
-        taken = dump.take(protected, tier=tier, scheduled_for=None, clock=now, report=report)
+        taken = dump.take(protected, tier=tier, scheduled_for=None, clock=now, report=report, proving=wanted)
         if wanted is None:
             wanted = proving.due_at_once(protected, taken)
         if wanted:

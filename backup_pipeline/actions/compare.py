@@ -34,6 +34,7 @@ class Restored:
     archive: Path
     tools: Tools
     spare: SpareDatabase
+    stall_s: float = 900.0  # of silence after which a tool counts as hung
 
 
 def compare_restored(
@@ -59,6 +60,7 @@ def compare_restored(
         critical_tables=tuple(dict.fromkeys(item.table for item in source.newest)),
         contents=contents,
         connections=connections,
+        stall_s=restored.stall_s,
         progress=timed(report, "compare"),
     )
     found = replace(found, properties=properties)
@@ -96,4 +98,4 @@ def _rendered(
 def _once_read(statements: tuple[Statement, ...], restored: Restored) -> tuple[Statement, ...]:
     with restored.spare() as spare:
         schema.replay(spare, statements)
-        return schema.capture(restored.tools.path("pg_dump"), spare).statements
+        return schema.capture(restored.tools.path("pg_dump"), spare, stall_s=restored.stall_s).statements

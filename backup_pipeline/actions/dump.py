@@ -61,25 +61,35 @@ class Preflight:
 
 
 def take(
-    protected: Protected, *, tier: str, scheduled_for: datetime | None, clock: Clock, report: Report
+    protected: Protected,
+    *,
+    tier: str,
+    scheduled_for: datetime | None,
+    clock: Clock,
+    report: Report,
+    proving: bool | None = None,
 ) -> Backup:
-    """Preflight, dump, upload and publish; return the published backup.
+    """Preflight, dump, upload and publish; return the published backup. `proving` is preflight's.
 
     Raises ServerError, ToolError, StoreError, Busy; nothing is listed then.
     """
     if tier != MANUAL_TIER:
         protected.config.tier(tier)
-    preflight(protected, report=report)
+    preflight(protected, report=report, proving=proving)
     manifest = dump_and_upload(protected, tier=tier, scheduled_for=scheduled_for, clock=clock, report=report)
     return publish(protected, manifest, report=report)
 
 
-def preflight(protected: Protected, *, report: Report) -> Preflight:
+def preflight(protected: Protected, *, report: Report, proving: bool | None = None) -> Preflight:
     """Try everything that the dump will need; change nothing but a scratch object in the store.
 
-    Raises ConfigError, ServerError, ToolError, StoreError: what would make the dump fail.
+    `proving` says whether a proof follows at once, None that the configuration decides: then what it
+    needs to be told must be there too. Raises ConfigError, ServerError, ToolError, StoreError: what
+    would make the dump fail.
     """
     config, source = protected.config, protected.source()
+    if config.prove.always if proving is None else proving:
+        protected.check_scratch_secrets()
     found = checks.check_source(
         source,
         bin_dir=config.bin_dir,
@@ -176,6 +186,7 @@ class _Dump:
             pg_dump=tools.path("pg_dump"),
             critical_tables=config.critical_tables,
             contents=config.proof == "content",
+            stall_s=config.stall_timeout.total_seconds(),
         )
         with exported_snapshot(source, lock_timeout_s=lock_timeout_s) as snapshot:
             backup = BackupId.make(config.name, snapshot.taken_at, secrets.token_hex(3))
@@ -282,8 +293,12 @@ class _Dump:
 
     def _ride_along(self, source: Endpoint, tools: Tools, found: Fingerprint) -> None:
         """What no dump holds: roles and tablespaces; and what the proof will compare with."""
+        config = self.protected.config
         roles = tool.dump_globals(
-            tools.path("pg_dumpall"), source, with_passwords=self.protected.config.role_passwords
+            tools.path("pg_dumpall"),
+            source,
+            with_passwords=config.role_passwords,
+            stall_s=config.stall_timeout.total_seconds(),
         )
         self._put("globals.sql", ObjectRole.GLOBALS, [roles])
         self._put("fingerprint.json", ObjectRole.FINGERPRINT, [fingerprint_to_json(found)])

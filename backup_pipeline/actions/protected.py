@@ -48,6 +48,16 @@ class Protected:
             )
         return _endpoint(self.config.restore_dsn, self.config.restore_password)
 
+    def scratch_server(self) -> Endpoint | None:
+        """The server that proofs restore to; None for a cluster of our own. Raises ConfigError."""
+        return _endpoint(self.scratch.dsn, self.scratch.password) if self.scratch.dsn is not None else None
+
+    def check_scratch_secrets(self) -> None:
+        """Raise ConfigError when one of them cannot be read: before a dump takes an hour, not after."""
+        for secret in (self.scratch.dsn, self.scratch.password):
+            if secret is not None:
+                secret.reveal()
+
 
 def _endpoint(dsn: Secret, password: Secret | None) -> Endpoint:
     return resolved(Endpoint(dsn.reveal(), password))

@@ -126,19 +126,23 @@ def _check_store(protected: Protected) -> Check:
 
 
 def _check_proof(protected: Protected) -> Check:
-    scratch = protected.scratch
+    endpoint = protected.scratch_server()
     with contextlib.closing(connect(protected.source(), purpose="check")) as session:
-        major = read_server_info(session).major
-    if scratch.dsn is not None:
-        endpoint = Endpoint(scratch.dsn.reveal(), scratch.password)
+        source = read_server_info(session)
+    major = source.major
+    if endpoint is not None:
         with contextlib.closing(connect(endpoint, purpose="check")) as session:
             found = read_server_info(session)
         if found.major != major:
             shown = f"the scratch server is PostgreSQL {found.version_text}, the source {major}"
             return Check("proof", CheckStatus.WARNING, shown, "Proofs need the same major version.")
+        if source.system_identifier and found.system_identifier == source.system_identifier:
+            shown = f"the scratch server {endpoint.shown} is the cluster that backups are taken from"
+            hint = "Name another server with [scratch] dsn, or none: we start one."
+            return Check("proof", CheckStatus.WARNING, shown, hint)
         return Check("proof", CheckStatus.OK, f"proofs restore to {endpoint.shown}")
     try:
-        tools = find_tools(scratch.bin_dir, exactly=major, needs=SERVER)
+        tools = find_tools(protected.scratch.bin_dir, exactly=major, needs=SERVER)
     except ToolError as error:
         shown = f"no PostgreSQL {major} server here to restore proofs into: {error.message}"
         return Check("proof", CheckStatus.WARNING, shown, error.hint)

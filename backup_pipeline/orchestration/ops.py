@@ -27,7 +27,8 @@ def preflight(
     subject = subject or subject_of(context)
     tag_run(context, "backup", subject.database, tier=subject.tier)
     with explained(context):
-        ready = dump.preflight(backups.open(subject.database), report=report_to(context))
+        protected, proving = backups.open(subject.database), subject.prove or None
+        ready = dump.preflight(protected, report=report_to(context), proving=proving)
     for warning in ready.warnings:
         context.log.warning(warning)
     shown = {

@@ -10,16 +10,19 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from backup_pipeline.actions import dump, prove, prune, restore
 from backup_pipeline.actions.protected import Protected
 from backup_pipeline.actions.report import Progress
-from backup_pipeline.config import Secret
+from backup_pipeline.config import ProvePolicy, ScratchConfig, Secret
 from backup_pipeline.domain.backup import Backup, ObjectRole, Verdict
 from backup_pipeline.domain.fingerprint import fingerprint_from_json
 from backup_pipeline.domain.layout import data_prefix
+from backup_pipeline.engines.postgres import dump as tool
+from backup_pipeline.engines.postgres import fingerprint, load
 from backup_pipeline.engines.postgres.cluster import LocalCluster
 from backup_pipeline.engines.postgres.server import advisory_lock, connect
 from backup_pipeline.errors import (
@@ -236,17 +239,19 @@ class Watching(Said):
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_a_dump_tells_its_share_once_there_is_one_to_judge_by(box: Box, jobs: int) -> None:
     box.execute(BULK)
-    protected = box.configured(jobs=jobs)
-    for earlier in (False, True):
-        box = replace(box, said=(said := Watching()))
-        backup = box.take(protected=protected)
+    protected, totals = box.configured(jobs=jobs), []
+    for said in (Watching(), Watching()):
+        backup = replace(box, said=said).take(protected=protected)
         told = said.of("dump and upload")
         done = [item.done_bytes for item in told]
         elapsed = [item.elapsed_s for item in told]
         assert (done, elapsed) == (sorted(done), sorted(elapsed))
         assert done[-1] == backup.size_bytes
-        assert {item.total_bytes is not None for item in told} == {earlier}
-    assert told[-1].total_bytes == pytest.approx(backup.size_bytes, rel=0.2)
+        (total,) = {item.total_bytes for item in told}
+        totals.append((total, done[-1]))
+    (first, _), (second, size_bytes) = totals
+    assert first is None
+    assert second == pytest.approx(size_bytes, rel=0.2)
 
 
 @pytest.mark.parametrize("streamed", [False, True])
@@ -311,6 +316,12 @@ def unreadable(box: Box) -> Protected:
     )
 
 
+def unprovable(box: Box) -> Protected:
+    """The same with a secret of [scratch] that nobody set."""
+    password = Secret(env="NOT_SET_ANYWHERE", key="scratch.password")
+    return replace(box.protected, scratch=ScratchConfig(dsn=Secret("host=scratch"), password=password))
+
+
 PREFLIGHTS: dict[str, Callable[[Box], Protected]] = {
     "no server": lambda box: box.configured(dsn=Secret("host=/nonexistent dbname=app user=nobody")),
     "no such database": lambda box: box.configured(dsn=Secret(box.cluster.endpoint("not_there").dsn)),
@@ -318,6 +329,7 @@ PREFLIGHTS: dict[str, Callable[[Box], Protected]] = {
     "no tools": lambda box: box.configured(bin_dir="/nonexistent"),
     "no right to read": unreadable,
     "no variable": lambda box: box.configured(password=Secret(env="NOT_SET_ANYWHERE", key="password")),
+    "no variable for the proof": unprovable,
 }
 
 
@@ -327,6 +339,16 @@ def test_a_failing_preflight_leaves_nothing(box: Box, what: str) -> None:
         box.take(protected=PREFLIGHTS[what](box))
     assert failure.value.hint
     assert not stored(box.store)
+
+
+def test_what_only_a_proof_needs_is_asked_for_only_when_one_follows(box: Box) -> None:
+    protected = unprovable(box)
+    by_cron = replace(protected, config=replace(protected.config, prove=ProvePolicy(always=False)))
+    for asked, proving in ((protected, True), (by_cron, True), (protected, None)):
+        with pytest.raises(ConfigError, match=r"scratch\.password: the environment variable NOT_SET"):
+            dump.preflight(asked, report=box.said, proving=proving)
+    dump.preflight(protected, report=box.said, proving=False)
+    dump.preflight(by_cron, report=box.said)
 
 
 def test_an_unknown_tier_is_refused_before_anything_is_read(box: Box) -> None:
@@ -460,6 +482,38 @@ def test_publishing_twice_is_publishing_once(box: Box) -> None:
     before = stored(box.store)
     assert dump.publish(box.protected, record, report=box.said) == first
     assert stored(box.store) == before
+
+
+def test_every_tool_is_given_up_after_the_configured_silence(
+    box: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[float] = []
+
+    def spied(of: object, name: str) -> None:
+        call: Callable[..., Any] = getattr(of, name)
+
+        def spy(*args: Any, **options: Any) -> Any:
+            given.append(options["stall_s"] if "stall_s" in options else options["limits"].stall_s)
+            return call(*args, **options)
+
+        monkeypatch.setattr(of, name, spy)
+
+    for of, name in (
+        (fingerprint, "prepare"),
+        (fingerprint, "of_database"),
+        (fingerprint, "capture"),
+        (load, "load"),
+        (tool, "stream_custom"),
+        (tool, "dump_globals"),
+    ):
+        spied(of, name)
+    protected = box.configured(stall_timeout=timedelta(seconds=77))
+    backup = box.take("daily", protected=protected)
+    prove.prove(protected, backup.id, clock=now, report=box.said)
+    plan = restore.plan(protected, restore.RestoreRequest(), clock=now)
+    restore.carry_out(protected, plan, clock=now, report=box.said)
+    assert len(given) == 13
+    assert set(given) == {77.0}
 
 
 def test_rows_are_only_counted_when_asked_to(box: Box) -> None:

@@ -132,12 +132,12 @@ def globals_argv(pg_dumpall: str, dbname: str, *, with_passwords: bool = False) 
 
 
 def dump_globals(
-    pg_dumpall: str, endpoint: Endpoint, *, with_passwords: bool = False, timeout_s: float = 300.0
+    pg_dumpall: str, endpoint: Endpoint, *, with_passwords: bool = False, stall_s: float = 900.0
 ) -> bytes:
     """Roles and tablespaces of the server, as UTF-8 SQL. Raises ToolError."""
     dbname = f"{endpoint.tool_dbname} dbname={_conninfo_value(endpoint.database)}".strip()
     argv = globals_argv(pg_dumpall, dbname, with_passwords=with_passwords)
-    with process.stream(tool_command(argv, endpoint, "globals"), stall_s=timeout_s) as chunks:
+    with process.stream(tool_command(argv, endpoint, "globals"), stall_s=stall_s) as chunks:
         return b"".join(chunks)
 
 

@@ -63,22 +63,28 @@ class Prepared:
     contents: bool
     sequences: tuple[SequenceValue, ...]
     schema: Schema
+    stall_s: float
 
 
 def prepare(
-    endpoint: Endpoint, *, pg_dump: str, critical_tables: Sequence[str] = (), contents: bool = True
+    endpoint: Endpoint,
+    *,
+    pg_dump: str,
+    critical_tables: Sequence[str] = (),
+    contents: bool = True,
+    stall_s: float = 900.0,
 ) -> Prepared:
     """Read what no snapshot holds still, or what would need locks beside it: sequences and the schema.
 
     To be called before the snapshot is taken. `critical_tables` are names, with or without a schema;
-    without `contents` rows are only counted. Raises ConfigError for a critical table that does not
-    exist, ServerError, ToolError.
+    without `contents` rows are only counted; a pg_dump that is silent for `stall_s` seconds counts as
+    hung. Raises ConfigError for a critical table that does not exist, ServerError, ToolError.
     """
     with contextlib.closing(connect(endpoint, purpose="fingerprint")) as session:
         check_critical_tables(session, critical_tables)
         sequences = _sequences(endpoint, session)
-    schema = capture(pg_dump, endpoint)
-    return Prepared(endpoint, pg_dump, tuple(critical_tables), contents, sequences, schema)
+    schema = capture(pg_dump, endpoint, stall_s=stall_s)
+    return Prepared(endpoint, pg_dump, tuple(critical_tables), contents, sequences, schema, stall_s)
 
 
 def take(
@@ -129,7 +135,7 @@ def finish(fingerprint: Fingerprint, prepared: Prepared) -> Fingerprint:
     with contextlib.closing(connect(prepared.endpoint, purpose="fingerprint")) as session:
         sequences = _sequences(prepared.endpoint, session)
     try:
-        schema = capture(prepared.pg_dump, prepared.endpoint)
+        schema = capture(prepared.pg_dump, prepared.endpoint, stall_s=prepared.stall_s)
     except ToolError as error:
         note = f"the schema was read before the dump, and not once more after it: {error.message}"
         return replace(fingerprint, sequences_after=sequences, notes=(*fingerprint.notes, note))
@@ -144,6 +150,7 @@ def of_database(
     contents: bool = True,
     connections: int = 1,
     lock_timeout_s: float = 60.0,
+    stall_s: float = 900.0,
     progress: Progress = lambda *_: None,
 ) -> Fingerprint:
     """The fingerprint of a database that nobody changes: one that was restored.
@@ -155,7 +162,7 @@ def of_database(
     for name in critical_tables:
         with contextlib.suppress(ConfigError):
             present += [str(relation) for relation in find_tables([name], relations)]
-    prepared = prepare(endpoint, pg_dump=pg_dump, critical_tables=present, contents=contents)
+    prepared = prepare(endpoint, pg_dump=pg_dump, critical_tables=present, contents=contents, stall_s=stall_s)
     with exported_snapshot(endpoint, lock_timeout_s=lock_timeout_s) as snapshot:
         return take(prepared, snapshot, connections=connections, progress=progress)
 
