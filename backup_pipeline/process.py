@@ -3,7 +3,7 @@
 Everything that calls pg_dump, pg_restore, initdb or postgres comes through here: argv lists,
 never a shell; a minimal environment; a deadline on whatever can hang; children that die with
 their parent; and an error that shows the command (it holds no secrets), its code and its last
-stderr lines. What to run is decided elsewhere.
+stderr lines, without what stderr.py keeps back. What to run is decided elsewhere.
 """
 
 import contextlib
@@ -20,9 +20,11 @@ from dataclasses import dataclass, field
 from typing import IO
 
 from backup_pipeline.errors import ToolError
+from backup_pipeline.stderr import from_a_message_on, without_values
 
 CHUNK_BYTES = 1024 * 1024
 _TAIL_BYTES = 4096
+_READ_BYTES = 256 * 1024  # a statement in it, that is left out, may be longer than all else
 _INHERITED = ("PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "SYSTEMROOT")
 _PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE = 4
@@ -241,16 +243,20 @@ def terminate(process: subprocess.Popen[bytes], *, grace_s: float, signum: int =
 
 
 def tail(file: IO[bytes]) -> str:
-    """The last 4 KiB of a file that a child writes its errors to."""
-    end = file.seek(0, os.SEEK_END)
-    file.seek(max(0, end - _TAIL_BYTES))
-    return file.read().decode(errors="replace")
+    """The last 4 KiB of a file that a child writes its errors to, without statements and values."""
+    start = max(0, file.seek(0, os.SEEK_END) - _READ_BYTES)
+    file.seek(start)
+    said = file.read().decode(errors="replace")
+    return without_values(from_a_message_on(said) if start else said)[-_TAIL_BYTES:]
 
 
 def failure(command: Command, code: int | None, stderr: str, *, timeout_s: float = 0.0) -> ToolError:
-    """The error for a child that failed: its command, its code, the last lines that it wrote."""
+    """The error for a child that failed: its command, its code, the last lines that it wrote.
+
+    Statements and the values of rows are left out: an error is logged, mailed and stored.
+    """
     program = os.path.basename(command.argv[0])
-    lines = [line for line in stderr.strip().splitlines() if line.strip()][-6:]
+    lines = [line for line in without_values(stderr).strip().splitlines() if line.strip()][-6:]
     if code is None:
         ending = f"did not answer within {timeout_s:g} s and was ended"
     elif code < 0:

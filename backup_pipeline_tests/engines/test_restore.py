@@ -309,6 +309,38 @@ def test_money_is_read_as_it_was_written(
         assert fetch(target, "SELECT count(*) FROM public.price") == [(1,)]
 
 
+@pytest.mark.parametrize(
+    ("statement", "named"),
+    [
+        (
+            "CREATE SUBSCRIPTION feed CONNECTION 'password=SECRET' PUBLICATION p WITH (connect = false)",
+            "SUBSCRIPTION feed",
+        ),
+        (
+            "CREATE TABLE public.t (a text"
+            " CHECK (pg_catalog.current_setting('application_name') !~ 'restore'));"
+            " INSERT INTO public.t VALUES (E'SECRET\nSECRET')",
+            "COPY t, line 1",
+        ),
+    ],
+    ids=["statement", "row"],
+)
+def test_an_error_repeats_neither_statements_nor_rows(
+    admin: Endpoint, database: Endpoint, tools: Tools, tmp_path: Path, statement: str, named: str
+) -> None:
+    execute(database, statement)
+    archive = dump(database, tmp_path / "dump", tools)
+    if "feed" in named:
+        execute(database, "ALTER SUBSCRIPTION feed SET (slot_name = NONE)", "DROP SUBSCRIPTION feed")
+    execute(admin, 'CREATE ROLE "r plain" LOGIN', 'CREATE DATABASE target OWNER "r plain"')
+    conninfo = {name: value for name, value in admin.conninfo.items() if name in {"host", "port", "dbname"}}
+    plain_role = Endpoint(psycopg.conninfo.make_conninfo("", **conninfo, user="r plain"))
+    with pytest.raises(ToolError) as caught:
+        load(plain_role, "target", archive, LoadOptions(owners=False), tools=tools)
+    assert named in str(caught.value)
+    assert "SECRET" not in repr((caught.value.message, caught.value.detail))
+
+
 # --- what is refused -----------------------------------------------------------------------
 
 

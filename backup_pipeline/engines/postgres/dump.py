@@ -27,6 +27,7 @@ from backup_pipeline.engines.postgres.server import APPLICATION, Endpoint
 from backup_pipeline.engines.postgres.snapshot import DUMP_PURPOSE
 from backup_pipeline.errors import Refused, ServerError, ToolError
 from backup_pipeline.process import Command
+from backup_pipeline.stderr import without_values
 from backup_pipeline.units import show_bytes
 
 SPOOL_RESERVE_BYTES = 256 * 1024 * 1024
@@ -44,7 +45,6 @@ _GRACE_S = 2.0
 _TOC = "toc.dat"
 
 _ERROR_BYTES = 1024 * 1024
-_QUERY = re.compile(r"^pg_dump: detail: Query was: .*?(?=^pg_dump: |\Z)", re.MULTILINE | re.DOTALL)
 # A worker takes its locks without waiting, and says so; the other is PostgreSQL's, of lock_timeout.
 _LOCKED_OUT = re.compile("could not obtain lock on relation|canceling statement due to lock timeout")
 
@@ -244,10 +244,10 @@ class _Watch:
 
 
 def _said(errors: IO[bytes]) -> str:
-    """What pg_dump complained of, without the queries that it repeats: they may be longer than all else."""
+    """What pg_dump complained of, without the statements that it repeats: perhaps longer than all else."""
     errors.seek(0)
     said = errors.read(_ERROR_BYTES).decode(errors="replace")
-    return _QUERY.sub("", said)
+    return without_values(said)
 
 
 def _chunks(output: io.RawIOBase, watch: _Watch) -> Iterator[bytes]:

@@ -24,6 +24,7 @@ from backup_pipeline.engines.postgres.server import APPLICATION, Connection, End
 from backup_pipeline.engines.postgres.tools import Tools
 from backup_pipeline.errors import BackupError, Refused, ToolError
 from backup_pipeline.process import Command
+from backup_pipeline.stderr import without_values
 
 PURPOSE = "restore"
 """What pg_stat_activity shows of a running restore, after our name."""
@@ -231,7 +232,7 @@ class _Run:
         errors = self.errors()
         if not errors:
             return error
-        first, _, more = errors[0].removeprefix(_ERROR).partition("\n")
+        first, _, more = without_values(errors[0]).removeprefix(_ERROR).rstrip().partition("\n")
         detail = {**error.detail, **({"then": more} if more else {}), "at": self.output.item}
         return ToolError(f"pg_restore failed: {first}", detail=detail, hint=_hint(first))
 
