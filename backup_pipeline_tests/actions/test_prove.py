@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from psycopg import sql
 
-from backup_pipeline.actions import backups, prove, restore
+from backup_pipeline.actions import backups, prove, restore, setup
 from backup_pipeline.config import Secret
 from backup_pipeline.domain.backup import Backup, Manifest, ObjectDigest, ObjectRole, Proof, Verdict
 from backup_pipeline.domain.layout import Beside, catalog_key, data_prefix, manifest_copy_key
@@ -351,14 +351,18 @@ def publish_as(box: Box, changed: Manifest) -> Backup:
 
 
 @pytest.mark.parametrize(
-    ("what", "named"), [("extension", "no_such_extension"), ("server", "18"), ("client", "99")]
+    ("what", "named"),
+    [("extension", "no_such_extension"), ("server", "18"), ("client", "99"), ("locale", "de_XX.ISO-8859-1")],
 )
 def test_what_is_missing_here_makes_it_not_provable(proven: Box, what: str, named: str) -> None:
     base = record(daily(proven))
+    locale = "de_XX.ISO-8859-1"
+    latin = replace(base.source.database, encoding="LATIN1", collate=locale, ctype=locale)
     source = {
         "extension": replace(base.source, extensions=(("no_such_extension", "1.0"),)),
         "server": replace(base.source, server_version=180000),
         "client": replace(base.source, client_version=990000),
+        "locale": replace(base.source, database=latin),  # of another encoding than the server's databases
     }[what]
     backup = publish_as(proven, replace(base, source=source))
     found = run(proven, backup)
@@ -374,6 +378,9 @@ def test_the_source_itself_is_no_scratch_server(proven: Box) -> None:
     found = prove.prove(itself, weekly(proven).id, clock=now, report=proven.said)
     assert found.verdict is Verdict.NOT_PROVABLE
     assert "is the cluster that the backup was taken from" in found.differences[0]
+    (said,) = (line for line in setup.check(itself) if " proof: " in line)
+    assert said.startswith("warning")
+    assert "is the cluster that backups are taken from" in said
 
 
 def test_what_goes_wrong_around_a_proof_records_no_verdict(proven: Box) -> None:
