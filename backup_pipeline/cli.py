@@ -22,7 +22,7 @@ from backup_pipeline.actions import restore as restoring
 from backup_pipeline.actions.protected import Protected, open_protected
 from backup_pipeline.config import Config, DatabaseConfig, Secret, StoreConfig, load
 from backup_pipeline.config_file import store_location
-from backup_pipeline.domain.backup import MANUAL_TIER, BackupId, Verdict
+from backup_pipeline.domain.backup import MANUAL_TIER, BackupId, Proof, Verdict
 from backup_pipeline.engines.postgres.server import Endpoint
 from backup_pipeline.errors import EXIT_CODES, BackupError, ConfigError, Refused
 from backup_pipeline.storage import catalog, catalog_rebuild
@@ -115,7 +115,9 @@ def cli(
 
 @cli.command()
 @click.option(
-    "--dsn", default="", help="The database to protect; else PostgreSQL's own variables and defaults."
+    "--dsn",
+    default="",
+    help="The database to protect; else what PGHOST, PGPORT, PGUSER, PGDATABASE say; else the local server.",
 )
 @click.option(
     "--store", "store_url", default="", help="Where backups go; else a folder beside the configuration."
@@ -169,9 +171,9 @@ def backup(context: Context, database: str, tier: str, wanted: bool | None, as_j
         taken = dump.take(protected, tier=tier, scheduled_for=None, clock=now, report=report, proving=wanted)
         if wanted is None:
             wanted = proving.due_at_once(protected, taken)
-        if wanted:
-            proving.prove(protected, taken.id, clock=now, report=report)
+        proof = proving.prove(protected, taken.id, clock=now, report=report) if wanted else None
     _show(protected, taken.id, as_json=as_json)
+    _exit_unproven(protected, taken.id, proof)
 
 
 @cli.command("list")
@@ -289,7 +291,12 @@ def prove(context: Context, database: str, wanted: str, as_json: bool) -> None:
     with terminal.reporting(quiet=context.quiet) as report:
         proof = proving.prove(protected, found.id, clock=now, report=report)
     _show(protected, found.id, as_json=as_json)
-    if proof.verdict is Verdict.NOT_PROVABLE:
+    _exit_unproven(protected, found.id, proof)
+
+
+def _exit_unproven(protected: Protected, backup_id: BackupId, proof: Proof | None) -> None:
+    """Let a script know when a proof was made and does not say what the configuration asks for."""
+    if proof is not None and not proving.as_asked(proof, backup_id, protected.config):
         raise SystemExit(8)
 
 

@@ -128,7 +128,7 @@ EXIT_CODES: tuple[tuple[int, str], ...] = (
     (5, "the store failed"),
     (6, "refused before anything was touched"),
     (7, "a backup is corrupt, or its proof failed"),
-    (8, "not provable here: something is missing on this machine"),
+    (8, "not proven: something is missing here, or contents were not compared though asked for"),
     (9, "no such backup"),
     (10, "busy: another run holds the database"),
 )

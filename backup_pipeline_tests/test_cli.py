@@ -14,6 +14,7 @@ from pathlib import Path
 
 import click
 import pytest
+from psycopg.conninfo import conninfo_to_dict
 
 from backup_pipeline import cli, process
 from backup_pipeline.config import Secret
@@ -218,11 +219,12 @@ def test_a_damaged_backup_is_exit_code_7(run: Run, place: Path) -> None:
     assert run("prove", "app").code == 7
 
 
-def test_not_provable_is_exit_code_8(run: Run, place: Path, shared: Box) -> None:
+@pytest.mark.parametrize("args", [("prove", "app"), ("backup", "app")])
+def test_not_provable_is_exit_code_8(run: Run, place: Path, shared: Box, args: tuple[str, ...]) -> None:
     text = (place / "backups.toml").read_text()
     itself = re.sub(r"(\[scratch\]\ndsn = ).*", rf'\1"{shared.cluster.endpoint().dsn}"', text)
     (place / "backups.toml").write_text(itself)
-    done = run("prove", "app")
+    done = run(*args)
     assert done.code == 8
     assert "is the cluster that the backup was taken from" in done.out
 
@@ -486,6 +488,28 @@ def test_init_writes_what_check_and_backup_accept(
     unset = run("backup", "my-shop")
     assert unset.code == 3
     assert "MY_SHOP_PASSWORD" in unset.err
+
+
+def test_init_takes_the_server_from_libpq_s_variables(
+    run: Run, guarded: LocalCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MY_SHOP_PASSWORD", raising=False)
+    said = {"PGHOST": "127.0.0.1", "PGPORT": str(guarded.port), "PGUSER": "postgres", "PGPASSWORD": SECRET}
+    for name, value in {**said, "PGDATABASE": "My Shop"}.items():
+        monkeypatch.setenv(name, value)
+    done = run("init")
+    assert done.code == 0, done.out + done.err
+    assert f"on postgres@127.0.0.1:{guarded.port}/My Shop: My Shop" in done.out
+    text = (tmp_path / "backups.toml").read_text()
+    assert SECRET not in text
+    (database,) = tomllib.loads(text)["databases"].values()
+    assert conninfo_to_dict(database["dsn"]) == {
+        "host": "127.0.0.1",
+        "port": str(guarded.port),
+        "user": "postgres",
+        "dbname": "My Shop",
+    }
 
 
 def test_init_where_no_server_is(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from backup_pipeline.actions.dump import SOFTWARE
 from backup_pipeline.actions.fetch import Fetched, fetch_dump, fetch_imported, fetch_small, imported_header
 from backup_pipeline.actions.protected import Clock, Protected
 from backup_pipeline.actions.report import Report, loading
+from backup_pipeline.config import DatabaseConfig
 from backup_pipeline.domain.backup import (
     Backup,
     BackupId,
@@ -66,6 +67,15 @@ def due_at_once(protected: Protected, backup: Backup) -> bool:
     if backup.verdict is Verdict.PROVEN or backup.manifest is None:
         return False
     return protected.config.prove.at_once(backup.manifest.source.size_bytes)
+
+
+def as_asked(proof: Proof, backup_id: BackupId, database: DatabaseConfig) -> bool:
+    """Whether a proof says all that the configuration asks for: equal contents, or equal counts.
+
+    An imported dump has no fingerprint: that it restores is all that can be asked of it.
+    """
+    enough = database.proof == "counts" or backup_id.imported
+    return proof.verdict is Verdict.PROVEN or (proof.verdict is Verdict.RESTORED and enough)
 
 
 def prove(protected: Protected, backup_id: BackupId, *, clock: Clock, report: Report) -> Proof:

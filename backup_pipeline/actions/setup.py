@@ -30,6 +30,15 @@ from backup_pipeline.storage.directory import create_root
 
 STORE_FOLDER = "backups"
 _LARGEST = 3
+_VARIABLES = {
+    "PGHOST": "host",
+    "PGPORT": "port",
+    "PGUSER": "user",
+    "PGPASSWORD": "password",
+    "PGDATABASE": "dbname",
+    "PGSSLMODE": "sslmode",
+    "PGSSLROOTCERT": "sslrootcert",
+}
 
 
 @dataclass(frozen=True)
@@ -50,13 +59,15 @@ class _Found:
 
 
 def initialise(path: Path, *, dsn: str, store_url: str) -> Written:
-    """Write a commented configuration to `path` for what is reached with `dsn` (else libpq's defaults).
+    """Write a commented configuration to `path` for what `dsn`, else the variables of libpq, reach.
 
-    Without a database in `dsn` it covers all databases of the server. A password in `dsn` is not
-    written. Raises Refused when the file exists, ServerError when no server is reached.
+    What they say is written, because nothing else of ours reads them; but no password. Without a
+    database it covers all of the server. Raises Refused when the file exists, ServerError when no
+    server is reached.
     """
     if path.exists():
         raise Refused(f"{path} exists and is not overwritten", hint="Name another file with --output.")
+    dsn = dsn or _from_environment()
     given = Endpoint(dsn)
     parts = conninfo_to_dict(dsn)
     password = parts.pop("password", None)
@@ -162,6 +173,12 @@ def _check_restore(protected: Protected) -> Check:
         shown = f"{endpoint.user} may not create databases on {endpoint.shown}"
         return Check("restore", CheckStatus.WARNING, shown, "Grant it: ALTER ROLE … CREATEDB.")
     return Check("restore", CheckStatus.OK, f"restores go to {endpoint.shown}")
+
+
+def _from_environment() -> str:
+    if service := os.environ.get("PGSERVICE"):
+        return make_conninfo("", service=service)
+    return make_conninfo("", **{name: os.environ[v] for v, name in _VARIABLES.items() if os.environ.get(v)})
 
 
 def _databases(session: Connection) -> list[str]:

@@ -106,7 +106,7 @@ def result_of(protected: Protected, backup: Backup, proof: Proof) -> dg.AssetChe
     return dg.AssetCheckResult(
         asset_key=_key(backup),
         check_name=PROVEN_CHECK,
-        passed=passes(proof, protected.config),
+        passed=prove.as_asked(proof, backup.id, protected.config),
         severity=severity(proof),
         description=words.verdict_sentence(backup, proof),
         metadata=words.proof_metadata(backup, proof),
@@ -152,13 +152,6 @@ def show_on_asset(
         description=result.description,
     )
     context.log_event(evaluation)  # type: ignore[arg-type]  # taken at run time, missing from the hint
-
-
-def passes(proof: Proof, database: DatabaseConfig) -> bool:
-    """Green only for what was asked for: equal contents, or equal counts where counts were configured."""
-    return proof.verdict is Verdict.PROVEN or (
-        proof.verdict is Verdict.RESTORED and database.proof == "counts"
-    )
 
 
 def severity(proof: Proof) -> dg.AssetCheckSeverity:

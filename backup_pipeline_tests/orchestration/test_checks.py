@@ -5,12 +5,15 @@ from dataclasses import replace
 import dagster as dg
 import pytest
 
+from backup_pipeline.actions.prove import as_asked
 from backup_pipeline.config import DatabaseConfig, Secret
-from backup_pipeline.domain.backup import Verdict
-from backup_pipeline.orchestration.checks import passes, severity
+from backup_pipeline.domain.backup import BackupId, Verdict
+from backup_pipeline.orchestration.checks import severity
 from backup_pipeline_tests.domain.values import proof
 
 CONTENT = DatabaseConfig("app", Secret(key="databases.app.dsn"))
+OURS = BackupId("app", "20260301T020000Z-3f9a1c")
+IMPORTED = BackupId("app", "20260301T020000Z-imported-daily")
 COUNTS = replace(CONTENT, proof="counts")
 
 
@@ -29,5 +32,10 @@ COUNTS = replace(CONTENT, proof="counts")
 def test_only_what_was_asked_for_is_green_and_only_what_is_bad_is_red(
     verdict: Verdict, database: DatabaseConfig, passed: bool, colour: dg.AssetCheckSeverity
 ) -> None:
-    assert passes(proof(verdict), database) is passed
+    assert as_asked(proof(verdict), OURS, database) is passed
     assert severity(proof(verdict)) is colour
+
+
+def test_of_an_imported_dump_no_more_is_asked_than_that_it_restores() -> None:
+    assert as_asked(proof(Verdict.RESTORED), IMPORTED, CONTENT)
+    assert not as_asked(proof(Verdict.NOT_PROVABLE), IMPORTED, CONTENT)
