@@ -19,6 +19,7 @@ from backup_pipeline.actions import backups, dump, setup
 from backup_pipeline.actions import prove as proving
 from backup_pipeline.actions import prune as pruning
 from backup_pipeline.actions import restore as restoring
+from backup_pipeline.actions import undo as undoing
 from backup_pipeline.actions.protected import Protected, open_protected
 from backup_pipeline.config import Config, DatabaseConfig, Secret, StoreConfig, load
 from backup_pipeline.config_file import store_location
@@ -45,6 +46,14 @@ class Context:
         self._alone = store
         self.quiet = quiet
         self._config: Config | None = None
+
+    @property
+    def program(self) -> tuple[str, ...]:
+        """What begins a command line that works with the same configuration or store."""
+        path, store = self._path, self._alone
+        given = {"--config": None if store else path, "--store": store and store.url}
+        given |= {"--endpoint": store and store.endpoint, "--region": store and store.region}
+        return ("backup-pipeline", *(word for item in given.items() if item[1] for word in map(str, item)))
 
     @property
     def config(self) -> Config:
@@ -224,7 +233,9 @@ def _show(protected: Protected, backup_id: BackupId, *, as_json: bool) -> None:
 @click.option("--into", default="", help="The new database's name.")
 @click.option("--to", default="", metavar="DSN", help="Another server; else restore_dsn.")
 @click.option(
-    "--create-roles", is_flag=True, help="Create the roles that the target lacks, without passwords."
+    "--create-roles",
+    is_flag=True,
+    help="Create the roles that the target lacks; with passwords only if the backup holds them.",
 )
 @click.option("--replace", is_flag=True, help="Swap with the live database; the old one is kept.")
 @click.option(
@@ -237,17 +248,27 @@ def _show(protected: Protected, backup_id: BackupId, *, as_json: bool) -> None:
     show_default=True,
     help="What to compare with the source before the copy counts as restored.",
 )
+@click.option(
+    "--jobs",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Load N tables or indexes at once; else as many as the dump was taken with.",
+)
 @click.option("--accept-failed", is_flag=True, help="Restore even a backup whose proof failed.")
-@click.option("--without-owners", is_flag=True, help="Leave out owners and grants.")
+@click.option(
+    "--without-owners", is_flag=True, help="Leave out owners, grants, and settings of single roles."
+)
 @click.option(
     "--accept-unverified", is_flag=True, help="Open an imported dump though pg_restore has a known hole."
 )
 @click.option("--dry-run", is_flag=True, help="Show the plan and stop.")
 @pass_context
-def restore(context: Context, /, database: str, to: str, dry_run: bool, **asked: Any) -> None:
+def restore(
+    context: Context, /, database: str, to: str, jobs: int | None, dry_run: bool, **asked: Any
+) -> None:
     """Restore into a new database; with --replace, swap it with the live one."""
-    protected = context.protected(database)
-    request = restoring.RestoreRequest(to=Endpoint(to) if to else None, **asked)
+    protected, server = context.protected(database), Endpoint(to) if to else None
+    request = restoring.RestoreRequest(to=server, jobs=jobs or 0, program=context.program, **asked)
     ask = request.replace and not request.confirm and not dry_run and sys.stdin.isatty()
     if ask or (dry_run and request.replace):  # the plan is shown first, the name typed after it
         name = restoring.name_to_confirm(protected, request)
@@ -258,25 +279,55 @@ def restore(context: Context, /, database: str, to: str, dry_run: bool, **asked:
         click.echo(line)
     if dry_run:
         return
-    if ask and click.prompt("Type the name of the database to replace") != plan.decided.target:
-        raise Refused("the name that was typed is another one", hint="Nothing was touched.")
+    if ask:
+        _confirm(plan.decided.target)
     with terminal.reporting(quiet=context.quiet) as report:
         result = restoring.carry_out(protected, plan, clock=now, report=report)
     for line in result.lines:
         click.echo(line)
 
 
+def _confirm(name: str) -> None:
+    """Have the name of the live database typed. Raises Refused when another one is."""
+    if click.prompt("Type the name of the database to replace") != name:
+        raise Refused("the name that was typed is another one", hint="Nothing was touched.")
+
+
 @cli.command()
 @click.argument("database")
+@click.option("--into", default="", metavar="NAME", help="The live database; else the configured one.")
 @click.option("--to", default="", metavar="DSN", help="Another server; else restore_dsn.")
+@click.option(
+    "--copy",
+    default="",
+    metavar="NAME",
+    help="The copy to swap in; else the one that the last restore put aside.",
+)
+@click.option("--confirm", default="", metavar="NAME", help="The live database's name, typed.")
+@click.option("--dry-run", is_flag=True, help="Show the plan and stop.")
 @pass_context
-def undo(context: Context, database: str, to: str) -> None:
-    """Swap back the database that the last `restore --replace` put aside."""
-    context.configured(database)
+def undo(context: Context, /, database: str, to: str, dry_run: bool, **asked: Any) -> None:
+    """Swap back the database that the last `restore --replace` put aside, or another copy."""
+    if not asked["into"]:
+        context.configured(database)
     protected, server = context.protected(database), Endpoint(to) if to else None
+    request = undoing.UndoRequest(to=server, program=context.program, **asked)
+    ask = not request.confirm and not dry_run and sys.stdin.isatty()
+    if ask or dry_run:  # the plan is shown first, the name typed after it
+        name = undoing.name_to_confirm(protected, request)
+        plan = undoing.plan(protected, dataclasses.replace(request, confirm=name), clock=now)
+    else:
+        plan = undoing.plan(protected, request, clock=now)
+    for line in plan.lines:
+        click.echo(line)
+    if dry_run:
+        return
+    if ask:
+        _confirm(plan.live)
     with terminal.reporting(quiet=context.quiet) as report:
-        for line in restoring.undo(protected, clock=now, report=report, to=server).lines:
-            click.echo(line)
+        result = undoing.carry_out(protected, plan, clock=now, report=report)
+    for line in result.lines:
+        click.echo(line)
 
 
 @cli.command()

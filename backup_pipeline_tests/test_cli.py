@@ -3,6 +3,7 @@
 import contextlib
 import json
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -330,7 +331,38 @@ def test_replaced_and_undone(run: Run, place: Path, shared: Box) -> None:
     assert ask(shared.endpoint, oid) == before
     assert run(*asked, "--confirm", name).code == 0
     assert ask(shared.endpoint, oid) != before
-    undone = run("undo", "app", "--to", shared.cluster.endpoint().dsn)
+    after, to = ask(shared.endpoint, oid), ("--to", shared.cluster.endpoint().dsn)
+    refused = run("undo", "app", *to)
+    assert refused.code == 6
+    assert "is not confirmed: nothing was typed" in refused.err
+    dry = run("undo", "app", *to, "--dry-run")
+    assert dry.code == 0, dry.err
+    assert f"{name} becomes {name}_undone_<time>" in dry.out
+    assert ask(shared.endpoint, oid) == after
+    undone = run("undo", "app", *to, "--confirm", name)
+    assert undone.code == 0, undone.err
+    assert ask(shared.endpoint, oid) == before
+    again = run("undo", "app", "--confirm", name)
+    assert again.code == 9
+
+
+@pytest.mark.parametrize("given", ["configuration", "store"])
+def test_a_swap_tells_the_command_that_undoes_it(run: Run, place: Path, shared: Box, given: str) -> None:
+    name = shared.endpoint.database
+    known = {
+        "configuration": ("--config", str(place / "backups.toml")),
+        "store": ("--store", f"file://{place}/store"),
+    }[given]
+    to = () if given == "configuration" else ("--to", shared.cluster.endpoint().dsn)
+    oid = "SELECT oid FROM pg_database WHERE datname = current_database()"
+    before = ask(shared.endpoint, oid)
+    asked = ("restore", "app", "--backup", "latest", "--check", "none", "--replace", "--confirm", name)
+    done = run(*known, *asked, *to)
+    assert done.code == 0, done.err
+    (line,) = (line for line in done.out.splitlines() if line.endswith("swaps it back"))
+    program, *words = shlex.split(line.split("`")[1])
+    assert program == "backup-pipeline"
+    undone = run(*words, "--confirm", name)
     assert undone.code == 0, undone.err
     assert ask(shared.endpoint, oid) == before
 

@@ -57,7 +57,7 @@ def compare_restored(
     found = fingerprint.of_database(
         database,
         pg_dump=pg_dump,
-        critical_tables=tuple(dict.fromkeys(item.table for item in source.newest)),
+        critical_tables=source.critical_tables,
         contents=contents,
         connections=connections,
         stall_s=restored.stall_s,
@@ -65,7 +65,7 @@ def compare_restored(
     )
     found = replace(found, properties=properties)
     if not owners:
-        source, found = without_owners(source), without_owners(found)
+        source, found = _without_owners(source), _without_owners(found)
     sequences = schema.archive_sequences(restored.tools.path("pg_restore"), restored.archive)
     if not schema_differs(source, found):
         return compare(source, found, sequences)
@@ -78,6 +78,11 @@ def compare_restored(
     return compare(
         source, found, sequences, rendered=rendered, archived=archived, archived_anew=archived_anew
     )
+
+
+def _without_owners(fingerprint: Fingerprint) -> Fingerprint:
+    properties = fingerprint.properties
+    return replace(without_owners(fingerprint), properties=properties and properties.without_roles())
 
 
 def _rendered(

@@ -11,33 +11,35 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
-from backup_pipeline.actions import backups
+from psycopg import sql
+
+from backup_pipeline.actions import backups, target, undo
 from backup_pipeline.actions.compare import Restored, compare_restored
-from backup_pipeline.actions.fetch import Fetched, fetch_dump, fetch_imported, fetch_small
-from backup_pipeline.actions.protected import Clock, Protected
-from backup_pipeline.actions.report import Report, timed
-from backup_pipeline.domain import recovery
-from backup_pipeline.domain.backup import Backup, DatabaseProperties, Manifest, ObjectRole, Source
-from backup_pipeline.domain.choice import find
-from backup_pipeline.domain.fingerprint import fingerprint_from_json
-from backup_pipeline.domain.recovery import RestorePlan, TargetFacts, plan_restore
-from backup_pipeline.engines.postgres import load, restore, swap
-from backup_pipeline.engines.postgres.archive import read_header
-from backup_pipeline.engines.postgres.globals import parse_globals
-from backup_pipeline.engines.postgres.properties import read_properties
-from backup_pipeline.engines.postgres.requirements import Requirements, missing_requirements
-from backup_pipeline.engines.postgres.roles import create_roles, existing_roles, plan_roles
-from backup_pipeline.engines.postgres.server import (
-    NEUTRAL_DATABASE,
-    Connection,
-    Endpoint,
-    connect,
-    read_server_info,
+from backup_pipeline.actions.fetch import (
+    Fetched,
+    fetch_dump,
+    fetch_imported,
+    fetch_small,
+    imported_header,
 )
-from backup_pipeline.engines.postgres.tools import Tools, find_tools, known_vulnerable
-from backup_pipeline.errors import ConfigError, ProofFailed
+from backup_pipeline.actions.protected import Clock, Protected
+from backup_pipeline.actions.report import Report, loading
+from backup_pipeline.domain import recovery
+from backup_pipeline.domain.backup import Backup, DatabaseProperties, ObjectRole
+from backup_pipeline.domain.choice import find
+from backup_pipeline.domain.fingerprint import Fingerprint, fingerprint_from_json
+from backup_pipeline.domain.recovery import RestorePlan, plan_restore
+from backup_pipeline.engines.postgres import load, restore, swap
+from backup_pipeline.engines.postgres.globals import Globals, Role, parse_globals
+from backup_pipeline.engines.postgres.properties import read_properties
+from backup_pipeline.engines.postgres.roles import RolePlan, create_roles, existing_roles, plan_roles
+from backup_pipeline.engines.postgres.server import NEUTRAL_DATABASE, Connection, Endpoint, connect
+from backup_pipeline.engines.postgres.swap import CopyKind
+from backup_pipeline.engines.postgres.tools import Tools, find_tools
+from backup_pipeline.errors import BackupError, ConfigError, ProofFailed
 from backup_pipeline.spool import private_folder
 from backup_pipeline.storage import leases
+from backup_pipeline.storage.store import Store
 from backup_pipeline.units import show_count, show_line, show_seconds
 
 CHECKS = ("content", "counts", "none")
@@ -50,6 +52,8 @@ class RestoreRequest(recovery.RestoreRequest):
     to: Endpoint | None = None  # another server; None: the one of restore_dsn
     check: str = "content"  # "content" | "counts" | "none": what is compared with the source
     accept_unverified: bool = False  # open an imported dump with a pg_restore of a known hole
+    jobs: int = 0  # how many tables and indexes are loaded at once; 0: as the manifest says
+    program: tuple[str, ...] = target.PROGRAM  # what begins the commands that are told
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,10 @@ class Plan:
     request: RestoreRequest
     target: Endpoint  # the maintenance database of the server
     decided: RestorePlan
+    tools: Tools
+    expected: Fingerprint | None = None  # what the copy is compared with; None: nothing is compared
+    known_roles: Globals | None = None  # where roles that are missing are described
+    created: tuple[Role, ...] = ()
 
     @property
     def backup(self) -> Backup:
@@ -66,14 +74,32 @@ class Plan:
         return self.decided.backup
 
     @property
+    def contents(self) -> bool:
+        """Whether rows are compared, not only counted."""
+        return self.request.check == "content" and bool(self.expected and self.expected.has_contents)
+
+    @property
+    def jobs(self) -> int:
+        """How many tables and indexes are loaded at once."""
+        return self.request.jobs or (self.backup.manifest.jobs if self.backup.manifest else 1)
+
+    @property
     def lines(self) -> tuple[str, ...]:
         """The plan in words."""
-        check = {
-            "content": "check: every row is compared with the source's before the copy gets its name",
-            "counts": "check: rows are counted, not compared",
-            "none": "check: none",
-        }[self.request.check]
-        return tuple(show_line(line) for line in (*self.decided.lines, check))
+        roles = (f"role: {_shown_role(role)}" for role in self.created)
+        load_line = f"load: {show_count(self.jobs, 'job')} at once"
+        return tuple(show_line(line) for line in (*self.decided.lines, *roles, load_line, self._check_line()))
+
+    def _check_line(self) -> str:
+        if self.contents:
+            return "check: every row is compared with the source's before the copy gets its name"
+        if self.backup.manifest is None:
+            return "check: none; with a dump of an older layout there is nothing to compare"
+        if self.expected is None:
+            return "check: none"
+        if self.request.check == "content":
+            return "check: rows are counted, not compared: more was not recorded with this backup"
+        return "check: rows are counted, not compared"
 
 
 @dataclass(frozen=True)
@@ -96,17 +122,54 @@ def plan(protected: Protected, request: RestoreRequest, *, clock: Clock) -> Plan
     """
     if request.check not in CHECKS:
         raise ConfigError(f'check is "{request.check}"', hint=f"Choose one of {', '.join(CHECKS)}.")
-    target = _maintenance(request.to or protected.target())
+    if request.jobs < 0:
+        raise ConfigError(f"jobs is {request.jobs}", hint="Give a number from 1, or 0 for the manifest's.")
+    server = target.maintenance(request.to or protected.target())
     listing = backups.listing(protected, fresh=True)
     backup = find(listing, request.backup)
-    asked = replace(
-        request,
-        backup=str(backup.id),
-        without_owners=request.without_owners or backup.manifest is None,
+    expected, known = _expected(protected, backup, request), _globals(protected, backup, request)
+    wanted = target.Wanted(
+        backup,
+        database=request.into,
+        live=_live_name(protected, backup),
+        replace=request.replace,
+        owners=not request.without_owners,
+        accept_unverified=request.accept_unverified,
     )
-    with contextlib.closing(connect(target, purpose="restore")) as session:
-        facts = _facts(protected, target, session, backup, request)
-    return Plan(request, target, plan_restore(listing, asked, facts, now=clock()))
+    tools = find_tools(protected.config.bin_dir, at_least=_client_major(protected, backup))
+    with contextlib.closing(connect(server, purpose="restore")) as session:
+        facts = target.look(server, session, tools, wanted)
+        created = _plan_roles(session, backup, known).create if known and facts.missing_roles else ()
+    decided = plan_restore(listing, replace(request, backup=str(backup.id)), facts, now=clock())
+    return Plan(request, server, decided, tools, expected, known, created)
+
+
+def _client_major(protected: Protected, backup: Backup) -> int:
+    """The version of pg_dump that wrote the dump: an older pg_restore cannot read it."""
+    if backup.manifest is not None:
+        return backup.manifest.source.client_version // 10000
+    return imported_header(_imports(protected, backup), backup).client_major
+
+
+def _imports(protected: Protected, backup: Backup) -> Store:
+    if protected.imports is None:
+        raise ConfigError(f"{backup.id}: no import_from is configured for {protected.name}")
+    return protected.imports
+
+
+def _expected(protected: Protected, backup: Backup, request: RestoreRequest) -> Fingerprint | None:
+    """What the copy is to be compared with: read for the plan, which says how closely that will be."""
+    if backup.manifest is None or request.check == "none":
+        return None
+    (item,) = backup.manifest.of_role(ObjectRole.FINGERPRINT)
+    return fingerprint_from_json(fetch_small(protected.store, item), item.key)
+
+
+def _globals(protected: Protected, backup: Backup, request: RestoreRequest) -> Globals | None:
+    if backup.manifest is None or not request.create_roles:
+        return None
+    (item,) = backup.manifest.of_role(ObjectRole.GLOBALS)
+    return parse_globals(fetch_small(protected.store, item))
 
 
 def name_to_confirm(protected: Protected, request: RestoreRequest) -> str:
@@ -128,12 +191,12 @@ def carry_out(protected: Protected, planned: Plan, *, clock: Clock, report: Repo
     ):
         if lease.unshielded:
             report.say(f"warning: {lease.unshielded}")
-        source = _bring(protected, backup, spool, report)
-        said = _create_missing_roles(protected, planned, report)
+        source = _bring(protected, planned, spool, report)
+        # From here on nothing is needed of the store: its bytes are here, and verified.
+        said = _create_missing_roles(planned, report)
         with restore.temporary_database(planned.target, decided.target, source.properties) as temporary:
-            _fill(planned, source, temporary, report)
+            _fill(protected, planned, source, temporary, report)
             checked = _check(protected, planned, source, temporary, report)
-            lease.check()
             restore_s = time.monotonic() - begun_s
             named = _name(protected, planned, temporary, clock(), report)
     return RestoreResult(
@@ -143,42 +206,19 @@ def carry_out(protected: Protected, planned: Plan, *, clock: Clock, report: Repo
         lines=(
             f"restored {backup.id} as {decided.target} in {show_seconds(restore_s)}",
             *checked,
+            *(f"note: {line}" for line in decided.left_out),
             *said,
             *named.lines,
         ),
     )
 
 
-def undo(protected: Protected, *, clock: Clock, report: Report, to: Endpoint | None = None) -> RestoreResult:
-    """Swap back what the last restore replaced; what was live meanwhile is kept under another name.
-
-    Raises BackupNotFound when no kept copy is left, Refused, Busy, ServerError.
-    """
-    target = _maintenance(to or protected.target())
-    live, begun_s = protected.source().database, time.monotonic()
-    report.say(f"swapping {live} back")
-    done = swap.undo(target, live, clock(), wait_s=protected.config.lock_timeout.total_seconds())
-    return RestoreResult(
-        database=live,
-        kept_as=done.kept,
-        restore_s=time.monotonic() - begun_s,
-        lines=(
-            f"{live} is again the database that the last restore had put aside",
-            f"what was live meanwhile is now called {done.kept}; drop it when nobody needs it",
-            *done.left_behind,
-        ),
-    )
-
-
 @dataclass(frozen=True)
 class _Brought:
-    """A dump on local disk and what is needed to load it."""
+    """A dump on local disk, and what its database is to be like."""
 
     fetched: Fetched
-    tools: Tools
     properties: DatabaseProperties
-    jobs: int
-    manifest: Manifest | None
 
 
 @dataclass(frozen=True)
@@ -187,61 +227,67 @@ class _Named:
     lines: tuple[str, ...] = ()
 
 
-def _bring(protected: Protected, backup: Backup, spool: Path, report: Report) -> _Brought:
-    manifest, config = backup.manifest, protected.config
-    if manifest is not None:
-        fetched = fetch_dump(protected.store, manifest, spool, report)
-        tools = find_tools(config.bin_dir, at_least=manifest.source.client_version // 10000)
-        return _Brought(fetched, tools, manifest.source.database, manifest.jobs, manifest)
-    if protected.imports is None:
-        raise ConfigError(f"{backup.id}: no import_from is configured for {protected.name}")
-    fetched = fetch_imported(protected.imports, backup, spool, report)
-    header = read_header(fetched.archive, find_tools(config.bin_dir))
-    with contextlib.closing(connect(_maintenance(protected.target()), purpose="restore")) as session:
-        own = read_properties(session, NEUTRAL_DATABASE)
-    plain = replace(own, owner=protected.target().user, grants=None, settings=(), comment=None)
-    return _Brought(fetched, find_tools(config.bin_dir, at_least=header.client_major), plain, 1, None)
+def _bring(protected: Protected, planned: Plan, spool: Path, report: Report) -> _Brought:
+    backup = planned.backup
+    if backup.manifest is not None:
+        fetched = fetch_dump(protected.store, backup.manifest, spool, report)
+        return _Brought(fetched, _properties(planned, backup.manifest.source.database))
+    fetched = fetch_imported(_imports(protected, backup), backup, spool, report)
+    with contextlib.closing(connect(planned.target, purpose="restore")) as session:
+        neutral = read_properties(session, NEUTRAL_DATABASE)
+    plain = replace(neutral, settings=(), comment=None, connection_limit=-1, is_template=False)
+    return _Brought(fetched, _properties(planned, plain))
 
 
-def _fill(planned: Plan, source: _Brought, temporary: str, report: Report) -> None:
-    tell, decided = timed(report, "restore"), planned.decided
+def _properties(planned: Plan, source: DatabaseProperties) -> DatabaseProperties:
+    """What the new database is to have of the source's properties."""
+    if planned.decided.without_tablespaces:
+        source = replace(source, tablespace="pg_default")
+    if not planned.decided.without_owners:
+        return source
+    with contextlib.closing(connect(planned.target, purpose="restore")) as session:
+        row = session.execute("SELECT current_user").fetchone()
+    return source.without_roles(owner=str(row[0]) if row else "")
+
+
+def _fill(protected: Protected, planned: Plan, source: _Brought, temporary: str, report: Report) -> None:
+    decided, stall_s = planned.decided, protected.config.stall_timeout.total_seconds()
+    restore.try_properties(planned.target, temporary, source.properties)
     load.load(
         planned.target,
         temporary,
         source.fetched.archive,
-        tools=source.tools,
-        jobs=source.jobs,
-        tablespaces=not decided.without_tablespaces,
-        owners=not decided.without_owners,
-        progress=lambda seen: tell(seen.loaded_bytes or 0, 0),
+        load.LoadOptions(
+            planned.jobs, tablespaces=not decided.without_tablespaces, owners=not decided.without_owners
+        ),
+        tools=planned.tools,
+        progress=loading(report),
+        limits=load.LoadLimits(stall_s),
     )
     report.say("gathering the planner's statistics")
     restore.analyze(planned.target, temporary)
-    if not decided.without_owners:
-        restore.apply_properties(planned.target, temporary, source.properties)
+    restore.apply_properties(planned.target, temporary, source.properties)
 
 
 def _check(
     protected: Protected, planned: Plan, source: _Brought, temporary: str, report: Report
 ) -> tuple[str, ...]:
     """Compare the copy with the fingerprint of its source. Raises ProofFailed."""
-    manifest, wanted = source.manifest, planned.request.check
-    if wanted == "none" or manifest is None:
+    if planned.expected is None:
         return ("its contents were not compared with the source",)
-    (item,) = manifest.of_role(ObjectRole.FINGERPRINT)
-    expected = fingerprint_from_json(fetch_small(protected.store, item), item.key)
 
     @contextlib.contextmanager
     def spare() -> Iterator[Endpoint]:
         with restore.temporary_database(planned.target, planned.decided.target, source.properties) as name:
             yield planned.target.with_database(name)
 
-    restored = Restored(planned.target.with_database(temporary), source.fetched.archive, source.tools, spare)
-    contents = wanted == "content" and expected.has_contents
+    stall_s = protected.config.stall_timeout.total_seconds()
+    copy = planned.target.with_database(temporary)
+    restored = Restored(copy, source.fetched.archive, planned.tools, spare, stall_s)
     comparison = compare_restored(
-        expected,
+        planned.expected,
         restored,
-        contents=contents,
+        contents=planned.contents,
         connections=protected.config.fingerprint_connections,
         report=report,
         owners=not planned.decided.without_owners,
@@ -252,89 +298,77 @@ def _check(
             detail={f"difference {number}": line for number, line in enumerate(comparison.differences, 1)},
             hint="Restore another backup; as the last resort, restore this one with --check none.",
         )
-    left_out = ("owners and grants were left out, and not compared",)
+    left_out = ("owners and grants were not compared",)
     return (*comparison.checked, *(left_out if planned.decided.without_owners else ()))
 
 
 def _name(protected: Protected, planned: Plan, temporary: str, now: datetime, report: Report) -> _Named:
-    """Give the finished copy its name, in one step that happens whole or not at all."""
-    decided, target = planned.decided, planned.target
+    """Give the finished copy its name, in one step that happens whole or not at all.
+
+    What refuses that does not cost the copy: it is kept under another name, which the error tells.
+    """
+    try:
+        return _publish(protected, planned, temporary, now, report)
+    except BackupError as error:
+        _keep_finished(protected, planned, temporary, now, error)
+        raise
+
+
+def _publish(protected: Protected, planned: Plan, temporary: str, now: datetime, report: Report) -> _Named:
+    decided, server, request = planned.decided, planned.target, planned.request
     if not decided.kept_name:
-        swap.publish(target, temporary, decided.target)
+        swap.publish(server, temporary, decided.target)
         return _Named()
     report.say(f"swapping: {decided.target} is kept under another name, its sessions are ended")
-    kept = swap.kept_name(decided.target, now)
+    kept = undo.new_copy_name(server, decided.target, CopyKind.BEFORE, now)
     wait_s = protected.config.lock_timeout.total_seconds()
-    done = swap.swap(target, decided.target, temporary, kept, wait_s=wait_s)
+    done = swap.swap(server, decided.target, temporary, kept, wait_s=wait_s)
     lines = (
         f"the database that was live is kept as {kept}",
-        f"`backup-pipeline undo {protected.name}` swaps it back",
+        *undo.swap_back_lines(protected, decided.target, kept, to=request.to, program=request.program),
         f"{show_count(done.sessions_ended, 'session')} ended; new ones waited {show_seconds(done.held_s)}",
         *done.left_behind,
     )
     return _Named(kept, lines)
 
 
-def _create_missing_roles(protected: Protected, planned: Plan, report: Report) -> tuple[str, ...]:
-    manifest = planned.backup.manifest
-    if not planned.decided.missing_roles or manifest is None:
+def _keep_finished(
+    protected: Protected, planned: Plan, temporary: str, now: datetime, error: BackupError
+) -> None:
+    """Rename the finished copy, so that it outlives `error`, and let that say how to go on."""
+    server, live, request = planned.target, planned.decided.target, planned.request
+    try:
+        name = undo.new_copy_name(server, live, CopyKind.FINISHED, now)
+        swap.publish(server, temporary, name)
+    except BackupError as second:
+        error.detail["the restored copy"] = f"could not be kept: {second.message}"
+        return
+    command, note = undo.command_to_swap_in(protected, live, name, to=request.to, program=request.program)
+    drop = sql.SQL("DROP DATABASE {};").format(sql.Identifier(name)).as_string()
+    error.detail["the restored copy"] = f"is complete, and kept as {name}"
+    told = f"Nothing has to be restored again: `{command}` swaps the copy in{note}, `{drop}` drops it."
+    error.hint = f"{error.hint} {told}".strip()
+
+
+def _plan_roles(session: Connection, backup: Backup, known: Globals) -> RolePlan:
+    source = backup.manifest.source if backup.manifest else None
+    needed = (source.database.owner, *source.roles) if source else ()
+    return plan_roles(known, needed=needed, existing=existing_roles(session))
+
+
+def _create_missing_roles(planned: Plan, report: Report) -> tuple[str, ...]:
+    if not planned.created or planned.known_roles is None:
         return ()
-    (item,) = manifest.of_role(ObjectRole.GLOBALS)
-    known = parse_globals(fetch_small(protected.store, item))
-    needed = (manifest.source.database.owner, *manifest.source.roles)
     with contextlib.closing(connect(planned.target, purpose="restore")) as session:
-        wanted = plan_roles(known, needed=needed, existing=existing_roles(session))
+        wanted = _plan_roles(session, planned.backup, planned.known_roles)
         left = create_roles(session, wanted)
     for role in wanted.create:
-        report.say(f"created role {role.name}, without a password")
+        report.say(f"created role {_shown_role(role)}")
     return tuple(f"left to you: {statement}" for statement in (*wanted.withheld, *left))
 
 
-def _facts(
-    protected: Protected, target: Endpoint, session: Connection, backup: Backup, request: RestoreRequest
-) -> TargetFacts:
-    info = read_server_info(session)
-    manifest = backup.manifest
-    source = manifest.source if manifest else None
-    wanted = source.client_version // 10000 if source else 0
-    tools = find_tools(protected.config.bin_dir, at_least=wanted)
-    lacking = missing_requirements(session, source) if source else None
-    live = _live_name(protected, backup)
-    return TargetFacts(
-        server=target.shown,
-        server_version=info.version,
-        server_version_text=info.version_text,
-        client_version=tools.version,
-        client_version_text=tools.version_text,
-        databases=_names(session, "SELECT datname FROM pg_catalog.pg_database"),
-        live=live,
-        roles=tuple(sorted(existing_roles(session))),
-        extensions=_pairs(session),
-        tablespaces=_names(session, "SELECT spcname FROM pg_catalog.pg_tablespace"),
-        free_bytes=lacking.free_bytes if lacking else None,
-        sessions=_sessions(session, request.into or live),
-        may_create=_may_create(session),
-        problems=_problems(lacking, tools, source, accept_unverified=request.accept_unverified),
-    )
-
-
-def _problems(
-    lacking: Requirements | None, tools: Tools, source: Source | None, *, accept_unverified: bool
-) -> tuple[tuple[str, str], ...]:
-    """What a plan cannot see by itself."""
-    found = []
-    if lacking and lacking.standby:
-        found.append((lacking.standby, "Restore to the primary, or to another server."))
-    if lacking and lacking.locale:
-        found.append((lacking.locale, "Install that locale on the server's machine."))
-    if lacking and lacking.untrusted_extensions:
-        names = ", ".join(lacking.untrusted_extensions)
-        found.append((f"only a superuser may create extensions {names}", "Restore as a superuser."))
-    hole = known_vulnerable(tools.version)
-    if hole and source is None and not accept_unverified:
-        fix = "Update the client tools, or accept an unverified dump if you know who wrote it."
-        found.append((f"an imported dump has no digest to verify, and {hole}", fix))
-    return tuple(found)
+def _shown_role(role: Role) -> str:
+    return f"{role.name}, {'with the password that it had' if role.password else 'without a password'}"
 
 
 def _live_name(protected: Protected, backup: Backup) -> str:
@@ -342,31 +376,3 @@ def _live_name(protected: Protected, backup: Backup) -> str:
     if backup.manifest is not None:
         return backup.manifest.source.database.name
     return protected.source().database
-
-
-def _maintenance(endpoint: Endpoint) -> Endpoint:
-    """The server's `postgres`: a database that no restore touches."""
-    return endpoint.with_database(NEUTRAL_DATABASE)
-
-
-def _names(session: Connection, query: str) -> tuple[str, ...]:
-    return tuple(sorted(str(name) for (name,) in session.execute(query.encode())))
-
-
-def _pairs(session: Connection) -> tuple[tuple[str, str], ...]:
-    rows = session.execute("SELECT name, default_version FROM pg_catalog.pg_available_extensions")
-    return tuple(sorted((str(name), str(version)) for name, version in rows))
-
-
-def _sessions(session: Connection, database: str) -> int:
-    row = session.execute(
-        "SELECT pg_catalog.count(*) FROM pg_catalog.pg_stat_activity WHERE datname = %s", [database]
-    ).fetchone()
-    return int(str(row[0])) if row else 0
-
-
-def _may_create(session: Connection) -> bool:
-    row = session.execute(
-        "SELECT rolcreatedb OR rolsuper FROM pg_catalog.pg_roles WHERE rolname = current_user"
-    ).fetchone()
-    return bool(row and row[0])

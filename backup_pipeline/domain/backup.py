@@ -6,7 +6,7 @@ reading and writing in storage/catalog.py.
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 
@@ -124,6 +124,11 @@ class DatabaseProperties:
     settings: tuple[tuple[str, str], ...]  # ("" or role, "name=value"), sorted
     grants: tuple[tuple[str, str, str, bool], ...] | None  # (grantor, grantee or "", privilege, grantable)
     # None: the built-in default
+
+    def without_roles(self, owner: str = "") -> "DatabaseProperties":
+        """The same for `owner`, without all else that names a role: grants, and settings of single roles."""
+        settings = tuple((role, setting) for role, setting in self.settings if not role)
+        return replace(self, owner=owner, grants=None, settings=settings)
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,6 @@ from backup_pipeline.units import show_bytes, show_count, show_seconds
 NAME_BYTES = 63
 """PostgreSQL cuts longer names off, without an error."""
 
-SPACE_FACTOR = 1.2
-"""A restore needs the database's size at its source, and some room for WAL and sorting."""
-
 _PROTECTED = ("postgres", "template0", "template1")
 
 
@@ -30,8 +27,8 @@ class RestoreRequest:
     replace: bool = False  # the database may exist: then it is swapped for the restored one
     confirm: str = ""  # its name once more, typed, when it is to be replaced
     accept_failed: bool = False  # restore even what failed its proof
-    create_roles: bool = False  # create those that are missing, without passwords
-    without_owners: bool = False  # leave out owners and grants, whose roles may be missing
+    create_roles: bool = False  # create those that are missing
+    without_owners: bool = False  # leave out owners, grants and settings of roles, which may be missing
 
 
 @dataclass(frozen=True)
@@ -44,14 +41,16 @@ class TargetFacts:
     client_version: int  # of pg_restore
     client_version_text: str
     databases: tuple[str, ...]
-    live: str = ""  # which of them the configuration protects; "": the one the backup is of
-    roles: tuple[str, ...] = ()
-    extensions: tuple[tuple[str, str], ...] = ()  # (name, default version) that can be created
-    tablespaces: tuple[str, ...] = ()
-    free_bytes: int | None = None  # None: not known
+    live: str = ""  # the database that is replaced, and after which a new one is named; "": the backup's
+    missing_roles: tuple[str, ...] = ()  # that the backup needs and the server lacks, as the next two
+    missing_extensions: tuple[str, ...] = ()
+    missing_tablespaces: tuple[str, ...] = ()
+    need_bytes: int | None = None  # None: not known, as with the next
+    free_bytes: int | None = None
     sessions: int = 0  # in the database that would be replaced
     may_create: bool = True  # whether the role may create databases
     problems: tuple[tuple[str, str], ...] = ()  # (problem, fix) found by the one who asked
+    notes: tuple[str, ...] = ()  # what is worth knowing, and no reason to refuse
     engine: str = "postgresql"
 
 
@@ -65,6 +64,7 @@ class RestorePlan:
     missing_roles: tuple[str, ...]  # to be created first; empty without create_roles
     without_owners: bool
     without_tablespaces: bool
+    left_out: tuple[str, ...]  # what the copy lacks, in sentences for the plan and for the result
     warnings: tuple[str, ...]
     lines: tuple[str, ...]
 
@@ -99,18 +99,21 @@ def plan_restore(
         found.refuse(f"{backup.id} is not a backup of {facts.engine}", "Choose another target.")
     elif manifest and manifest.engine == "postgresql":
         _check_versions(manifest.source, facts, found)
-        _check_contents(manifest.source, request, facts, found)
-    _check_space(backup, facts, found)
+    _check_roles(request, facts, found)
+    _check_contents(facts, found)
+    _check_space(facts, found)
     if found.against:
         raise _refusal(backup, target, found.against)
-    tablespaces = set(manifest.source.tablespaces) - set(facts.tablespaces) if manifest else set()
+    if manifest:
+        found.warnings += manifest.source.notes
     plan = RestorePlan(
         backup=backup,
         target=target,
         kept_name=f"{target}_before_<time>" if replaces else "",
-        missing_roles=_missing_roles(backup, facts) if request.create_roles else (),
-        without_owners=request.without_owners,
-        without_tablespaces=bool(tablespaces),
+        missing_roles=facts.missing_roles if request.create_roles else (),
+        without_owners=request.without_owners or manifest is None,
+        without_tablespaces=bool(facts.missing_tablespaces),
+        left_out=_left_out(backup, request, target if replaces else ""),
         warnings=tuple(found.warnings),
         lines=(),
     )
@@ -171,42 +174,54 @@ def _check_versions(source: Source, facts: TargetFacts, found: _Findings) -> Non
         )
 
 
-def _check_contents(source: Source, request: RestoreRequest, facts: TargetFacts, found: _Findings) -> None:
-    roles = sorted(set(source.roles) - set(facts.roles))
-    if roles and request.create_roles:
-        found.warnings.append(f"these roles are created, without passwords: {', '.join(roles)}")
-    elif roles and request.without_owners:
-        found.warnings.append(f"owners and grants are left out; these roles are missing: {', '.join(roles)}")
+def _check_roles(request: RestoreRequest, facts: TargetFacts, found: _Findings) -> None:
+    roles = ", ".join(facts.missing_roles)
+    if not roles:
+        return
+    if request.create_roles:
+        found.warnings.append(f"these roles are created: {roles}")
     elif request.without_owners:
-        found.warnings.append("owners and grants are left out: everything belongs to the role that restores")
-    elif roles:
+        found.warnings.append(f"these roles are missing: {roles}")
+    else:
         found.refuse(
-            f"roles are missing on {facts.server}: {', '.join(roles)}",
+            f"roles are missing on {facts.server}: {roles}",
             "Have them created (--create-roles), or create them from the backup's globals.",
         )
-    available = dict(facts.extensions)
-    missing = sorted(name for name, _ in source.extensions if name not in available)
-    if missing:
+
+
+def _check_contents(facts: TargetFacts, found: _Findings) -> None:
+    if facts.missing_extensions:
         found.refuse(
-            f"extensions are not installed on {facts.server}: {', '.join(missing)}",
+            f"extensions are not installed on {facts.server}: {', '.join(facts.missing_extensions)}",
             "Install their packages there.",
         )
-    for name, version in source.extensions:
-        if name in available and available[name] != version:
-            found.warnings.append(f"extension {name} will be {available[name]}, it was {version}")
-    tablespaces = sorted(set(source.tablespaces) - set(facts.tablespaces))
-    if tablespaces:
-        found.warnings.append(f"all goes to the default tablespace; missing here: {', '.join(tablespaces)}")
-    found.warnings += source.notes
+    if facts.missing_tablespaces:
+        missing = ", ".join(facts.missing_tablespaces)
+        found.warnings.append(f"all goes to the default tablespace; missing here: {missing}")
+    found.warnings += facts.notes
 
 
-def _check_space(backup: Backup, facts: TargetFacts, found: _Findings) -> None:
-    needed = _needed_bytes(backup)
-    if needed is not None and facts.free_bytes is not None and facts.free_bytes < needed:
+def _check_space(facts: TargetFacts, found: _Findings) -> None:
+    needed, free = facts.need_bytes, facts.free_bytes
+    if needed is not None and free is not None and free < needed:
         found.refuse(
-            f"{show_bytes(needed)} are needed on {facts.server}, {show_bytes(facts.free_bytes)} are free",
+            f"{show_bytes(needed)} are needed on {facts.server}, {show_bytes(free)} are free",
             "Make room there, or restore elsewhere.",
         )
+
+
+def _left_out(backup: Backup, request: RestoreRequest, replaced: str) -> tuple[str, ...]:
+    if backup.manifest is None:
+        said = "a dump of an older layout: without owners and grants, all belongs to the role that restores"
+        if not replaced:
+            return (said,)
+        lost = f"owner, grants, settings, comment and connection limit of {replaced} are not carried over"
+        return said, f"{lost}: give them to the new database again"
+    if request.without_owners:
+        return (
+            "owners, grants and settings of single roles are left out: all belongs to the role that restores",
+        )
+    return ()
 
 
 def _refusal(backup: Backup, target: str, against: list[tuple[str, str]]) -> Refused:
@@ -225,7 +240,7 @@ def _lines(plan: RestorePlan, facts: TargetFacts, now: datetime) -> tuple[str, .
     verdict = (
         f"{proof.verdict} at {proof.at:%Y-%m-%dT%H:%M:%SZ} by {proof.by}" if proof else str(Verdict.NONE)
     )
-    needed = _needed_bytes(backup)
+    needed = facts.need_bytes
     free = (
         "free space is not known" if facts.free_bytes is None else f"{show_bytes(facts.free_bytes)} are free"
     )
@@ -249,15 +264,7 @@ def _lines(plan: RestorePlan, facts: TargetFacts, now: datetime) -> tuple[str, .
     lines.append(f"space: {show_bytes(needed) if needed is not None else 'an unknown amount'} needed, {free}")
     if proof and proof.restore_s:
         lines.append(f"time: {show_seconds(proof.restore_s)}, as its proof measured")
-    return (*lines, *(f"note: {warning}" for warning in plan.warnings))
-
-
-def _needed_bytes(backup: Backup) -> int | None:
-    return int(backup.manifest.source.size_bytes * SPACE_FACTOR) if backup.manifest else None
-
-
-def _missing_roles(backup: Backup, facts: TargetFacts) -> tuple[str, ...]:
-    return tuple(sorted(set(backup.manifest.source.roles) - set(facts.roles))) if backup.manifest else ()
+    return (*lines, *(f"note: {line}" for line in (*plan.left_out, *plan.warnings)))
 
 
 def _new_name(live: str, backup: Backup, taken: tuple[str, ...]) -> str:

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 
 import dagster as dg
 
-from backup_pipeline.actions import prune, restore
+from backup_pipeline.actions import prune, restore, undo
 from backup_pipeline.actions.backups import find
 from backup_pipeline.actions.restore import RestoreRequest
 from backup_pipeline.domain.backup import MANUAL_TIER, Backup
-from backup_pipeline.errors import Refused
 from backup_pipeline.orchestration import words
 from backup_pipeline.orchestration.assets import LISTING, listing_metadata
 from backup_pipeline.orchestration.checks import (
@@ -33,6 +32,14 @@ class PlannedRestore:
 
     database: str
     plan: restore.Plan
+
+
+@dataclass(frozen=True)
+class PlannedUndo:
+    """An undo that was shown and is to be carried out."""
+
+    database: str
+    plan: undo.Plan
 
 
 @dataclass(frozen=True)
@@ -122,10 +129,15 @@ def plan_restore(
         replace=config.replace,
         confirm=config.confirm,
         create_roles=config.create_roles,
+        without_owners=config.without_owners,
         check=config.check,
+        jobs=config.jobs,
+        accept_failed=config.accept_failed,
+        accept_unverified=config.accept_unverified,
     )
     with explained(context):
         plan = restore.plan(backups.open(config.database), request, clock=now)
+    tag_run(context, "restore", config.database, id=str(plan.backup.id), tier=plan.backup.tier)
     for line in plan.lines:
         context.log.info(line)
     return dg.Output(PlannedRestore(config.database, plan), metadata={"plan": "\n".join(plan.lines)})
@@ -146,18 +158,28 @@ def carry_out_restore(context: dg.OpExecutionContext, backups: Backups, planned:
     context.add_output_metadata({"result": "\n".join(result.lines), "restore_s": round(result.restore_s, 3)})
 
 
-@dg.op(out=dg.Out(dg.Nothing), description="Validates the form and swaps the databases back.")
-def swap_back(context: dg.OpExecutionContext, backups: Backups, config: UndoForm) -> None:
-    """Take the last swap back; the name has to be typed, because a live database goes."""
+@dg.op(out=dg.Out(dg.Any), description="Validates the form and shows the plan; touches nothing.")
+def plan_undo(context: dg.OpExecutionContext, backups: Backups, config: UndoForm) -> dg.Output[PlannedUndo]:
+    """Plan the swap back; the name has to be typed, because a live database goes."""
     tag_run(context, "undo", config.database)
+    request = undo.UndoRequest(into=config.into, copy=config.copy_name, confirm=config.confirm)
+    with explained(context):
+        plan = undo.plan(backups.open(config.database), request, clock=now)
+    for line in plan.lines:
+        context.log.info(line)
+    return dg.Output(PlannedUndo(config.database, plan), metadata={"plan": "\n".join(plan.lines)})
+
+
+@dg.op(
+    ins={"planned": dg.In(dg.Any)},
+    out=dg.Out(dg.Nothing),
+    description="Swaps the copy with the live database, which is kept.",
+)
+def swap_back(context: dg.OpExecutionContext, backups: Backups, planned: PlannedUndo) -> None:
+    """Do what the plan says."""
     with explained(context, retry=False):
-        protected = backups.open(config.database)
-        if config.confirm != config.database:
-            raise Refused(
-                "the swap back was not confirmed",
-                hint=f"It replaces a live database: type its name, {config.database}, into `confirm`.",
-            )
-        result = restore.undo(protected, clock=now, report=report_to(context))
+        protected = backups.open(planned.database)
+        result = undo.carry_out(protected, planned.plan, clock=now, report=report_to(context))
     for line in result.lines:
         context.log.info(line)
     context.add_output_metadata({"result": "\n".join(result.lines)})

@@ -44,8 +44,10 @@ class PruneForm(DatabaseForm):
 
 
 class UndoForm(DatabaseForm):
-    """Whose swap to take back."""
+    """Whose swap to take back, or which copy to swap in."""
 
+    into: str
+    copy_name: str
     confirm: str
 
 
@@ -57,7 +59,11 @@ class RestoreForm(DatabaseForm):
     replace: bool
     confirm: str
     create_roles: bool
+    without_owners: bool
     check: str
+    jobs: int
+    accept_failed: bool
+    accept_unverified: bool
 
 
 def form(config: Config, op: str, fields: Mapping[str, dg.Field]) -> dg.ConfigMapping:
@@ -79,14 +85,38 @@ def restore_fields() -> dict[str, dg.Field]:
         "into": text("", "The new database's name; empty: one is made up and shown in the plan."),
         "replace": flag(False, "Swap with the live database once the copy is checked; the old one is kept."),
         "confirm": text("", "With replace: the live database's name, typed."),
-        "create_roles": flag(False, "Create the roles that the server lacks, without passwords."),
+        "create_roles": flag(
+            False, "Create the roles that the server lacks; with passwords only if the backup holds them."
+        ),
+        "without_owners": flag(False, "Leave out owners, grants, and settings of single roles."),
         "check": choice("content", "What must be equal before the copy counts as restored.", _CHECKS),
+        "jobs": number(
+            0, "How many tables or indexes to load at once; 0: as many as the dump was taken with."
+        ),
+        "accept_failed": flag(False, "Restore even a backup whose proof failed: the last resort."),
+        "accept_unverified": flag(
+            False, "Open an imported dump though pg_restore has a known hole: you know who wrote it."
+        ),
+    }
+
+
+def undo_fields() -> dict[str, dg.Field]:
+    """The defaults swap back what the last restore put aside, once its name is typed."""
+    return {
+        "into": text("", "The live database; empty: the configured one."),
+        "copy_name": text("", "The copy to swap in; empty: the one that the last restore put aside."),
+        "confirm": text("", "The live database's name, typed."),
     }
 
 
 def text(default: str, description: str) -> dg.Field:
     """A line of text."""
     return dg.Field(dg.String, default_value=default, description=description)
+
+
+def number(default: int, description: str) -> dg.Field:
+    """A whole number."""
+    return dg.Field(dg.Int, default_value=default, description=description)
 
 
 def flag(default: bool, description: str) -> dg.Field:

@@ -75,7 +75,8 @@ def restore_database(config: Config) -> dg.JobDefinition:
 
     @_job(
         "Restores a backup. As it stands, the form restores the newest proven backup into a new database "
-        "and touches nothing else; the plan is the first thing in the run's log.",
+        "and touches nothing else; the plan is the first thing in the run's log. Another server is for the "
+        "command line, because its address may hold a password: backup-pipeline restore --to.",
         config=forms.form(config, "plan_restore", forms.restore_fields()),
         action="restore",
     )
@@ -87,15 +88,15 @@ def restore_database(config: Config) -> dg.JobDefinition:
 
 def undo_restore(config: Config) -> dg.JobDefinition:
     """The swap of the last replacing restore, taken back."""
-    confirm = forms.text("", "The database's name once more, typed, as in the field above.")
 
     @_job(
-        "Takes back the last restore with replace: the database that it put aside is live again.",
-        config=forms.form(config, "swap_back", {"confirm": confirm}),
+        "Takes back the last restore with replace: the database that it put aside is live again. Another "
+        "server is for the command line: backup-pipeline undo --to.",
+        config=forms.form(config, "plan_undo", forms.undo_fields()),
         action="undo",
     )
     def undo_restore() -> None:
-        form_ops.swap_back()
+        form_ops.swap_back(form_ops.plan_undo())
 
     return undo_restore
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from psycopg import sql
 
-from backup_pipeline.actions import backups, dump
+from backup_pipeline.actions import backups, dump, undo
 from backup_pipeline.actions.protected import Protected
 from backup_pipeline.actions.report import Progress
 from backup_pipeline.config import DatabaseConfig, ScratchConfig, Secret
@@ -205,6 +205,14 @@ def names(protected: Protected) -> list[str]:
     found = backups.listing(protected, fresh=True)
     assert not found.unreadable
     return [str(backup.id) for backup in found.backups]
+
+
+def swap_back(protected: Protected, **asked: Any) -> undo.UndoResult:
+    """Plan an undo and carry it out, with the live name typed."""
+    request = undo.UndoRequest(**asked)
+    confirm = asked.get("confirm", undo.name_to_confirm(protected, request))
+    plan = undo.plan(protected, replace(request, confirm=confirm), clock=now)
+    return undo.carry_out(protected, plan, clock=now, report=Said())
 
 
 class Meddling(CountingStore):

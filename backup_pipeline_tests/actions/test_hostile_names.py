@@ -16,7 +16,7 @@ from backup_pipeline.domain.backup import Verdict
 from backup_pipeline.engines.postgres.cluster import LocalCluster
 from backup_pipeline.engines.postgres.server import Endpoint, connect
 from backup_pipeline.storage.directory import DirectoryStore
-from backup_pipeline_tests.actions.box import NAME, Box, Said, ask, now, stored
+from backup_pipeline_tests.actions.box import NAME, Box, Said, ask, now, stored, swap_back
 
 OURS = re.compile(
     rf"(databases/{NAME}/dumps/manual|catalog/{NAME})/[0-9]{{8}}T[0-9]{{6}}Z-[0-9a-f]{{6}}[/.]"
@@ -118,7 +118,7 @@ def test_a_hostile_name_goes_all_the_way_and_back(
     assert all(line.isprintable() for line in swapped.lines), swapped.lines
     assert swapped.database == name
     assert rows(box.endpoint, name) == expected
-    undone = restore.undo(box.protected, clock=now, report=said)
+    undone = swap_back(box.protected)
     assert rows(box.endpoint, name) is None  # emptied, as it was when it was put aside
     assert all_databases(box.cluster) == before | {new.database, undone.kept_as}
 

@@ -1,19 +1,22 @@
 """Dumps of an older layout, under misleading names: listed, proven as far as they can be, restored."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from backup_pipeline import process
-from backup_pipeline.actions import backups, prove, restore
+from backup_pipeline.actions import backups, prove, restore, target
 from backup_pipeline.actions.restore import RestoreRequest
+from backup_pipeline.config import Secret
 from backup_pipeline.domain.backup import Verdict
 from backup_pipeline.engines.postgres import load, tools
+from backup_pipeline.engines.postgres.cluster import LocalCluster
 from backup_pipeline.errors import Refused
 from backup_pipeline.process import Command
 from backup_pipeline.storage.directory import DirectoryStore
-from backup_pipeline_tests.actions.box import Box, ask, now
+from backup_pipeline_tests.actions.box import Box, ask, drop_all, now
 from backup_pipeline_tests.servers import postgres as servers
 
 HOLE = "pg_restore has a hole"
@@ -51,7 +54,7 @@ def test_it_is_listed_proven_as_restored_and_restored(imported: Box, monkeypatch
 def test_a_client_with_a_known_hole_does_not_open_it_unasked(
     imported: Box, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(restore, "known_vulnerable", lambda _version: HOLE)
+    monkeypatch.setattr(target, "known_vulnerable", lambda _version: HOLE)
     asked = RestoreRequest("latest", into=f"{imported.endpoint.database}_older")
     with pytest.raises(Refused, match=HOLE):
         restore.plan(imported.protected, asked, clock=now)
@@ -86,3 +89,34 @@ def test_it_is_opened_by_the_client_of_the_version_that_wrote_it(
     (found,) = backups.listing(anywhere).backups
     proof = prove.prove(anywhere, found.id, clock=now, report=imported.said)
     assert proof.verdict is Verdict.RESTORED, proof.differences
+
+
+@pytest.fixture
+def server(imported: Box, other: LocalCluster) -> Iterator[LocalCluster]:
+    """A server of which the configuration knows nothing, and that is all there is."""
+    yield other
+    drop_all(other, imported.endpoint.database, ())
+
+
+def test_another_server_is_the_only_one_that_is_asked(imported: Box, server: LocalCluster) -> None:
+    nowhere = Secret("host=/nonexistent dbname=x user=nobody")
+    protected = replace(imported.configured(restore_dsn=nowhere), imports=imported.protected.imports)
+    name = f"{imported.endpoint.database}_older"
+    asked = RestoreRequest("latest", into=name, to=server.endpoint(), accept_unverified=True)
+    done = restore.carry_out(
+        protected, restore.plan(protected, asked, clock=now), clock=now, report=imported.said
+    )
+    owner = "SELECT pg_get_userbyid(datdba) FROM pg_database WHERE datname = current_database()"
+    assert ask(server.endpoint(done.database), owner) == ask(server.endpoint(), "SELECT current_user")
+
+
+def test_what_it_does_not_bring_is_said_before_and_after_it_replaces_anything(imported: Box) -> None:
+    name = imported.endpoint.database
+    asked = RestoreRequest("latest", replace=True, confirm=name, accept_unverified=True)
+    plan = restore.plan(imported.protected, asked, clock=now)
+    done = restore.carry_out(imported.protected, plan, clock=now, report=imported.said)
+    for lines in (plan.lines, done.lines):
+        (said,) = (line for line in lines if "are not carried over" in line)
+        assert f"owner, grants, settings, comment and connection limit of {name}" in said
+    assert "check: none; with a dump of an older layout there is nothing to compare" in plan.lines
+    assert ask(imported.endpoint, "SELECT current_setting('work_mem')") != "8MB"

@@ -23,12 +23,12 @@ from backup_pipeline.config import TierConfig
 from backup_pipeline.domain.layout import DATA
 from backup_pipeline.engines.postgres.cluster import LocalCluster
 from backup_pipeline.engines.postgres.restore import is_temporary
-from backup_pipeline.engines.postgres.swap import kept_at
+from backup_pipeline.engines.postgres.swap import read_copy
 from backup_pipeline.storage import catalog, catalog_rebuild
 from backup_pipeline.storage.directory import DirectoryStore
 from backup_pipeline.storage.store import Store, read_all
 from backup_pipeline_tests.actions import worker
-from backup_pipeline_tests.actions.box import DUE, Box, Said, a_box, ask, now, stored
+from backup_pipeline_tests.actions.box import DUE, Box, a_box, ask, now, stored, swap_back
 from backup_pipeline_tests.domain.values import manifest
 from backup_pipeline_tests.storage.backups import put_backup
 from backup_pipeline_tests.storage.effects import CountingStore, Died, DyingStore
@@ -238,7 +238,7 @@ def fit(box: Box, rows: object) -> set[str]:
     assert ask(box.endpoint, ROWS) == rows
     assert ask(box.endpoint, "SELECT current_setting('work_mem')") == "8MB"
     others = box.databases() - {live}
-    kept = {name for name in others if kept_at(name, live) is not None}
+    kept = {name for name in others if read_copy(name, live) is not None}
     assert all(is_temporary(name) for name in others - kept)
     for name in kept:
         assert ask(box.cluster.endpoint(name), ROWS) == rows
@@ -293,15 +293,15 @@ def test_an_undo_that_dies_before_any_effect(small: Box) -> None:
     replace_live(small)
     names = small.databases()
     with mortal(0) as life:
-        restore.undo(small.protected, clock=now, report=Said())
+        swap_back(small.protected)
     replace_live(small)
     for number in range(1, len(life.effects) + 1):
         before = small.databases()
         with mortal(number), pytest.raises(Died):
-            restore.undo(small.protected, clock=now, report=Said())
+            swap_back(small.protected)
         assert small.databases() == before
         assert ask(small.endpoint, ROWS) == rows
-    assert restore.undo(small.protected, clock=now, report=Said()).kept_as
+    assert swap_back(small.protected).kept_as
     assert len(names) == 2
 
 

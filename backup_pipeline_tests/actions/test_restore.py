@@ -6,14 +6,16 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
+import psycopg
 import pytest
 from psycopg import sql
 
-from backup_pipeline.actions import prune, restore
+from backup_pipeline.actions import prune, restore, undo
 from backup_pipeline.actions.protected import Protected
 from backup_pipeline.actions.restore import RestoreRequest, RestoreResult
 from backup_pipeline.config import Secret, TierConfig
 from backup_pipeline.domain.backup import Backup, ObjectRole
+from backup_pipeline.engines.postgres import load as pg_restore
 from backup_pipeline.engines.postgres.cluster import LocalCluster
 from backup_pipeline.engines.postgres.server import Connection, Endpoint, advisory_lock, connect
 from backup_pipeline.errors import (
@@ -25,11 +27,25 @@ from backup_pipeline.errors import (
     ProofFailed,
     Refused,
     ServerError,
+    StoreError,
 )
 from backup_pipeline.storage import catalog, leases
 from backup_pipeline.storage.store import read_all
-from backup_pipeline_tests.actions.box import Box, Said, a_box, ask, copy_of, databases, drop_all, now, stored
+from backup_pipeline_tests.actions.box import (
+    Box,
+    Said,
+    a_box,
+    ask,
+    copy_of,
+    databases,
+    drop_all,
+    now,
+    stored,
+    swap_back,
+)
+from backup_pipeline_tests.storage.effects import CountingStore
 
+OWNER = "SELECT pg_get_userbyid(datdba) FROM pg_database WHERE datname = current_database()"
 OIDS = "SELECT string_agg(oid::text || ' ' || datname, ',' ORDER BY oid) FROM pg_database"
 
 
@@ -184,12 +200,45 @@ def test_a_live_database_is_replaced_kept_and_swapped_back(live: Box) -> None:
     said = "\n".join(done.lines)
     assert f"the database that was live is kept as {done.kept_as}" in said
     assert "1 session ended; new ones waited" in said
-    undone = restore.undo(live.protected, clock=now, report=live.said)
+    undone = swap_back(live.protected)
     assert (undone.database, orders(live.endpoint)) == (name, 600)
     assert live.databases() == {name, undone.kept_as}
     assert orders(live.cluster.endpoint(undone.kept_as)) == 1000
     with pytest.raises(BackupNotFound, match="no kept copy"):
-        restore.undo(live.protected, clock=now, report=live.said)
+        swap_back(live.protected)
+
+
+@pytest.mark.parametrize("proof", ["content", "counts"])
+def test_the_plan_promises_no_closer_look_than_there_will_be(live: Box, proof: str) -> None:
+    backup = live.take("daily", protected=live.configured(proof=proof))
+    for check in ("content", "counts", "none"):
+        request = RestoreRequest(str(backup.id), check=check)
+        (line,) = (
+            line
+            for line in restore.plan(live.protected, request, clock=now).lines
+            if line.startswith("check: ")
+        )
+        assert ("every row is compared" in line) is (proof == check == "content"), line
+        assert ("rows are counted, not compared" in line) is (
+            check == "counts" or (check == "content" and proof == "counts")
+        )
+
+
+def test_a_restore_loads_with_as_many_jobs_as_asked_for(live: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[int] = []
+
+    def watched(*args: Any, **options: Any) -> None:
+        used.append(args[3].jobs)
+        load(*args, **options)
+
+    load = pg_restore.load
+    monkeypatch.setattr(pg_restore, "load", watched)
+    plan = restore.plan(live.protected, RestoreRequest("latest", jobs=3), clock=now)
+    assert "load: 3 jobs at once" in plan.lines
+    done = restore.carry_out(live.protected, plan, clock=now, report=live.said)
+    assert orders(live.cluster.endpoint(done.database)) == 1000
+    run(live, check="none")
+    assert used == [3, 1]
 
 
 def test_a_plan_names_what_the_restore_then_makes(live: Box) -> None:
@@ -209,16 +258,145 @@ def test_replacing_what_does_not_exist_is_making_it(live: Box) -> None:
     assert orders(live.cluster.endpoint(name)) == 1000
 
 
-def test_a_swap_waits_for_no_dump_longer_than_configured(live: Box) -> None:
+def test_a_swap_that_a_dump_keeps_waiting_does_not_cost_the_restore(live: Box) -> None:
     protected = live.configured(lock_timeout=timedelta(seconds=0.2))
     name = live.endpoint.database
     with (
-        untouched(live),
         advisory_lock(live.endpoint, name, purpose="dump of app", wait_s=0),
-        pytest.raises(Busy, match="held by another dump"),
+        pytest.raises(Busy, match="held by another dump") as failure,
     ):
-        run(live, protected=protected, replace=True, confirm=name, check="none")
-    assert run(live, protected=protected, replace=True, confirm=name, check="none").kept_as
+        run(live, protected=protected, replace=True, confirm=name)
+    copy = finished(live)
+    assert (live.databases(), orders(live.endpoint)) == ({name, copy}, 600)
+    assert failure.value.detail["the restored copy"] == f"is complete, and kept as {copy}"
+    swapped = swap_back(protected, copy=copy)
+    assert swapped.kept_as.startswith(f"{name}_before_2")
+    assert orders(live.endpoint) == 1000
+    swap_back(protected)
+    assert orders(live.endpoint) == 600
+
+
+def test_two_swaps_of_one_second_keep_both(live: Box) -> None:
+    name, at_once = live.endpoint.database, now()
+    kept = []
+    for _ in range(2):
+        request = RestoreRequest("latest", replace=True, confirm=name, check="none")
+        plan = restore.plan(live.protected, request, clock=now)
+        done = restore.carry_out(live.protected, plan, clock=lambda: at_once, report=live.said)
+        kept.append(done.kept_as)
+    assert kept[1] == f"{kept[0]}_2"
+    assert live.databases() == {name, *kept}
+
+
+# --- undo ----------------------------------------------------------------------------------
+
+
+def test_what_a_swap_says_undoes_that_swap_and_no_other(live: Box) -> None:
+    name, staging = live.endpoint.database, f"{live.endpoint.database}_staging"
+    live.execute(f'CREATE DATABASE "{staging}"', "postgres")
+    before = ask(live.endpoint, OIDS)
+    program = ("backup-pipeline", "--config", "/etc/some place/backups.toml")
+    done = run(live, into=staging, replace=True, confirm=staging, check="none", program=program)
+    command = "backup-pipeline --config '/etc/some place/backups.toml' undo app"
+    assert f"`{command} --into {staging} --copy {done.kept_as}` swaps it back" in done.lines
+    with pytest.raises(BackupNotFound, match=f"no kept copy of database {name} is left"):
+        swap_back(live.protected)
+    undone = swap_back(live.protected, into=staging, copy=done.kept_as)
+    live.execute(f'DROP DATABASE "{undone.kept_as}"', "postgres")
+    assert ask(live.endpoint, OIDS) == before
+
+
+@pytest.mark.parametrize("given", ["host={host} user=postgres", "host={host} user=postgres password=geheim"])
+def test_the_command_that_undoes_names_the_server_without_a_password(live: Box, given: str) -> None:
+    host = live.cluster.endpoint().conninfo["host"]
+    name, to = live.endpoint.database, Endpoint(given.format(host=host))
+    said = "\n".join(run(live, to=to, replace=True, confirm=name, check="none").lines)
+    assert f"--to 'host={host} user=postgres" in said.replace(
+        "user=postgres host=" + host, f"host={host} user=postgres"
+    )
+    assert "geheim" not in said
+    assert ("its password is not shown" in said) is ("geheim" in to.dsn)
+
+
+def test_an_undo_shows_what_it_would_do_and_wants_the_name_typed(live: Box) -> None:
+    name = live.endpoint.database
+    kept = run(live, replace=True, confirm=name, check="none").kept_as
+    before = ask(live.cluster.endpoint(), OIDS)
+    with contextlib.closing(connect(live.endpoint)):
+        plan = undo.plan(live.protected, undo.UndoRequest(confirm=name), clock=now)
+    assert plan.lines[0] == f"server: {live.cluster.endpoint('postgres').shown}"
+    assert plan.lines[1].startswith(f"copy: {kept}, put aside by a restore at 2")
+    assert plan.lines[1].endswith("MiB")
+    assert f"{name} becomes {name}_undone_<time>" in plan.lines[2]
+    assert "1 session to be ended" in plan.lines[2]
+    for typed in ("", "app", f"{name} "):
+        with pytest.raises(Refused, match="is not confirmed"):
+            swap_back(live.protected, confirm=typed)
+    assert ask(live.cluster.endpoint(), OIDS) == before
+
+
+def test_an_undo_is_not_made_twice_by_itself(live: Box) -> None:
+    name = live.endpoint.database
+    kept = [run(live, replace=True, confirm=name, check="none").kept_as for _ in range(2)]
+    undone = swap_back(live.protected)
+    before = ask(live.cluster.endpoint(), OIDS)
+    with pytest.raises(Refused, match=f"the last swap of {name} was undone already") as failure:
+        swap_back(live.protected)
+    assert kept[0] in failure.value.hint
+    assert ask(live.cluster.endpoint(), OIDS) == before
+    assert swap_back(live.protected, copy=undone.kept_as).kept_as.startswith(f"{name}_before_2")
+    assert swap_back(live.protected).kept_as.startswith(f"{name}_undone_2")
+    swap_back(live.protected, copy=kept[0])
+    assert orders(live.endpoint) == 600
+
+
+# --- what a swap needs is looked at before anything is loaded ------------------------------
+
+
+@pytest.fixture
+def plain(live: Box) -> Iterator[Endpoint]:
+    """A role that may create databases, and nothing else."""
+    role = f"{live.endpoint.database}_plain"
+    live.execute(f'CREATE ROLE "{role}" LOGIN CREATEDB', "postgres")
+    given = {name: live.cluster.endpoint().conninfo[name] for name in ("host", "port", "dbname")}
+    yield Endpoint(psycopg.conninfo.make_conninfo("", **given, user=role))
+    live.execute(f'DROP OWNED BY "{role}"', "postgres")
+    live.execute(f'DROP ROLE "{role}"', "postgres")
+
+
+def test_a_role_that_may_not_swap_is_refused_in_the_plan(live: Box, plain: Endpoint) -> None:
+    name = live.endpoint.database
+    with untouched(live), pytest.raises(Refused) as failure:
+        run(live, to=plain, replace=True, confirm=name)
+    assert f"may not rename {name}" in str(failure.value)
+    assert f'GRANT "{live.owner}" TO "{plain.user}";' in failure.value.hint
+    live.execute(f'GRANT "{live.owner}" TO "{plain.user}"', "postgres")
+    request = RestoreRequest("latest", to=plain, replace=True, confirm=name)
+    told = "\n".join(restore.plan(live.protected, request, clock=now).lines)
+    assert f'sessions of other roles cannot be ended: GRANT pg_signal_backend TO "{plain.user}";' in told
+    with contextlib.closing(connect(live.endpoint)), pytest.raises(Refused, match="sessions of superusers"):
+        restore.plan(live.protected, request, clock=now)
+
+
+def test_a_role_that_may_not_be_the_owner_is_refused_in_the_plan(live: Box, plain: Endpoint) -> None:
+    with untouched(live), pytest.raises(Refused, match=f"no member of {live.owner}"):
+        run(live, to=plain)
+    done = run(live, to=plain, without_owners=True, check="none")
+    assert ask(live.cluster.endpoint(done.database), OWNER) == plain.user
+    live.execute(f'DROP DATABASE "{done.database}"', "postgres")
+
+
+def test_a_property_that_may_not_be_set_is_found_before_the_load(live: Box, plain: Endpoint) -> None:
+    live.execute(f"ALTER DATABASE \"{live.endpoint.database}\" SET log_statement = 'ddl'")
+    try:
+        live.take("daily")
+    finally:
+        live.execute(f'ALTER DATABASE "{live.endpoint.database}" RESET log_statement')
+    said = Said()
+    with pytest.raises(ServerError, match="cannot be made like its source"):
+        run(live, to=plain, without_owners=True, report=said)
+    assert not [line for line in said.lines if line.startswith("gathering")]
+    assert live.databases() == {live.endpoint.database}
 
 
 # --- to another server ---------------------------------------------------------------------
@@ -253,6 +431,21 @@ def test_missing_roles_are_refused_then_created(live: Box, elsewhere: LocalClust
     )
 
 
+def test_roles_get_the_passwords_that_the_backup_holds(live: Box, elsewhere: LocalCluster) -> None:
+    live.execute(f"ALTER ROLE \"{live.owner}\" PASSWORD 'geheim'")
+    backup = live.take("daily", protected=live.configured(role_passwords=True))
+    said = Said()
+    request = RestoreRequest(str(backup.id), to=elsewhere.endpoint(), create_roles=True)
+    told = restore.plan(live.protected, request, clock=now).lines
+    assert f"role: {live.owner}, with the password that it had" in told
+    assert f"role: {live.reader}, without a password" in told
+    run(live, backup=str(backup.id), to=elsewhere.endpoint(), create_roles=True, check="none", report=said)
+    assert f"created role {live.owner}, with the password that it had" in said.lines
+    hashes = f"SELECT rolpassword FROM pg_authid WHERE rolname = '{live.owner}'"
+    assert ask(elsewhere.endpoint(), hashes) == ask(live.endpoint, hashes)
+    live.execute(f'ALTER ROLE "{live.owner}" PASSWORD NULL')
+
+
 def test_owners_may_be_left_out(live: Box, elsewhere: LocalCluster) -> None:
     name = live.endpoint.database
     done = run(live, to=elsewhere.endpoint(), into=name, without_owners=True, check="none")
@@ -263,7 +456,27 @@ def test_owners_may_be_left_out(live: Box, elsewhere: LocalCluster) -> None:
 def test_what_is_left_without_owners_can_still_be_compared(live: Box, elsewhere: LocalCluster) -> None:
     done = run(live, to=elsewhere.endpoint(), into=live.endpoint.database, without_owners=True)
     assert "2 tables, 1,100 rows equal row for row" in "\n".join(done.lines)
-    assert "owners and grants were left out, and not compared" in "\n".join(done.lines)
+    assert "owners and grants were not compared" in "\n".join(done.lines)
+    new = elsewhere.endpoint(done.database)
+    assert ask(new, "SELECT current_setting('work_mem')") == "8MB"
+    assert ask(new, OWNER) == "postgres"
+    comment = (
+        "SELECT shobj_description(oid, 'pg_database') FROM pg_database WHERE datname = current_database()"
+    )
+    assert ask(new, comment) == "what the shop lives on"
+
+
+def test_without_owners_none_is_set_where_the_roles_exist(live: Box) -> None:
+    done = run(live, without_owners=True)
+    assert ask(live.cluster.endpoint(done.database), OWNER) == "postgres"
+    grants = "SELECT datacl IS NULL FROM pg_database WHERE datname = current_database()"
+    assert ask(live.cluster.endpoint(done.database), grants) is True
+
+
+def test_a_setting_is_compared_without_owners_too(live: Box, tampered: Callable[[str], None]) -> None:
+    tampered("ALTER DATABASE {database} SET work_mem = '9MB'")
+    with untouched(live), pytest.raises(ProofFailed, match="settings"):
+        run(live, without_owners=True)
 
 
 def test_without_owners_all_else_is_still_compared(
@@ -282,7 +495,7 @@ def test_a_replacement_on_another_server_leaves_the_source_alone(live: Box, else
     run(live, to=to, into=name, create_roles=True, check="none")
     with untouched(live):
         done = run(live, to=to, replace=True, confirm=name, check="none")
-        restore.undo(live.protected, clock=now, report=live.said, to=to)
+        swap_back(live.protected, into=name, to=to)
     assert done.kept_as
     assert len(databases(elsewhere, name)) == 2
 
@@ -321,6 +534,31 @@ def test_a_copy_that_is_not_equal_is_dropped(live: Box, tampered: Callable[[str]
     with untouched(live), pytest.raises(ProofFailed, match="it was dropped") as failure:
         run(live, replace=True, confirm=name)
     assert "table public.orders: 1,000 rows as expected, but their content differs" in str(failure.value)
+
+
+class Outage(CountingStore):
+    """A Store that cannot be reached from some moment on."""
+
+    down = False
+
+    def _look(self) -> None:
+        if self.down:
+            raise StoreError("the store cannot be reached")
+
+
+def test_a_store_that_is_lost_after_the_download_does_not_cost_the_restore(live: Box) -> None:
+    store = Outage(live.store)
+    late = [timedelta(0)]
+
+    def lose() -> None:
+        store.down, late[0] = True, timedelta(hours=1)
+
+    name, protected = live.endpoint.database, live.on(store)
+    request = RestoreRequest("latest", replace=True, confirm=name)
+    plan = restore.plan(protected, request, clock=now)
+    done = restore.carry_out(protected, plan, clock=lambda: now() + late[0], report=at("gathering", lose))
+    assert "2 tables, 1,100 rows equal row for row" in "\n".join(done.lines)
+    assert orders(live.endpoint) == 1000
 
 
 class Halt(BaseException):
@@ -363,22 +601,37 @@ def test_a_server_that_ends_our_sessions_is_told_of(live: Box) -> None:
     assert live.databases() == {name}
 
 
+def finished(box: Box) -> str:
+    """The name of the one copy that was kept because it could not be swapped in."""
+    (name,) = (
+        name for name in box.databases() if f"{box.endpoint.database[:12]}" in name and "_finished_" in name
+    )
+    assert orders(box.cluster.endpoint(name)) == 1000
+    return name
+
+
 def test_a_live_database_that_vanishes_meanwhile_is_not_recreated_in_silence(live: Box) -> None:
     name, aside = live.endpoint.database, f"{live.endpoint.database}_aside"
     move = 'ALTER DATABASE "{}" RENAME TO "{}"'
     report = at("swapping", lambda: live.execute(move.format(name, aside), "postgres"))
-    with pytest.raises(Refused, match=f"database {name} does not exist"):
+    with pytest.raises(Refused, match=f"database {name} does not exist") as failure:
         run(live, replace=True, confirm=name, check="none", report=report)
-    assert live.databases() == {aside}
+    copy = finished(live)
+    assert live.databases() == {aside, copy}
+    assert f"`backup-pipeline undo app --into {name} --copy {copy}` swaps the copy in" in failure.value.hint
+    assert swap_back(live.protected, copy=copy).kept_as == ""
+    assert (live.databases(), orders(live.endpoint)) == ({aside, name}, 1000)
 
 
 def test_a_name_that_is_taken_meanwhile_is_not_taken_over(live: Box) -> None:
     name = f"{live.endpoint.database}_new"
     report = at("gathering", lambda: live.execute(f'CREATE DATABASE "{name}"', "postgres"))
-    with pytest.raises(Refused, match="exists already"):
+    with pytest.raises(Refused, match="exists already") as failure:
         run(live, into=name, check="none", report=report)
-    assert live.databases() == {live.endpoint.database, name}
+    copy = finished(live)
+    assert live.databases() == {live.endpoint.database, name, copy}
     assert ask(live.cluster.endpoint(name), "SELECT to_regclass('public.orders')") is None
+    assert f'`DROP DATABASE "{copy}";` drops it' in failure.value.hint
 
 
 # --- beside a prune ------------------------------------------------------------------------

@@ -19,8 +19,7 @@ FACTS = TargetFacts(
     client_version=170010,
     client_version_text="17.10",
     databases=("app", "postgres"),
-    roles=("app_owner", "reporting", "postgres"),
-    extensions=(("pgcrypto", "1.3"),),
+    need_bytes=6 * 10**6,
     free_bytes=10**9,
     sessions=3,
 )
@@ -116,11 +115,15 @@ def test_names_that_cannot_be(name: str) -> None:
             "PostgreSQL 17 or newer",
         ),
         (
-            {"roles": ("postgres",)},
+            {"missing_roles": ("app_owner", "reporting")},
             "roles are missing on db.example:5432: app_owner, reporting",
             "--create-roles",
         ),
-        ({"extensions": ()}, "extensions are not installed on db.example:5432: pgcrypto", "Install"),
+        (
+            {"missing_extensions": ("pgcrypto",)},
+            "extensions are not installed on db.example:5432: pgcrypto",
+            "Install",
+        ),
         ({"free_bytes": 5_999_999}, "5.7 MiB are needed on db.example:5432, 5.7 MiB are free", "Make room"),
         ({"may_create": False}, "may not create databases", "CREATEDB"),
         ({"engine": "sqlite"}, "not a backup of sqlite", "another target"),
@@ -136,30 +139,31 @@ def test_a_target_that_does_not_fit_is_refused_with_the_cure(
 
 
 def test_all_reasons_are_told_at_once() -> None:
-    found = refusal(RestoreRequest(into="app"), replace(FACTS, roles=(), free_bytes=0))
+    found = refusal(RestoreRequest(into="app"), replace(FACTS, missing_roles=("x",), free_bytes=0))
     assert found.message.endswith("is not restored into app, for 3 reasons")
     assert list(found.detail) == ["reason 1", "reason 2", "reason 3"]
     assert "(3) Make room" in found.hint
 
 
 def test_missing_roles_can_be_created_or_left_out() -> None:
-    facts = replace(FACTS, roles=("postgres",))
+    facts = replace(FACTS, missing_roles=("app_owner", "reporting"))
     made = plan(RestoreRequest(create_roles=True), facts)
     assert made.missing_roles == ("app_owner", "reporting")
-    assert "without passwords: app_owner, reporting" in made.warnings[0]
+    assert made.warnings[0] == "these roles are created: app_owner, reporting"
     made = plan(RestoreRequest(without_owners=True), facts)
     assert made.without_owners
     assert not made.missing_roles
-    assert "left out" in plan(RestoreRequest(without_owners=True)).warnings[0]
+    assert "left out" in made.left_out[0]
+    assert f"note: {made.left_out[0]}" in made.lines
 
 
 def test_what_is_different_but_possible_is_told() -> None:
-    source = replace(values.SOURCE, tablespaces=("fast",))
-    assert PROVEN.manifest is not None
-    backup = replace(PROVEN, manifest=replace(PROVEN.manifest, source=source))
-    made = plan(facts=replace(FACTS, extensions=(("pgcrypto", "1.4"),), free_bytes=None), backup=backup)
+    facts = replace(
+        FACTS, missing_tablespaces=("fast",), free_bytes=None, notes=("extension pgcrypto will be 1.4",)
+    )
+    made = plan(facts=facts)
     assert made.without_tablespaces
-    assert "extension pgcrypto will be 1.4, it was 1.3" in made.warnings
+    assert "note: extension pgcrypto will be 1.4" in made.lines
     assert any("missing here: fast" in warning for warning in made.warnings)
     assert "free space is not known" in "\n".join(made.lines)
     newer = replace(FACTS, server_version=180004, server_version_text="18.4", client_version=180006)
@@ -168,10 +172,18 @@ def test_what_is_different_but_possible_is_told() -> None:
 
 def test_an_imported_dump_is_planned_with_what_little_is_known() -> None:
     backup = values.imported(at=TAKEN)
-    made = plan(RestoreRequest(backup="latest"), backup=backup)
+    made = plan(RestoreRequest(backup="latest"), replace(FACTS, need_bytes=None), backup)
+    assert made.without_owners
+    assert len(made.left_out) == 1
     assert made.target == "app_restored_20260310t020000z"
     assert "from: daily/backup_daily_20260310_020000.sql.gz, a dump of an older layout" in made.lines
     assert "space: an unknown amount needed, 953.7 MiB are free" in made.lines
+
+
+def test_what_an_imported_dump_does_not_bring_is_told_before_it_replaces_anything() -> None:
+    made = plan(RestoreRequest("latest", replace=True, confirm="app"), backup=values.imported(at=TAKEN))
+    assert made.left_out[1].startswith("owner, grants, settings, comment and connection limit of app are not")
+    assert {f"note: {line}" for line in made.left_out} <= set(made.lines)
 
 
 def test_an_unreadable_verdict_is_told() -> None:

@@ -21,15 +21,16 @@ from backup_pipeline.engines.postgres.cluster import LocalCluster
 from backup_pipeline.engines.postgres.rename import NAME_BYTES
 from backup_pipeline.engines.postgres.server import Connection, Endpoint, advisory_lock, connect
 from backup_pipeline.engines.postgres.swap import (
+    CopyKind,
+    DatabaseCopy,
+    choose_copy,
+    copies_of,
+    copy_name,
     cut_name,
-    kept_at,
-    kept_copies,
-    kept_name,
     left_behind,
     publish,
+    read_copy,
     swap,
-    undo,
-    undone_name,
 )
 from backup_pipeline.errors import BackupNotFound, Busy, Refused, ServerError
 
@@ -47,7 +48,7 @@ class Pair:
 
     @property
     def kept(self) -> str:
-        return kept_name(self.live, AT)
+        return copy_name(self.live, CopyKind.BEFORE, AT)
 
     def content(self, name: str) -> str:
         return content(self.admin.with_database(name))
@@ -101,26 +102,79 @@ def pair(request: pytest.FixtureRequest, postgres: LocalCluster) -> Iterator[Pai
 
 
 @pytest.mark.parametrize("live", ["app", "a" * 63, "é" * 31, "x" * 39, "x" * 40, "日本" * 10, "a\n=b'"])
-def test_a_kept_name_fits_and_reads_back(live: str) -> None:
-    name = kept_name(live, AT)
+@pytest.mark.parametrize("kind", CopyKind)
+def test_a_copy_s_name_fits_needs_no_quotes_and_reads_back(live: str, kind: CopyKind) -> None:
+    name = copy_name(live, kind, AT)
     assert len(name.encode()) <= NAME_BYTES
-    assert name.endswith("_before_20260301T020000Z")
-    assert kept_at(name, live) == AT
-    assert kept_at(undone_name(live, AT), live) is None
+    assert name.endswith(f"_{kind}_20260301t020000z")
+    assert read_copy(name, live) == DatabaseCopy(name, kind, AT)
 
 
 def test_long_names_that_begin_alike_keep_apart() -> None:
     one, other = "a" * 50 + "1", "a" * 50 + "2"
-    assert kept_name(one, AT) != kept_name(other, AT)
-    assert kept_at(kept_name(one, AT), other) is None
+    name = copy_name(one, CopyKind.BEFORE, AT)
+    assert name != copy_name(other, CopyKind.BEFORE, AT)
+    assert read_copy(name, other) is None
 
 
 @pytest.mark.parametrize(
     "name",
-    ["app", "app_before_20261301T020000Z", "app_before_20260301T020000Z_x", "xapp_before_20260301T020000Z"],
+    [
+        "app",
+        "app_before_20261301t020000z",
+        "app_before_20260301t020000z_x",
+        "app_before_20260301t020000z_1",
+        "app_after_20260301t020000z",
+        "xapp_before_20260301t020000z",
+    ],
 )
-def test_other_names_are_no_kept_copies(name: str) -> None:
-    assert kept_at(name, "app") is None
+def test_other_names_are_no_copies(name: str) -> None:
+    assert read_copy(name, "app") is None
+
+
+def test_a_name_of_the_older_form_is_still_read() -> None:
+    copy = read_copy("app_before_20260301T020000Z", "app")
+    assert copy == DatabaseCopy("app_before_20260301T020000Z", CopyKind.BEFORE, AT)
+
+
+def test_copies_of_one_second_are_numbered() -> None:
+    names: list[str] = []
+    for _ in range(11):
+        names.append(copy_name("a" * 60, CopyKind.BEFORE, AT, names))
+    assert names[1].endswith("_before_20260301t020000z_2")
+    assert len(set(names)) == 11
+    assert [copy.name for copy in copies_of("a" * 60, names)] == names[::-1]
+
+
+def copies(*kinds: CopyKind) -> tuple[DatabaseCopy, ...]:
+    """Copies of these kinds, newest first."""
+    ages = [AT - timedelta(days=number) for number in range(len(kinds))]
+    names = [copy_name("app", kind, at) for kind, at in zip(kinds, ages, strict=True)]
+    return copies_of("app", names)
+
+
+def test_an_undo_takes_the_newest_kept_copy_whatever_else_there_is() -> None:
+    finished, newest, _older = found = copies(CopyKind.FINISHED, CopyKind.BEFORE, CopyKind.BEFORE)
+    assert choose_copy("app", found) == newest
+    assert choose_copy("app", found, finished.name) == finished
+
+
+def test_an_undo_is_not_repeated_by_itself() -> None:
+    undone, older = found = copies(CopyKind.UNDONE, CopyKind.BEFORE)
+    with pytest.raises(Refused, match="the last swap of app was undone already, at 2026-03-01T02") as caught:
+        choose_copy("app", found)
+    assert undone.name in caught.value.hint
+    assert older.name in caught.value.hint
+    assert choose_copy("app", found, older.name) == older
+    assert choose_copy("app", found, undone.name) == undone
+
+
+@pytest.mark.parametrize("named", ["", "app", "app_before_20200101t000000z", "other"])
+def test_what_is_no_copy_is_not_swapped_in(named: str) -> None:
+    found = copies(CopyKind.UNDONE, CopyKind.FINISHED)
+    with pytest.raises(BackupNotFound) as caught:
+        choose_copy("app", found, named)
+    assert found[0].name in str(caught.value)
 
 
 def test_a_cut_name_never_splits_a_character() -> None:
@@ -133,7 +187,7 @@ def test_a_cut_name_never_splits_a_character() -> None:
 # --- swaps ---------------------------------------------------------------------------------
 
 
-def test_a_swap_exchanges_the_names_and_undo_goes_back(pair: Pair) -> None:
+def test_a_swap_exchanges_the_names_and_goes_back(pair: Pair) -> None:
     report = swap(pair.admin, pair.live, pair.new, pair.kept)
     assert (report.live, report.kept, report.sessions_ended, report.left_behind) == (
         pair.live,
@@ -142,24 +196,12 @@ def test_a_swap_exchanges_the_names_and_undo_goes_back(pair: Pair) -> None:
         (),
     )
     assert (pair.content(pair.live), pair.content(pair.kept)) == ("[('new',)]", "[('old',)]")
-    assert [copy.name for copy in kept_copies(pair.session, pair.live)] == [pair.kept]
+    assert [copy.name for copy in copies_of(pair.live, pair.names())] == [pair.kept]
 
-    back = undo(pair.admin, pair.live, AT + timedelta(hours=1))
-    assert back.kept == undone_name(pair.live, AT + timedelta(hours=1))
-    assert (pair.content(pair.live), pair.content(back.kept)) == ("[('old',)]", "[('new',)]")
-    assert kept_copies(pair.session, pair.live) == ()
-    with pytest.raises(BackupNotFound, match="no kept copy"):
-        undo(pair.admin, pair.live, AT)
-
-
-@ONE_NAME
-def test_undo_takes_the_newest_kept_copy(pair: Pair) -> None:
-    older = kept_name(pair.live, AT - timedelta(days=1))
-    make(pair.session, pair.admin, older, "older")
-    swap(pair.admin, pair.live, pair.new, pair.kept)
-    assert [copy.name for copy in kept_copies(pair.session, pair.live)] == [pair.kept, older]
-    undo(pair.admin, pair.live, AT)
-    assert pair.content(pair.live) == "[('old',)]"
+    undone = copy_name(pair.live, CopyKind.UNDONE, AT)
+    swap(pair.admin, pair.live, pair.kept, undone)
+    assert (pair.content(pair.live), pair.content(undone)) == ("[('old',)]", "[('new',)]")
+    assert [copy.name for copy in copies_of(pair.live, pair.names())] == [undone]
 
 
 def test_a_finished_database_is_published_under_a_free_name_only(pair: Pair) -> None:
@@ -222,7 +264,7 @@ def test_reconnecting_clients_see_the_old_database_or_the_new_one(pair: Pair) ->
     with clients.running():
         report = swap(pair.admin, pair.live, pair.new, pair.kept)
         clients.await_sight_of("new")
-        back = undo(pair.admin, pair.live, AT)
+        back = swap(pair.admin, pair.live, pair.kept, copy_name(pair.live, CopyKind.UNDONE, AT))
         clients.await_sight_of("old")
     assert report.sessions_ended >= 8
     assert back.sessions_ended >= 1

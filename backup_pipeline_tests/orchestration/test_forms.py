@@ -12,15 +12,19 @@ from backup_pipeline_tests.orchestration.configurations import configuration
 DEFAULTS: dict[str, dict[str, object]] = {
     "backup_database": {"database": "agentweave", "prove": True},
     "restore_database": {
+        "accept_failed": False,
+        "accept_unverified": False,
         "backup": "proven",
         "check": "content",
         "confirm": "",
         "create_roles": False,
         "database": "agentweave",
         "into": "",
+        "jobs": 0,
         "replace": False,
+        "without_owners": False,
     },
-    "undo_restore": {"confirm": "", "database": "agentweave"},
+    "undo_restore": {"confirm": "", "copy_name": "", "database": "agentweave", "into": ""},
     "verify_restore": {"backup": "latest", "database": "agentweave"},
     "prune_backups": {"database": "agentweave", "dry_run": True},
 }
@@ -59,6 +63,7 @@ def test_every_field_is_flat_and_explained(definitions: dg.Definitions, job: str
         ("restore_database", {"database": "agentweaver"}),
         ("restore_database", {"check": "perhaps"}),
         ("restore_database", {"replace": "yes"}),
+        ("restore_database", {"jobs": "two"}),
         ("restore_database", {"bakup": "latest"}),
         ("prune_backups", {"dry_run": "no"}),
         ("verify_restore", {"backup": None}),

@@ -293,7 +293,20 @@ def test_a_prune_only_looks_unless_it_is_told_otherwise(make: MakeBox) -> None:
     assert (listed.asset_key, listed.metadata["count"].value) == (LIST, 2)
 
 
-def test_an_undo_needs_the_name_typed(make: MakeBox) -> None:
-    result = make().form("undo_restore", confirm="shopp")
-    assert not result.success
-    assert failure(result, "swap_back").startswith("the swap back was not confirmed")
+def test_a_swap_is_undone_once_the_name_is_typed(make: MakeBox) -> None:
+    box, name = make(LATER), make.database.database
+    box.backup()
+    swapped = box.form("restore_database", backup="latest", replace=True, confirm=name)
+    assert swapped.success
+    assert box.tags(swapped)["id"] == str(box.backups()[0].id)
+    refused = box.form("undo_restore", confirm="shop")
+    assert not refused.success
+    assert steps(refused) == []
+    assert "is not confirmed: found 'shop'" in failure(refused, "plan_undo")
+    undone = box.form("undo_restore", confirm=name)
+    assert undone.success
+    with contextlib.closing(connect(make.cluster.endpoint())) as session:
+        extra = session.execute("SELECT datname FROM pg_database WHERE datname LIKE %s", [f"{name}_%"])
+        (kept,) = [str(row[0]) for row in extra]
+        assert "_undone_" in kept
+        session.execute(f'DROP DATABASE "{kept}"'.encode())

@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from subprocess import Popen, TimeoutExpired
 from typing import IO
@@ -65,30 +65,35 @@ class LoadProgress:
 
 @dataclass(frozen=True)
 class LoadLimits:
-    """When a load that goes on is given up: nothing moves for `stall_s`; `deadline_s` have passed."""
+    """When a load that goes on is given up: nothing moves for `stall_s`."""
 
     stall_s: float = 900.0
-    deadline_s: float | None = None
 
 
 DEFAULT_LIMITS = LoadLimits()
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """What of an archive is loaded, and how. Without `tablespaces`, all goes into the database's own."""
+
+    jobs: int = 1
+    tablespaces: bool = True
+    owners: bool = True  # and grants
+
+
+DEFAULT_OPTIONS = LoadOptions()
 
 
 def restore_argv(
     pg_restore: str,
     archive: Path,
     dbname: str,
+    options: LoadOptions = DEFAULT_OPTIONS,
     *,
-    jobs: int = 1,
-    tablespaces: bool = True,
-    owners: bool = True,
     stop_at_error: bool = True,
 ) -> tuple[str, ...]:
-    """The command that loads an archive, a custom-format file or a directory.
-
-    Owners and grants come along, unless `owners` is false. Without `tablespaces`, all goes into the
-    database's own.
-    """
+    """The command that loads an archive, a custom-format file or a directory."""
     return (
         pg_restore,
         f"--dbname={dbname}",
@@ -96,9 +101,9 @@ def restore_argv(
         "--verbose",
         "--no-password",
         *(("--exit-on-error",) if stop_at_error else ()),
-        *((f"--jobs={jobs}",) if jobs > 1 else ()),
-        *(() if tablespaces else ("--no-tablespaces",)),
-        *(() if owners else ("--no-owner", "--no-privileges")),
+        *((f"--jobs={options.jobs}",) if options.jobs > 1 else ()),
+        *(() if options.tablespaces else ("--no-tablespaces",)),
+        *(() if options.owners else ("--no-owner", "--no-privileges")),
         "--",
         str(archive),
     )
@@ -111,15 +116,13 @@ def count_items(archive: Path, tools: Tools) -> int:
     return sum(1 for line in listed.splitlines() if line and not line.startswith(";"))
 
 
-def load(  # noqa: PLR0913 - pg_restore's options, and what to do meanwhile
+def load(
     endpoint: Endpoint,
     name: str,
     archive: Path,
+    options: LoadOptions = DEFAULT_OPTIONS,
     *,
     tools: Tools,
-    jobs: int = 1,
-    tablespaces: bool = True,
-    owners: bool = True,
     progress: Callable[[LoadProgress], None] = lambda _: None,
     limits: LoadLimits = DEFAULT_LIMITS,
 ) -> None:
@@ -130,8 +133,8 @@ def load(  # noqa: PLR0913 - pg_restore's options, and what to do meanwhile
     pg_restore counts as hung when it says nothing, the database does not grow and no session of it
     is at work.
 
-    Raises Refused when the database is not empty, ToolError when pg_restore fails, hangs or outlives
-    its deadline; the database is then half full, and fit only to be dropped.
+    Raises Refused when the database is not empty, ToolError when pg_restore fails or hangs; the
+    database is then half full, and fit only to be dropped.
     """
     own = endpoint.with_database(name)
     with contextlib.closing(connect(own, purpose=PURPOSE)) as session:
@@ -143,9 +146,7 @@ def load(  # noqa: PLR0913 - pg_restore's options, and what to do meanwhile
         archive,
         own.tool_dbname,
         # Its errors are told apart by neighbouring lines, which several workers would mix.
-        jobs=1 if patched else jobs,
-        tablespaces=tablespaces,
-        owners=owners,
+        replace(options, jobs=1 if patched else options.jobs),
         stop_at_error=not patched,
     )
     environment = own.environment()
@@ -259,7 +260,7 @@ def _follow(
     progress: Callable[[LoadProgress], None],
     limits: LoadLimits,
 ) -> None:
-    began = heard_at = time.monotonic()
+    heard_at = time.monotonic()
     code: int | None = None
     while code is None:
         with contextlib.suppress(TimeoutExpired):
@@ -271,8 +272,6 @@ def _follow(
             raise run.failed(1)
         if code is None and now - max(heard_at, pulse.alive_at) > limits.stall_s:
             raise run.failed(None, after_s=limits.stall_s)
-        if code is None and limits.deadline_s is not None and now - began > limits.deadline_s:
-            raise run.failed(None, after_s=limits.deadline_s)
         progress(LoadProgress(run.output.done, run.output.total, run.output.item, pulse.size_bytes))
     if run.errors() or code != (1 if run.output.errors else 0):
         raise run.failed(code)

@@ -80,9 +80,9 @@ def rename_session(endpoint: Endpoint) -> Connection:
 
 
 def find_renamable(
-    endpoint: Endpoint, session: Connection, names: Sequence[str], *, vacant: str
+    endpoint: Endpoint, session: Connection, names: Sequence[str], *, vacant: str | None = None
 ) -> tuple[Renamable, ...]:
-    """The databases of these `names`; `vacant` is to become the name of one.
+    """The databases of these `names`; `vacant`, if it is known already, is to become the name of one.
 
     Raises Refused when one is missing or cannot be renamed from here, or `vacant` is taken.
     """
@@ -105,7 +105,8 @@ def find_renamable(
             )
     if len(set(names)) < len(names):
         raise Refused(f"database {names[0]} cannot be swapped with itself")
-    check_name(vacant)
+    if vacant is not None:
+        check_name(vacant)
     if vacant in there:
         raise Refused(
             f"database {vacant} exists already",

@@ -67,9 +67,9 @@ def temporary_database(endpoint: Endpoint, target: str, properties: DatabaseProp
             yield name
         except BaseException:
             with contextlib.suppress(BackupError):  # the next run tries again
-                _drop_temporary(endpoint, name)
+                drop_temporary(endpoint, name)
             raise
-        _drop_temporary(endpoint, name)
+        drop_temporary(endpoint, name)
 
 
 def drop_stale(endpoint: Endpoint) -> tuple[str, ...]:
@@ -87,7 +87,7 @@ def drop_stale(endpoint: Endpoint) -> tuple[str, ...]:
             contextlib.suppress(BackupError),
             advisory_lock(endpoint, name, purpose=PURPOSE, wait_s=0, renames=True),
         ):
-            _drop_temporary(endpoint, name)
+            drop_temporary(endpoint, name)
             dropped.append(name)
     return tuple(dropped)
 
@@ -154,9 +154,19 @@ def apply_properties(endpoint: Endpoint, name: str, properties: DatabaseProperti
         _apply(session, name, properties)
 
 
-def _apply(session: Connection, name: str, properties: DatabaseProperties) -> None:
+def try_properties(endpoint: Endpoint, name: str, properties: DatabaseProperties) -> None:
+    """Do what `apply_properties` does to the new database `name`, and take it back.
+
+    So that a property which this role may not set is found before the load, not at its end. Raises
+    ServerError.
+    """
+    with _session(endpoint) as session, server_errors(endpoint, f"cannot set the properties of {name}"):
+        _apply(session, name, properties, keep=False)
+
+
+def _apply(session: Connection, name: str, properties: DatabaseProperties, *, keep: bool = True) -> None:
     owner = sql.SQL("SET LOCAL ROLE {}").format(sql.Identifier(properties.owner))
-    with session.transaction():
+    with session.transaction(force_rollback=not keep):
         for statement in statements(properties, name):
             text = statement.as_string(session)
             # PostgreSQL would choose as grantor any role of ours that has a grant option.
@@ -204,8 +214,8 @@ def drop_database(endpoint: Endpoint, name: str, *, force: bool = False) -> bool
     return found is not None
 
 
-def _drop_temporary(endpoint: Endpoint, name: str) -> None:
-    """Drop an unfinished database, and subscriptions that pg_restore made there, which never connected."""
+def drop_temporary(endpoint: Endpoint, name: str) -> None:
+    """Drop an unfinished database, a template too, and subscriptions in it, which never connected."""
     with _session(endpoint) as session, server_errors(endpoint, f"cannot drop database {name}"):
         template = "SELECT 1 FROM pg_catalog.pg_database WHERE datname = %s AND datistemplate"
         if session.execute(template, [name]).fetchone():

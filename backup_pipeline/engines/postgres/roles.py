@@ -25,18 +25,15 @@ class RolePlan:
     memberships: tuple[Membership, ...]
     withheld: tuple[str, ...]
     absent: tuple[str, ...]
-    privileged: bool = False
 
 
-def plan_roles(
-    known: Globals, *, needed: Iterable[str], existing: Iterable[str], privileged: bool = False
-) -> RolePlan:
+def plan_roles(known: Globals, *, needed: Iterable[str], existing: Iterable[str]) -> RolePlan:
     """Decide which roles to create: those `needed`, and whoever acts through them.
 
     The members of a role that is created come too, and theirs, because applications log in as
     members of the owner. Roles that exist are never altered, not even by a membership. What reaches beyond
     the database (superuser and the like, memberships in roles that are not created here) is
-    withheld unless `privileged`.
+    withheld.
     """
     there, described = frozenset(existing), {role.name: role for role in known.roles}
     missing = [name for name in dict.fromkeys(needed) if name not in there]
@@ -48,14 +45,13 @@ def plan_roles(
     names = {role.name for role in roles}
     withheld: list[str] = []
     memberships: list[Membership] = []
-    if not privileged:
-        for role in roles:
-            powers = [power for power in POWERS if power in role.attributes]
-            withheld += [f"ALTER ROLE {_quoted(role.name)} WITH {power};" for power in powers]
-        roles = [_without_powers(role) for role in roles]
+    for role in roles:
+        powers = [power for power in POWERS if power in role.attributes]
+        withheld += [f"ALTER ROLE {_quoted(role.name)} WITH {power};" for power in powers]
+    roles = [_without_powers(role) for role in roles]
     for each in known.memberships:
         ends = {each.role, each.member}
-        if ends <= names or (privileged and ends & names and ends <= names | there):
+        if ends <= names:
             memberships.append(each)
         elif ends & names:
             withheld.append(f"GRANT {_quoted(each.role)} TO {_quoted(each.member)};")
@@ -64,7 +60,6 @@ def plan_roles(
         memberships=tuple(memberships),
         withheld=tuple(withheld),
         absent=tuple(sorted(name for name in missing if name not in names)),
-        privileged=privileged,
     )
 
 
@@ -77,7 +72,7 @@ def create_roles(conn: Connection, plan: RolePlan) -> tuple[str, ...]:
     """Create what `plan` holds, in one transaction; return statements that were left out.
 
     Memberships are granted by the current role; the grantors of the source are not rebuilt.
-    Settings that only a superuser may give are left out unless the plan is privileged, and so are
+    Settings that only a superuser may give are left out, and so are
     those that this server does not accept. A role that is no superuser is given membership in what
     it creates, or it could not hand over objects to it.
     Raises ServerError, and creates nothing, when the server refuses one of them.
@@ -96,7 +91,7 @@ def create_roles(conn: Connection, plan: RolePlan) -> tuple[str, ...]:
                 if role.comment is not None:
                     comment = sql.SQL("COMMENT ON ROLE {} IS {}")
                     conn.execute(comment.format(sql.Identifier(role.name), sql.Literal(role.comment)))
-                left += _apply_settings(conn, role, privileged=plan.privileged)
+                left += _apply_settings(conn, role)
             for membership in plan.memberships:
                 conn.execute(_grant_statement(membership, version))
     except psycopg.Error as error:
@@ -108,14 +103,16 @@ def create_roles(conn: Connection, plan: RolePlan) -> tuple[str, ...]:
     return tuple(left)
 
 
-def create_plain_roles(conn: Connection, names: Iterable[str]) -> tuple[str, ...]:
+def create_plain_roles(
+    conn: Connection, names: Iterable[str], *, comment: str | None = None
+) -> tuple[str, ...]:
     """Create the roles of these names that are missing, without login or any right.
 
     Returns the names created, for `drop_plain_roles`. Names that PostgreSQL reserves are passed over.
     """
     there = existing_roles(conn)
     missing = [name for name in dict.fromkeys(names) if name not in there and not name.startswith("pg_")]
-    plan = RolePlan(tuple(Role(name) for name in missing), (), (), ())
+    plan = RolePlan(tuple(Role(name, comment=comment) for name in missing), (), (), ())
     create_roles(conn, plan)
     return tuple(missing)
 
@@ -156,14 +153,14 @@ def _create_statement(role: Role) -> sql.Composed:
     return sql.SQL(" ").join(parts)
 
 
-def _apply_settings(conn: Connection, role: Role, *, privileged: bool) -> list[str]:
+def _apply_settings(conn: Connection, role: Role) -> list[str]:
     left: list[str] = []
     for name, values in role.settings:
         statement = sql.SQL("ALTER ROLE {} SET {} TO {}").format(
             sql.Identifier(role.name), sql.Identifier(name), sql.SQL(", ").join(map(sql.Literal, values))
         )
         try:
-            if not privileged and not _anyone_may_set(conn, name):
+            if not _anyone_may_set(conn, name):
                 raise psycopg.errors.InsufficientPrivilege
             with conn.transaction():
                 conn.execute(statement)

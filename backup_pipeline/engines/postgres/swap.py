@@ -1,16 +1,19 @@
 """A new database takes the name of a live one, which is kept; and the way back.
 
 Called by the restore, after the new copy is complete and checked: `publish` gives it a free name,
-`swap` the name of a live database, which keeps another; `undo` swaps back. Making and filling the
-new copy is restore.py's; how a rename gets past the sessions in the way is rename.py's.
+`swap` the name of a live database, which keeps another. Called by the undo: `copies_of` a live
+database, and which of them to swap in. Making and filling the new copy is restore.py's; how a rename
+gets past the sessions in the way is rename.py's.
 """
 
 import contextlib
 import hashlib
 import re
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from enum import StrEnum
 
 import psycopg
 
@@ -27,20 +30,35 @@ from backup_pipeline.engines.postgres.server import (
     Endpoint,
     advisory_lock,
     connect,
-    server_errors,
 )
-from backup_pipeline.errors import BackupNotFound, ServerError
+from backup_pipeline.errors import BackupNotFound, Refused, ServerError
 
 _STAMP = "%Y%m%dT%H%M%SZ"
-_STAMPED = re.compile(r".+_(?P<word>before|undone)_(?P<stamp>\d{8}T\d{6}Z)", re.DOTALL)
+
+
+class CopyKind(StrEnum):
+    """What a copy of a live database was when it got its name; the word is part of that name."""
+
+    BEFORE = "before"  # live, until a swap put it aside
+    UNDONE = "undone"  # live, until that swap was undone
+    FINISHED = "finished"  # restored and compared, and then not swapped in
+
+
+# Letters were capital once, and a name with such must be quoted in SQL.
+_STAMPED = re.compile(
+    rf".+_(?P<kind>{'|'.join(CopyKind)})_(?P<stamp>\d{{8}}[Tt]\d{{6}}[Zz])(?:_(?P<number>[2-9]|[1-9]\d+))?",
+    re.DOTALL,
+)
 
 
 @dataclass(frozen=True)
-class KeptCopy:
-    """The database that bore a live database's name before a swap."""
+class DatabaseCopy:
+    """A database that bore a live database's name, or was to bear it."""
 
     name: str
-    kept_at: datetime
+    kind: CopyKind
+    at: datetime  # when it got this name
+    number: int = 1  # beyond 1 when several got theirs in one second
 
 
 @dataclass(frozen=True)
@@ -66,38 +84,80 @@ def cut_name(name: str, limit_bytes: int) -> str:
     return f"{encoded[: limit_bytes - 9].decode(errors='ignore')}~{digest}"
 
 
-def kept_name(live: str, at: datetime) -> str:
-    """The name that `live` gets when it is swapped out at `at`: `<live>_before_20260301T020000Z`."""
-    return _stamped(live, "before", at)
+def copy_name(live: str, kind: CopyKind, at: datetime, taken: Iterable[str] = ()) -> str:
+    """The name of a copy of `live` made at `at`, none of those `taken`: `<live>_before_20260301t020000z`.
+
+    A second one of the same second is numbered.
+    """
+    names, number = frozenset(taken), 1
+    while (name := _stamped(live, kind, at.astimezone(UTC).strftime(_STAMP).lower(), number)) in names:
+        number += 1
+    return name
 
 
-def undone_name(live: str, at: datetime) -> str:
-    """The name that `live` gets when its swap is undone at `at`: `<live>_undone_20260301T020000Z`."""
-    return _stamped(live, "undone", at)
-
-
-def _stamped(live: str, word: str, at: datetime) -> str:
-    suffix = f"_{word}_{at.astimezone(UTC).strftime(_STAMP)}"
+def _stamped(live: str, kind: str, stamp: str, number: int) -> str:
+    suffix = f"_{kind}_{stamp}" + (f"_{number}" if number > 1 else "")
     return cut_name(live, NAME_BYTES - len(suffix)) + suffix
 
 
-def kept_at(name: str, live: str) -> datetime | None:
-    """When `name` was swapped out, if it is a kept copy of `live`; otherwise None."""
+def read_copy(name: str, live: str) -> DatabaseCopy | None:
+    """What `name` says of itself, if it is a copy of `live`; otherwise None."""
     match = _STAMPED.fullmatch(name)
-    if match is None or match["word"] != "before":
+    if match is None:
         return None
+    number = int(match["number"] or 1)
     try:
-        at = datetime.strptime(match["stamp"], _STAMP).replace(tzinfo=UTC)
+        at = datetime.strptime(match["stamp"].upper(), _STAMP).replace(tzinfo=UTC)
     except ValueError:
         return None
-    return at if name == kept_name(live, at) else None
+    if name != _stamped(live, match["kind"], match["stamp"], number):
+        return None
+    return DatabaseCopy(name, CopyKind(match["kind"]), at, number)
 
 
-def kept_copies(conn: Connection, live: str) -> tuple[KeptCopy, ...]:
-    """The databases that were swapped out of the name `live` and are still there, newest first."""
-    names = [str(name) for (name,) in conn.execute("SELECT datname FROM pg_catalog.pg_database")]
-    copies = [KeptCopy(name, at) for name in names if (at := kept_at(name, live)) is not None]
-    return tuple(sorted(copies, key=lambda copy: copy.kept_at, reverse=True))
+def copies_of(live: str, databases: Iterable[str]) -> tuple[DatabaseCopy, ...]:
+    """The copies of `live` among `databases`, newest first."""
+    copies = [copy for name in databases if (copy := read_copy(name, live)) is not None]
+    return tuple(sorted(copies, key=lambda copy: (copy.at, copy.number), reverse=True))
+
+
+def choose_copy(live: str, copies: Iterable[DatabaseCopy], named: str = "") -> DatabaseCopy:
+    """Which of the `copies`, newest first, is to be `live`: the one `named`, else the last put aside.
+
+    Raises BackupNotFound when there is none; Refused when the last swap of `live` was undone already: a
+    second undo would go further back than anybody asked for.
+    """
+    found = tuple(copies)
+    if named:
+        for copy in found:
+            if copy.name == named:
+                return copy
+        raise BackupNotFound(
+            f"{named} is no copy of database {live} on this server",
+            detail={"copies": _listed(found)},
+            hint="Name one of these copies; a database under another name is renamed by hand.",
+        )
+    swapped = [copy for copy in found if copy.kind is not CopyKind.FINISHED]
+    kept = [copy for copy in swapped if copy.kind is CopyKind.BEFORE]
+    if not kept:
+        raise BackupNotFound(
+            f"no kept copy of database {live} is left on this server",
+            detail={"copies": _listed(found)},
+            hint="A swap can be undone until the copy it kept is dropped; name another copy with --copy, or "
+            "restore an older backup instead.",
+        )
+    if swapped[0].kind is CopyKind.UNDONE:
+        raise Refused(
+            f"the last swap of {live} was undone already, at {swapped[0].at:%Y-%m-%dT%H:%M:%SZ}",
+            detail={"copies": _listed(found)},
+            hint=f"To go on, name a copy with --copy: {kept[0].name} goes one swap further back, "
+            f"{swapped[0].name} takes the undo back.",
+        )
+    return kept[0]
+
+
+def _listed(copies: tuple[DatabaseCopy, ...]) -> str:
+    return ", ".join(copy.name for copy in copies) or "none"
 
 
 def publish(endpoint: Endpoint, new: str, name: str) -> None:
@@ -134,23 +194,9 @@ def swap(endpoint: Endpoint, live: str, new: str, kept: str, *, wait_s: float = 
         return SwapReport(live, kept, ended, time.monotonic() - began, left)
 
 
-def undo(endpoint: Endpoint, live: str, at: datetime, *, wait_s: float = 0.0) -> SwapReport:
-    """Give the name `live` back to its newest kept copy; what bears it now becomes `undone_name(live, at)`.
-
-    Raises BackupNotFound when there is no kept copy, otherwise what `swap` raises.
-    """
-    with (
-        contextlib.closing(rename_session(endpoint)) as session,
-        server_errors(endpoint, "cannot list databases"),
-    ):
-        copies = kept_copies(session, live)
-    if not copies:
-        raise BackupNotFound(
-            f"no kept copy of database {live} is left on this server",
-            detail={"server": endpoint.shown, "looked for": kept_name(live, at)},
-            hint="A swap can be undone until the copy it kept is dropped; restore an older backup instead.",
-        )
-    return swap(endpoint, live, copies[0].name, undone_name(live, at), wait_s=wait_s)
+def check_swap(endpoint: Endpoint, session: Connection, live: str) -> None:
+    """Raise Refused, with the fix, when this role could not rename `live` now."""
+    check_rights(endpoint, session, find_renamable(endpoint, session, [live]))
 
 
 def left_behind(endpoint: Endpoint, live: str) -> tuple[str, ...]:
