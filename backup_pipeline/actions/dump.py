@@ -175,9 +175,6 @@ class _Dump:
         started_at = self.clock()
         config, source = self.protected.config, self.protected.source()
         tools, compression = _tools(self.protected)
-        with contextlib.closing(connect(source, purpose="dump")) as session:
-            details = read_source(session, tools)
-        self.expected_bytes = self._expected_bytes(details, compression)
         lock_timeout_s = config.lock_timeout.total_seconds()
         with exported_snapshot(source, lock_timeout_s=lock_timeout_s):
             pass  # names who keeps us from a table; the pg_dump that reads the schema could not
@@ -195,6 +192,9 @@ class _Dump:
                 leases.hold(self.protected.store, backup, "dump", clock=self.clock) as lease,
                 _taken_away_on_failure(self.protected, self.prefix, self.report),
             ):
+                with snapshot.reading() as session:
+                    details = read_source(session, tools)  # a role granted a moment ago is in the dump too
+                self.expected_bytes = self._expected_bytes(details, compression)
                 found = self._read(prepared, snapshot, tools, compression, details)
                 snapshot.release()
                 found = fingerprint.finish(found, prepared)

@@ -426,6 +426,31 @@ def test_a_failed_parallel_dump_takes_away_what_it_had_stored(box: Box) -> None:
     assert not stored(box.store)
 
 
+def test_what_comes_right_before_the_snapshot_is_in_the_manifest(
+    box: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    role, prepare = f"{box.owner}_late", fingerprint.prepare
+
+    def prepared_before(*given: Any, **options: Any) -> fingerprint.Prepared:
+        found = prepare(*given, **options)
+        box.execute(
+            f"CREATE ROLE {role}; GRANT SELECT ON public.orders TO {role}; CREATE EXTENSION isn SCHEMA public"
+        )
+        return found
+
+    monkeypatch.setattr(fingerprint, "prepare", prepared_before)
+    try:
+        backup = box.take()
+        monkeypatch.undo()
+        assert backup.manifest is not None
+        assert role in backup.manifest.source.roles
+        assert "isn" in dict(backup.manifest.source.extensions)
+        found = prove.prove(box.protected, backup.id, clock=now, report=box.said)
+        assert found.verdict is Verdict.PROVEN
+    finally:
+        box.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
+
+
 def test_a_locked_table_ends_the_dump_and_names_who_locks_it(box: Box) -> None:
     protected = box.configured(lock_timeout=timedelta(seconds=0.5))
     with contextlib.closing(connect(box.endpoint, autocommit=False, purpose="migration")) as session:
