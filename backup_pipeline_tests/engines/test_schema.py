@@ -137,6 +137,22 @@ def test_headers() -> None:
     )
 
 
+def test_only_what_is_said_of_the_database_is_left_out() -> None:
+    body = 'CREATE TABLE public."DATABASE x" (a integer);'
+    kinds = ("COMMENT", "ACL", "SECURITY LABEL")
+    found = split(
+        *(entry(kind, "DATABASE x", f"{kind};", schema="-") for kind in kinds),
+        entry("TABLE", "DATABASE x", body),
+        entry("DEFAULT", "DATABASE x a", "ALTER TABLE;"),
+        *(entry(kind, "TABLE DATABASE x", f"{kind};") for kind in kinds),
+    )
+    assert found == [
+        ("TABLE", "DATABASE x", body),
+        ("DEFAULT", "DATABASE x a", "ALTER TABLE;"),
+        *((kind, "TABLE DATABASE x", f"{kind};") for kind in kinds),
+    ]
+
+
 def test_passwords_are_kept_as_digests() -> None:
     def body(password: str) -> str:
         text = f"CREATE USER MAPPING FOR u SERVER s OPTIONS (password '{password}');"

@@ -53,6 +53,7 @@ _HEADER = re.compile(
 _IDENTIFIER = re.compile(r'"((?:[^"]|"")*)"|([^".]+)')
 _CLIENT = re.compile(r"^-- Dumped by pg_dump version (\d+)(?:\.(\d+))?", re.MULTILINE)
 _LISTED = re.compile(rb"^(\d+); \d+ \d+ SEQUENCE SET ", re.MULTILINE)
+_SAID_OF = ("ACL", "COMMENT", "SECURITY LABEL")  # entries whose name begins with the kind of their object
 _HEAP = "heap"
 _ATTEMPTS = 5
 _DROPPED = re.compile("query failed.*(does not exist|cache lookup failed|could not open relation)")
@@ -143,7 +144,7 @@ def split_statements(text: str) -> tuple[Statement, ...]:
 
 def _statement(header: re.Match[str], body: str, access_method: str) -> Iterator[Statement]:
     kind, name = header["kind"], header["name"]
-    if kind.startswith("DATABASE") or name.startswith("DATABASE "):
+    if kind.startswith("DATABASE") or (kind in _SAID_OF and name.startswith("DATABASE ")):
         return  # properties hold what belongs to the database itself
     body = body.strip()
     if kind in SECRET_KINDS:
