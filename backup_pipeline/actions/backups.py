@@ -4,6 +4,7 @@ Called by every door that lists, finds or names a backup. Reading manifests is s
 """
 
 from collections.abc import Iterable
+from datetime import datetime
 
 from backup_pipeline.actions.protected import Protected
 from backup_pipeline.domain.backup import Backup, BackupId, CatalogListing, newest_first
@@ -40,6 +41,26 @@ def find(protected: Protected, text: str) -> Backup:
     Raises BackupNotFound naming the nearest.
     """
     return choose(listing(protected), text)
+
+
+def dump_sizes(protected: Protected, backup: Backup) -> tuple[int, tuple[int, ...]]:
+    """The bytes of this dump, and of those of its kind before it, the newest first.
+
+    Backups that share one dump count once. Raises StoreError.
+    """
+    before: dict[datetime, int] = {}
+    for each in listing(protected).backups:
+        if _moment(each) < _moment(backup) and each.id.imported is backup.id.imported:
+            before.setdefault(_moment(each), _dump_bytes(each))
+    return _dump_bytes(backup), tuple(before.values())
+
+
+def _moment(backup: Backup) -> datetime:
+    return backup.manifest.snapshot_at if backup.manifest else backup.taken_at
+
+
+def _dump_bytes(backup: Backup) -> int:
+    return backup.manifest.dump_bytes if backup.manifest else backup.size_bytes
 
 
 def load(protected: Protected, backup: BackupId) -> Backup:

@@ -30,6 +30,7 @@ from backup_pipeline.domain.backup import (
     Verdict,
 )
 from backup_pipeline.domain.fingerprint import Fingerprint, fingerprint_from_json
+from backup_pipeline.domain.plausible import assess_size
 from backup_pipeline.domain.proof import verdict_of
 from backup_pipeline.engines.postgres import load, restore
 from backup_pipeline.engines.postgres.blame import Blame
@@ -86,6 +87,7 @@ def prove(protected: Protected, backup_id: BackupId, *, clock: Clock, report: Re
     with leases.hold(protected.store, backup_id, "proof", clock=clock) as lease:
         backup = backups.load(protected, backup_id)
         report.say(f"proving {backup_id}: it is restored into an empty server and compared")
+        size = assess_size(*backups.dump_sizes(protected, backup))
         try:
             found = _attempt(protected, backup, report)
         except NotProvable as error:
@@ -98,9 +100,9 @@ def prove(protected: Protected, backup_id: BackupId, *, clock: Clock, report: Re
             at=clock(),
             restore_s=found.restore_s,
             compare_s=found.compare_s,
-            checked=found.checked,
+            checked=(*found.checked, *size.checked),
             differences=found.differences,
-            notes=found.notes,
+            notes=(*found.notes, *size.notes),
             by=f"{platform.node()}, backup-pipeline {SOFTWARE}",
         )
         lease.check()
@@ -194,7 +196,10 @@ def _imported(protected: Protected, backup: Backup, spool: Path, report: Report)
         raise NotProvable(
             f"{backup.imported_key} has no digest to verify, and {hole}", hint="Update the client tools."
         )
-    fetched = fetch_imported(protected.imports, backup, spool, report)
+    try:
+        fetched = fetch_imported(protected.imports, backup, spool, report)
+    except Refused as error:
+        raise NotProvable(error.message, hint=error.hint) from error
     with _scratch(protected, header.server_major, _identifier(protected)) as scratch:
         with contextlib.closing(connect(scratch.endpoint, purpose="proof")) as session:
             properties = read_properties(session, scratch.endpoint.database)

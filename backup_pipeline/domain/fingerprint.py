@@ -74,6 +74,14 @@ class NewestValue:
 
 
 @dataclass(frozen=True, order=True)
+class CriticalTable:
+    """The rows of one critical table, those of its partitions and children among them."""
+
+    table: str
+    rows: int
+
+
+@dataclass(frozen=True, order=True)
 class LargeObjectGroup:
     """The large objects whose OIDs lie in [first_oid, first_oid + width) of the LargeObjects."""
 
@@ -122,6 +130,7 @@ class Fingerprint:
     client_version: int  # of the pg_dump that rendered the schema, in the same form; 0: none did
     tables: tuple[TableContent, ...]
     newest: tuple[NewestValue, ...] = ()
+    critical: tuple[CriticalTable, ...] = ()
     large_objects: LargeObjects = LargeObjects()
     sequences_before: tuple[SequenceValue, ...] = ()
     sequences_after: tuple[SequenceValue, ...] = ()
@@ -134,6 +143,12 @@ class Fingerprint:
     indexes: int = 0  # valid ones
     invalid_indexes: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()  # what is not in here, in plain words
+
+    @property
+    def critical_tables(self) -> tuple[str, ...]:
+        """Their names; `critical` is missing from what older versions wrote."""
+        named = (*(item.table for item in self.critical), *(item.table for item in self.newest))
+        return tuple(dict.fromkeys(named))
 
     @property
     def rows(self) -> int:

@@ -60,6 +60,7 @@ def compare(
     """
     findings = Findings()
     _compare_tables(source, restored, findings)
+    _compare_critical(source, restored, findings)
     _compare_newest(source, restored, findings)
     _compare_large_objects(source, restored, findings)
     _compare_sequences(source, restored, archive_sequences, findings)
@@ -122,6 +123,16 @@ def _table_difference(expected: TableContent, found: TableContent) -> str:
     if expected.digest and found.digest and expected.digest != found.digest:
         return f"{found.rows:,} rows as expected, but their content differs"
     return ""
+
+
+def _compare_critical(source: Fingerprint, restored: Fingerprint, findings: Findings) -> None:
+    """Say how many rows each has; where they differ, the tables' own comparison has said so."""
+    found = {item.table: item.rows for item in restored.critical}
+    for item in source.critical:
+        if found.get(item.table) == item.rows:
+            findings.checked.append(f"critical table {item.table}: {show_count(item.rows, 'row')}")
+        if not item.rows:
+            findings.notes.append(f"critical table {item.table} was empty in the source: is that meant?")
 
 
 def _compare_newest(source: Fingerprint, restored: Fingerprint, findings: Findings) -> None:

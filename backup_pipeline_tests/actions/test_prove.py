@@ -55,6 +55,7 @@ def test_a_good_backup_is_proven_and_the_verdict_is_recorded(taken: Box) -> None
         "3 objects in the store, every byte as it was written",
         "restored into PostgreSQL 17",
         "2 tables, 1,100 rows equal row for row",
+        "critical table public.customer: 100 rows",
         "newest data: public.customer.added 2026-01-05 04:00:00+00",
         "1 large object, 4 B equal byte for byte",
         "3 sequences where the dump set them",
@@ -91,6 +92,29 @@ def test_rows_that_were_only_counted_prove_nothing(box: Box) -> None:
     assert catalog.load(box.store, backup.id).verdict is Verdict.RESTORED
     with pytest.raises(BackupNotFound, match="proven"):
         restore.plan(protected, restore.RestoreRequest(), clock=now)
+
+
+def test_what_looks_odd_is_said_beside_the_verdict(box: Box) -> None:
+    protected = box.configured(critical_tables=("public.orders", "public.parted", "public.dated"))
+    box.execute(
+        "CREATE TABLE public.parted (n int) PARTITION BY RANGE (n);"
+        "CREATE TABLE public.part PARTITION OF public.parted FOR VALUES FROM (0) TO (10);"
+        "INSERT INTO public.parted VALUES (1), (2);"
+        "CREATE TABLE public.dated (at date);"
+        "CREATE TABLE public.bulk AS SELECT sha512(n::text::bytea) AS c FROM generate_series(1, 5000) n"
+    )
+    for _ in range(3):
+        box.take(protected=protected)
+    box.execute("TRUNCATE public.orders, public.bulk")
+    backup = box.take(protected=protected)
+    proof = prove.prove(protected, backup.id, clock=now, report=box.said)
+    assert proof.verdict is Verdict.PROVEN, proof.differences
+    assert {"critical table public.parted: 2 rows", "critical table public.dated: 0 rows"} < set(
+        proof.checked
+    )
+    said = "\n".join(box.said.lines)
+    assert "note: critical table public.orders was empty in the source: is that meant?" in said
+    assert "note: the dump is much smaller than usual: " in said
 
 
 # --- a proof can fail ----------------------------------------------------------------------

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from backup_pipeline.domain.backup import DatabaseProperties, Verdict
 from backup_pipeline.domain.fingerprint import (
+    CriticalTable,
     Fingerprint,
     LargeObjectGroup,
     LargeObjects,
@@ -114,6 +115,17 @@ def test_without_its_schema_compared_a_backup_is_restored_at_most() -> None:
         comparison = compare(source, restored, ARCHIVE)
         assert not comparison.differences
         assert verdict_of(comparison, "content") is Verdict.RESTORED
+
+
+def test_each_critical_table_is_named_with_its_rows() -> None:
+    critical = (CriticalTable("app.runs", 12_345), CriticalTable("app.users", 0))
+    source = replace(SOURCE, critical=critical)
+    equal = compare(source, replace(RESTORED, critical=critical), ARCHIVE)
+    assert "critical table app.runs: 12,345 rows" in equal.checked
+    assert "critical table app.users: 0 rows" in equal.checked
+    assert "critical table app.users was empty in the source: is that meant?" in equal.notes
+    fewer = replace(RESTORED, critical=(CriticalTable("app.runs", 12_344), critical[1]))
+    assert "critical table app.runs" not in "\n".join(compare(source, fewer, ARCHIVE).checked)
 
 
 def with_tables(*tables: TableContent) -> Fingerprint:

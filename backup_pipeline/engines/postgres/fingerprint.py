@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import psycopg
 from psycopg import sql
 
-from backup_pipeline.domain.fingerprint import Fingerprint, SequenceValue
+from backup_pipeline.domain.fingerprint import CriticalTable, Fingerprint, SequenceValue, TableContent
 from backup_pipeline.engines.postgres.contents import Progress, Reader
 from backup_pipeline.engines.postgres.schema import Schema, capture
 from backup_pipeline.engines.postgres.server import Connection, Endpoint, connect, server_errors
@@ -51,6 +51,13 @@ _INDEXES = f"""
       JOIN pg_class r ON r.oid = i.indrelid JOIN pg_namespace n ON n.oid = r.relnamespace
      WHERE {_OF_USERS}
 """  # noqa: S608 - a constant
+
+_BELOW = """
+    WITH RECURSIVE below AS (
+        SELECT top, top AS oid FROM unnest(%s::oid[]) top
+        UNION SELECT b.top, i.inhrelid FROM below b JOIN pg_inherits i ON i.inhparent = b.oid)
+    SELECT top, oid FROM below
+"""
 
 
 @dataclass(frozen=True)
@@ -112,6 +119,7 @@ def take(
             client_version=prepared.schema.client_version,
             tables=tables,
             newest=reader.newest(),
+            critical=tuple(_critical(session, critical, snapshot, tables)),
             large_objects=reader.large_objects(),
             sequences_before=prepared.sequences,
             sequences_after=prepared.sequences,
@@ -240,6 +248,19 @@ def _read_sequences(session: Connection, batch: Sequence[Relation]) -> list[Sequ
         relation = batch[int(str(number))]
         found.append(SequenceValue(relation.schema, relation.name, int(str(last_value)), bool(is_called)))
     return found
+
+
+def _critical(
+    session: Connection, critical: Sequence[Relation], snapshot: Snapshot, tables: Sequence[TableContent]
+) -> Iterator[CriticalTable]:
+    """The rows of each critical table, its partitions and children counted in."""
+    rows = {(table.schema, table.name): table.rows for table in tables}
+    rows_of = {relation.oid: rows.get((relation.schema, relation.name), 0) for relation in snapshot.relations}
+    below: dict[int, set[int]] = defaultdict(set)
+    for top, oid in session.execute(_BELOW.encode(), [[relation.oid for relation in critical]]):
+        below[int(str(top))].add(int(str(oid)))
+    for relation in critical:
+        yield CriticalTable(str(relation), sum(rows_of.get(oid, 0) for oid in below[relation.oid]))
 
 
 def _validity(session: Connection, query: str) -> tuple[int, tuple[str, ...]]:
