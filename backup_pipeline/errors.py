@@ -8,28 +8,37 @@ and what was expected; `hint` is one sentence that says what to do.
 from collections.abc import Mapping
 from typing import ClassVar
 
+from backup_pipeline.units import show_line
+
 
 class BackupError(Exception):
     """The base of all errors of this software.
 
-    `detail` holds facts, name to value, none of them secret. `hint` is a sentence: what to do.
+    `detail` holds facts, name to value, none of them secret. `hint` is a sentence: what to do. Names of
+    people's choice stand in all three: what a terminal would obey is replaced.
     """
 
     exit_code: ClassVar[int] = 1
     retryable: ClassVar[bool] = False
 
     def __init__(self, message: str, *, detail: Mapping[str, object] | None = None, hint: str = "") -> None:
-        super().__init__(message)
-        self.message = message
-        self.detail = dict(detail or {})
-        self.hint = hint
+        self.message = show_line(message)
+        super().__init__(self.message)
+        facts = (detail or {}).items()
+        self.detail = {name: _set_in(value) if isinstance(value, str) else value for name, value in facts}
+        self.hint = show_line(hint)
 
     def __str__(self) -> str:
         lines = [self.message]
-        lines += [f"  {name}: {value}" for name, value in self.detail.items()]
+        lines += [f"  {show_line(name)}: {_set_in(str(value))}" for name, value in self.detail.items()]
         if self.hint:
             lines.append(f"HINT: {self.hint}")
         return "\n".join(lines)
+
+
+def _set_in(text: str) -> str:
+    """Lines below the first one are indented, so that none passes for a line of ours."""
+    return "\n    ".join(show_line(line.removeprefix("    ")) for line in text.split("\n"))
 
 
 class ConfigError(BackupError, ValueError):

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from backup_pipeline.actions.report import Lines, Progress, Report
 from backup_pipeline.domain.backup import Backup, Verdict
-from backup_pipeline.units import show_bytes, show_seconds
+from backup_pipeline.units import show_bytes, show_line, show_seconds
 
 _STYLES = {
     Verdict.PROVEN: "green",
@@ -182,7 +182,7 @@ class _BarReport:
         self._tasks: dict[str, TaskID] = {}
 
     def say(self, line: str) -> None:
-        self._bar.console.print(Text(line))
+        self._bar.console.print(Text(show_line(line)))
 
     def progress(self, progress: Progress) -> None:
         if progress.step not in self._tasks:

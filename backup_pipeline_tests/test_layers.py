@@ -21,7 +21,8 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"config_file"}),
     frozenset({"config", "process", "spool"}),
     frozenset({"domain"}),
-    frozenset({"units", "errors", "stderr"}),
+    frozenset({"errors"}),
+    frozenset({"units", "stderr"}),
 )
 BESIDE = {("config", "config_file"): "the shape of the file is read when the file is"}
 DOMAIN_MAY_USE = frozenset({"domain", "units", "errors"})

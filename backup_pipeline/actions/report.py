@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from backup_pipeline.engines.postgres.load import LoadProgress
-from backup_pipeline.units import show_bytes, show_seconds
+from backup_pipeline.units import show_bytes, show_line, show_seconds
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,8 @@ class Lines:
         self._shown_s: dict[str, float] = {}
 
     def say(self, line: str) -> None:
-        """Hand on the line."""
-        self._write(line)
+        """Hand on the line; names in it may hold anything."""
+        self._write(show_line(line))
 
     def progress(self, progress: Progress) -> None:
         """Hand on a line when the last one of this step is old enough."""

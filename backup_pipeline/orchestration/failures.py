@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import dagster as dg
 
 from backup_pipeline.errors import BackupError
+from backup_pipeline.units import show_line
 
 RETRIES = 2
 RETRY_AFTER_S = 30
@@ -18,7 +19,7 @@ RETRY_AFTER_S = 30
 def failure_of(error: BackupError) -> dg.Failure:
     """The failure whose first red line is the message, and whose second says what to do."""
     todo = f"\nWhat to do: {error.hint}" if error.hint else ""
-    facts = {name: dg.MetadataValue.text(str(value)) for name, value in error.detail.items()}
+    facts = {show_line(name): dg.MetadataValue.text(str(value)) for name, value in error.detail.items()}
     return dg.Failure(f"{error.message}{todo}", metadata=facts, allow_retries=False)
 
 
