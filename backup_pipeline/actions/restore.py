@@ -194,7 +194,9 @@ def carry_out(protected: Protected, planned: Plan, *, clock: Clock, report: Repo
         source = _bring(protected, planned, spool, report)
         # From here on nothing is needed of the store: its bytes are here, and verified.
         said = _create_missing_roles(planned, report)
-        with restore.temporary_database(planned.target, decided.target, source.properties) as temporary:
+        with restore.temporary_database(
+            planned.target, decided.target, source.properties, tell=report.say
+        ) as temporary:
             _fill(protected, planned, source, temporary, report)
             checked = _check(protected, planned, source, temporary, report)
             restore_s = time.monotonic() - begun_s

@@ -9,6 +9,7 @@ from datetime import datetime
 
 from backup_pipeline.domain.backup import Backup, CatalogListing, Source, Verdict
 from backup_pipeline.domain.choice import PROVEN, find
+from backup_pipeline.domain.unfinished import is_temporary
 from backup_pipeline.errors import Refused
 from backup_pipeline.units import show_bytes, show_count, show_seconds
 
@@ -144,6 +145,8 @@ def _check_target(target: str, request: RestoreRequest, facts: TargetFacts, foun
             found.refuse(problem, "Choose a shorter name.")
         if "\0" in target or target in _PROTECTED:
             found.refuse(f"{target!r} cannot be restored into", "Choose another name.")
+        if is_temporary(target):
+            found.refuse(f"{target} is what an unfinished database is called", "Choose another name.")
         if not facts.may_create:
             found.refuse(
                 f"the role may not create databases on {facts.server}",

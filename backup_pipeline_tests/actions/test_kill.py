@@ -21,8 +21,8 @@ from backup_pipeline.actions import dump, prune, restore
 from backup_pipeline.actions.protected import Protected
 from backup_pipeline.config import TierConfig
 from backup_pipeline.domain.layout import DATA
+from backup_pipeline.domain.unfinished import is_temporary
 from backup_pipeline.engines.postgres.cluster import LocalCluster
-from backup_pipeline.engines.postgres.restore import is_temporary
 from backup_pipeline.engines.postgres.swap import read_copy
 from backup_pipeline.storage import catalog, catalog_rebuild
 from backup_pipeline.storage.directory import DirectoryStore

@@ -96,7 +96,9 @@ def test_replacing_what_is_gone_is_a_plain_restore() -> None:
     assert (made.target, made.kept_name) == ("app", "")
 
 
-@pytest.mark.parametrize("name", ["postgres", "template1", "x" * 64, "é" * 32, "a\0b"])
+@pytest.mark.parametrize(
+    "name", ["postgres", "template1", "x" * 64, "é" * 32, "a\0b", "app.restoring-0badcafe"]
+)
 def test_names_that_cannot_be(name: str) -> None:
     assert refusal(RestoreRequest(into=name, replace=True, confirm=name)).hint
 

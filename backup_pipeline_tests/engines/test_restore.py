@@ -18,6 +18,7 @@ from psycopg import sql
 
 from backup_pipeline import process
 from backup_pipeline.domain.backup import DatabaseProperties, Source
+from backup_pipeline.domain.unfinished import is_marked, is_temporary
 from backup_pipeline.engines.postgres import restore
 from backup_pipeline.engines.postgres.cluster import LocalCluster
 from backup_pipeline.engines.postgres.globals import parse_globals
@@ -168,7 +169,7 @@ def test_a_restored_database_is_like_its_source(
     target = f"new {furnished.database}"[:50]
     seen: list[LoadProgress] = []
     with restore.temporary_database(admin, target, source.database) as name:
-        assert restore.is_temporary(name)
+        assert is_temporary(name)
         load(admin, name, archive, LoadOptions(2 if directory else 1), tools=tools, progress=seen.append)
         assert target not in database_names(admin)
         restore.analyze(admin, name)
@@ -185,7 +186,7 @@ def test_a_restored_database_is_like_its_source(
     ]
     assert fetch(new, "SELECT has_table_privilege('r ''app''', 'public.t', 'SELECT')") == [(True,)]
     assert seen[-1].items_done == seen[-1].items_total == count_items(archive, tools) > 10
-    assert not any(restore.is_temporary(each) for each in database_names(admin))
+    assert not any(is_temporary(each) for each in database_names(admin))
 
 
 def test_a_restored_database_takes_the_place_of_the_live_one(
@@ -638,14 +639,69 @@ def test_a_restore_that_is_killed_leaves_no_name_taken_and_the_next_one_cleans_u
     with restoring(admin, *slow, tools) as child:
         until(lambda: bool(restoring_sessions(admin)))
         tool = own_tool(child.pid)
-        (running,) = (each for each in database_names(admin) if restore.is_temporary(each))
+        (running,) = (each for each in database_names(admin) if is_temporary(each))
         assert restore.drop_stale(admin) == ()  # it is at work
         child.kill()
     until(lambda: tool not in tool_pids())
     until(lambda: not restoring_sessions(admin))  # pg_restore told the server, too
     assert "target" not in database_names(admin)
     until(lambda: restore.drop_stale(admin) == (running,))
-    assert not any(restore.is_temporary(each) for each in database_names(admin))
+    assert not any(is_temporary(each) for each in database_names(admin))
+
+
+def test_what_only_bears_such_a_name_is_never_dropped(admin: Endpoint, database: Endpoint) -> None:
+    execute(admin, 'CREATE DATABASE "x.restoring-0badcafe"')
+    execute(admin.with_database("x.restoring-0badcafe"), "CREATE TABLE public.precious ()")
+    said: list[str] = []
+    with restore.temporary_database(admin, "x", plain(database), tell=said.append):
+        pass
+    assert "x.restoring-0badcafe" in database_names(admin)
+    (line,) = said
+    assert line.startswith("database x.restoring-0badcafe is left alone: it bears no mark of ours")
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_what_a_dead_restore_was_making_is_dropped_and_told(
+    admin: Endpoint, database: Endpoint, monkeypatch: pytest.MonkeyPatch, at_once: bool
+) -> None:
+    """Also what died right after CREATE DATABASE."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    name = restore.temporary_name("x", "0123abcd")
+    with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+        if at_once:
+            patch.setattr(restore, "_mark", interrupt)
+        restore.create_database(admin, name, plain(database))
+    assert name in database_names(admin)
+    said: list[str] = []
+    with contextlib.closing(connect(admin.with_database(name))):
+        assert restore.drop_stale(admin, said.append) == ()  # somebody is in it
+    until(lambda: restore.drop_stale(admin, said.append) == (name,))
+    assert said[-1] == f"dropped database {name}, which a killed restore left unfinished"
+
+
+@pytest.mark.parametrize("comment", [None, "it's\na \\ comment"])
+def test_no_finished_database_bears_the_mark(
+    admin: Endpoint, database: Endpoint, comment: str | None
+) -> None:
+    properties = replace(plain(database), comment=comment)
+    said = "SELECT shobj_description(oid, 'pg_database'), datconnlimit FROM pg_database WHERE datname = '{}'"
+    for again in (False, True):
+        with restore.temporary_database(admin, "target", properties) as name:
+            ((mark, limit),) = fetch(admin, said.format(name))
+            assert is_marked(str(mark))
+            assert limit == -1
+            restore.apply_properties(admin, name, properties)
+            ((mark, _),) = fetch(admin, said.format(name))
+            assert is_marked(str(mark))
+            assert replace(plain(admin.with_database(name)), name=database.database) == properties
+            if again:
+                swap(admin, "target", name, "target_before")
+            else:
+                publish(admin, name, "target")
+        assert fetch(admin, said.format("target")) == [(comment, -1)]
 
 
 @pytest.mark.parametrize("delay_ms", range(0, 500, 70))
@@ -662,7 +718,7 @@ def test_a_restore_killed_at_any_moment_is_all_or_nothing(
         lambda: not fetch(admin, "SELECT FROM pg_stat_activity WHERE application_name ~ ' (restore|rename)$'")
     )
     restore.drop_stale(admin)
-    assert not any(restore.is_temporary(each) for each in database_names(admin))
+    assert not any(is_temporary(each) for each in database_names(admin))
     if "target" in database_names(admin):
         new = admin.with_database("target")
         assert fetch(new, "SELECT count(*) FROM public.t") == [(5000,)]
@@ -702,7 +758,7 @@ def test_temporary_names_fit_and_are_told_from_others() -> None:
     for target in ("app", "a" * 63, "é" * 31, "a\nb"):
         name = restore.temporary_name(target, "0123abcd")
         assert len(name.encode()) <= 63
-        assert restore.is_temporary(name)
+        assert is_temporary(name)
     for name in (
         "app",
         "app.restoring-",
@@ -710,4 +766,4 @@ def test_temporary_names_fit_and_are_told_from_others() -> None:
         "app.restoring-0123ABCD",
         ".restoring-0123abcd",
     ):
-        assert not restore.is_temporary(name)
+        assert not is_temporary(name)

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from psycopg import sql
 
 from backup_pipeline.domain.backup import DatabaseProperties, Source
+from backup_pipeline.domain.unfinished import unmarked
 from backup_pipeline.engines.postgres.notes import read_notes
 from backup_pipeline.engines.postgres.server import Connection, read_server_info
 from backup_pipeline.engines.postgres.tools import Tools
@@ -102,7 +103,7 @@ def read_properties(connection: Connection, name: str) -> DatabaseProperties:
         connection_limit=int(str(limit)),
         allow_connections=bool(allow_connections),
         is_template=bool(is_template),
-        comment=None if comment is None else str(comment),
+        comment=unmarked(None if comment is None else str(comment)),
         settings=_read_settings(connection, oid),
         grants=_read_grants(connection, oid) if has_grants else None,
     )

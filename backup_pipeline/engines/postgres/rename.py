@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 import psycopg
 from psycopg import sql
 
+from backup_pipeline.domain.unfinished import is_marked, unmarked
 from backup_pipeline.engines.postgres.server import (
     APPLICATION,
     NEUTRAL_DATABASE,
@@ -186,6 +187,7 @@ def _check_ownership(session: Connection, databases: Sequence[Renamable], role: 
 def rename(endpoint: Endpoint, session: Connection, renames: Sequence[tuple[Renamable, str]]) -> int:
     """Make all `renames`, in this order and in one transaction; return how many sessions were ended.
 
+    What was unfinished is finished then: the mark of it goes.
     Tried again, a few times, when sessions outlive the server's five seconds. Raises ServerError, and
     then nothing was changed.
     """
@@ -196,6 +198,7 @@ def rename(endpoint: Endpoint, session: Connection, renames: Sequence[tuple[Rena
             # Newcomers may enter from the commit on: whoever ends sessions has stopped by then.
             with session.transaction(), clearing.running(endpoint):
                 for database, name in renames:
+                    _unmark(session, database)
                     statement = sql.SQL("ALTER DATABASE {} RENAME TO {}")
                     session.execute(statement.format(sql.Identifier(database.name), sql.Identifier(name)))
             return ended + len(clearing.ended)
@@ -226,6 +229,16 @@ def rename(endpoint: Endpoint, session: Connection, renames: Sequence[tuple[Rena
                 detail={"server": endpoint.shown},
             ) from error
     raise AssertionError("the last attempt returns or raises")
+
+
+def _unmark(session: Connection, database: Renamable) -> None:
+    """Take the mark of an unfinished database from one that is getting its name."""
+    query = "SELECT pg_catalog.shobj_description(%s::bigint::oid, 'pg_database')"
+    row = session.execute(query, [database.oid]).fetchone()
+    comment = None if row is None or row[0] is None else str(row[0])
+    if is_marked(comment):
+        statement = sql.SQL("COMMENT ON DATABASE {} IS {}")
+        session.execute(statement.format(sql.Identifier(database.name), sql.Literal(unmarked(comment))))
 
 
 def _took_effect(endpoint: Endpoint, renamer_pid: int, renames: Sequence[tuple[Renamable, str]]) -> bool:

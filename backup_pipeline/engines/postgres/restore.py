@@ -6,15 +6,22 @@ never holds half a database, whatever is killed. pg_restore itself is load.py's.
 """
 
 import contextlib
-import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import psycopg
 from psycopg import sql
 
 from backup_pipeline.domain.backup import DatabaseProperties
+from backup_pipeline.domain.unfinished import (
+    MARKING_LIMIT,
+    NAME_INFIX,
+    TOKEN_BYTES,
+    is_marked,
+    is_temporary,
+    marked,
+)
 from backup_pipeline.engines.postgres.properties import create_statement, statements
 from backup_pipeline.engines.postgres.rename import NAME_BYTES, check_name
 from backup_pipeline.engines.postgres.server import (
@@ -26,14 +33,11 @@ from backup_pipeline.engines.postgres.server import (
     server_errors,
 )
 from backup_pipeline.engines.postgres.swap import cut_name
-from backup_pipeline.errors import BackupError, Refused, ServerError
+from backup_pipeline.errors import BackupError, Busy, Refused, ServerError
 
 PURPOSE = "restore"
 """What pg_stat_activity and a refused second run show of a restore."""
 
-_MARK = ".restoring-"
-_TOKEN_BYTES = 4
-_TEMPORARY = re.compile(rf".+{re.escape(_MARK)}[0-9a-f]{{{2 * _TOKEN_BYTES}}}", re.DOTALL)
 _NO_LOCALE = (
     psycopg.errors.WrongObjectType,
     psycopg.errors.InvalidParameterValue,
@@ -43,24 +47,26 @@ _NO_LOCALE = (
 
 def temporary_name(target: str, token: str) -> str:
     """The name under which `target` is restored: `<target>.restoring-<token>`, cut to fit."""
-    suffix = f"{_MARK}{token}"
+    suffix = f"{NAME_INFIX}{token}"
     return cut_name(target, NAME_BYTES - len(suffix)) + suffix
 
 
-def is_temporary(name: str) -> bool:
-    """Whether a database of this name is one that a restore was building."""
-    return _TEMPORARY.fullmatch(name) is not None
-
-
 @contextlib.contextmanager
-def temporary_database(endpoint: Endpoint, target: str, properties: DatabaseProperties) -> Iterator[str]:
+def temporary_database(
+    endpoint: Endpoint,
+    target: str,
+    properties: DatabaseProperties,
+    *,
+    tell: Callable[[str], None] = lambda _: None,
+) -> Iterator[str]:
     """Create an empty database in which to build `target`, and yield its name.
 
-    `endpoint` is another database of the server. Leaving drops it, unless it has been renamed; what a
-    killed process left behind is dropped by the next one, because its lock ended with it.
+    `endpoint` is another database of the server. It bears a mark until it is renamed (rename.py).
+    Leaving drops it, unless it has been renamed; what a killed process left behind is dropped by the
+    next one, because its lock ended with it.
     """
-    drop_stale(endpoint)
-    name = temporary_name(target, secrets.token_hex(_TOKEN_BYTES))
+    drop_stale(endpoint, tell)
+    name = temporary_name(target, secrets.token_hex(TOKEN_BYTES))
     with advisory_lock(endpoint, name, purpose=PURPOSE, wait_s=0, renames=True):
         try:
             create_database(endpoint, name, properties)
@@ -72,23 +78,32 @@ def temporary_database(endpoint: Endpoint, target: str, properties: DatabaseProp
         drop_temporary(endpoint, name)
 
 
-def drop_stale(endpoint: Endpoint) -> tuple[str, ...]:
-    """Drop what killed restores left on this server; return the names. Running ones are left alone.
+def drop_stale(endpoint: Endpoint, tell: Callable[[str], None] = lambda _: None) -> tuple[str, ...]:
+    """Drop what killed restores left on this server; return the names.
 
-    One that cannot be dropped is left to the next time: it stands in nobody's way.
+    Only what bears the mark: whatever else has such a name is somebody's. Running restores' are left
+    alone, and what somebody is connected to, until the next time: it stands in nobody's way.
     """
     with _session(endpoint) as session, server_errors(endpoint, "cannot list the databases"):
         rows = session.execute(
-            "SELECT datname FROM pg_catalog.pg_database WHERE pg_catalog.pg_has_role(datdba, 'USAGE')"
+            "SELECT datname, datconnlimit, pg_catalog.shobj_description(oid, 'pg_database')"
+            " FROM pg_catalog.pg_database WHERE pg_catalog.pg_has_role(datdba, 'USAGE') ORDER BY datname"
         ).fetchall()
     dropped = []
-    for name in sorted(str(name) for (name,) in rows if is_temporary(str(name))):
-        with (
-            contextlib.suppress(BackupError),
-            advisory_lock(endpoint, name, purpose=PURPOSE, wait_s=0, renames=True),
-        ):
-            drop_temporary(endpoint, name)
-            dropped.append(name)
+    for name, limit, comment in ((str(row[0]), row[1], row[2]) for row in rows if is_temporary(str(row[0]))):
+        if limit != MARKING_LIMIT and not is_marked(None if comment is None else str(comment)):
+            tell(f"database {name} is left alone: it bears no mark of ours, only such a name")
+            continue
+        try:
+            with advisory_lock(endpoint, name, purpose=PURPOSE, wait_s=0, renames=True):
+                drop_temporary(endpoint, name, force=False)
+        except Busy:
+            continue
+        except BackupError as error:
+            tell(f"database {name}, which a killed restore left unfinished, stays: {error.message}")
+            continue
+        dropped.append(name)
+        tell(f"dropped database {name}, which a killed restore left unfinished")
     return tuple(dropped)
 
 
@@ -106,6 +121,8 @@ def create_database(endpoint: Endpoint, name: str, properties: DatabasePropertie
         there = {str(role) for (role,) in session.execute("SELECT rolname FROM pg_catalog.pg_roles")}
         if properties.owner in there:
             statement += sql.SQL(" OWNER {}").format(sql.Identifier(properties.owner))
+        if is_temporary(name):
+            statement += sql.SQL(" CONNECTION LIMIT {}").format(sql.Literal(MARKING_LIMIT))
         try:
             session.execute(statement)
         except psycopg.errors.DuplicateDatabase:
@@ -126,9 +143,18 @@ def create_database(endpoint: Endpoint, name: str, properties: DatabasePropertie
                 detail={"server": endpoint.shown},
                 hint="Create what is missing, or restore without tablespaces.",
             ) from error
+        if is_temporary(name):
+            _mark(session, name)
         grants = properties.grants or ()
         if properties.grants is not None and {role for row in grants for role in row[:2] if role} <= there:
             _apply(session, name, _only_grants(properties))
+
+
+def _mark(session: Connection, name: str) -> None:
+    database = sql.Identifier(name)
+    with session.transaction():
+        session.execute(sql.SQL("COMMENT ON DATABASE {} IS {}").format(database, sql.Literal(marked(None))))
+        session.execute(sql.SQL("ALTER DATABASE {} CONNECTION LIMIT -1").format(database))
 
 
 def _only_grants(properties: DatabaseProperties) -> DatabaseProperties:
@@ -166,6 +192,8 @@ def try_properties(endpoint: Endpoint, name: str, properties: DatabaseProperties
 
 def _apply(session: Connection, name: str, properties: DatabaseProperties, *, keep: bool = True) -> None:
     owner = sql.SQL("SET LOCAL ROLE {}").format(sql.Identifier(properties.owner))
+    if is_temporary(name):
+        properties = replace(properties, comment=marked(properties.comment))
     with session.transaction(force_rollback=not keep):
         for statement in statements(properties, name):
             text = statement.as_string(session)
@@ -214,8 +242,11 @@ def drop_database(endpoint: Endpoint, name: str, *, force: bool = False) -> bool
     return found is not None
 
 
-def drop_temporary(endpoint: Endpoint, name: str) -> None:
-    """Drop an unfinished database, a template too, and subscriptions in it, which never connected."""
+def drop_temporary(endpoint: Endpoint, name: str, *, force: bool = True) -> None:
+    """Drop an unfinished database, a template too, and subscriptions in it, which never connected.
+
+    With `force`, sessions in it are ended.
+    """
     with _session(endpoint) as session, server_errors(endpoint, f"cannot drop database {name}"):
         template = "SELECT 1 FROM pg_catalog.pg_database WHERE datname = %s AND datistemplate"
         if session.execute(template, [name]).fetchone():
@@ -236,7 +267,7 @@ def drop_temporary(endpoint: Endpoint, name: str) -> None:
                 # The slot at the publisher is the source's, and must outlive this copy.
                 inside.execute(sql.SQL("ALTER SUBSCRIPTION {} SET (slot_name = NONE)").format(identifier))
                 inside.execute(sql.SQL("DROP SUBSCRIPTION {}").format(identifier))
-    drop_database(endpoint, name, force=True)
+    drop_database(endpoint, name, force=force)
 
 
 @contextlib.contextmanager
