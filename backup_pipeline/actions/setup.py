@@ -14,6 +14,7 @@ from pathlib import Path
 
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from backup_pipeline.actions import target
 from backup_pipeline.actions.dump import try_store
 from backup_pipeline.actions.protected import Protected
 from backup_pipeline.engines.postgres.preflight import Check, CheckStatus, check_source
@@ -27,7 +28,6 @@ from backup_pipeline.engines.postgres.server import (
 from backup_pipeline.engines.postgres.tools import SERVER, find_tools
 from backup_pipeline.errors import BackupError, Refused, ServerError, ToolError
 from backup_pipeline.storage.directory import create_root
-from backup_pipeline.units import show_line
 
 STORE_FOLDER = "backups"
 _LARGEST = 3
@@ -128,8 +128,8 @@ def check(protected: Protected) -> Iterator[str]:
 
 
 def _line(item: Check) -> str:
-    hint = f"\n           {show_line(item.hint)}" if item.hint and item.status is not CheckStatus.OK else ""
-    return f"{item.status:<8} {item.name}: {show_line(item.found)}{hint}"
+    hint = f"\n           {item.hint}" if item.hint and item.status is not CheckStatus.OK else ""
+    return f"{item.status:<8} {item.name}: {item.found}{hint}"
 
 
 def _check_store(protected: Protected) -> Check:
@@ -165,15 +165,22 @@ def _check_restore(protected: Protected) -> Check:
     if protected.config.restore_dsn is None:
         hint = f"Set databases.{protected.name}.restore_dsn, or give the server with --to when you restore."
         return Check("restore", CheckStatus.WARNING, "no restore_dsn: where to restore is not known", hint)
-    endpoint = protected.target().with_database(NEUTRAL_DATABASE)
+    endpoint, live = target.maintenance(protected.target()), protected.source().database
     with contextlib.closing(connect(endpoint, purpose="check")) as session:
-        row = session.execute(
-            "SELECT rolcreatedb OR rolsuper FROM pg_catalog.pg_roles WHERE rolname = current_user"
-        ).fetchone()
-    if not row or not row[0]:
+        may_create = target.may_create(session)
+        there = target.exists(session, live)
+        problems = tuple(target.swap_problems(endpoint, session, live)) if there else ()
+        grant = target.signal_grant(session)
+    if not may_create:
         shown = f"{endpoint.user} may not create databases on {endpoint.shown}"
         return Check("restore", CheckStatus.WARNING, shown, "Grant it: ALTER ROLE … CREATEDB.")
-    return Check("restore", CheckStatus.OK, f"restores go to {endpoint.shown}")
+    shown = f"restores go to {endpoint.shown}"
+    for problem, fix in problems:
+        return Check("restore", CheckStatus.WARNING, f"{shown}; {live} could not be swapped: {problem}", fix)
+    if there and grant:
+        shown += f"; a swap of {live} could not end the sessions of other roles"
+        return Check("restore", CheckStatus.WARNING, shown, f"As a superuser: {grant}")
+    return Check("restore", CheckStatus.OK, shown)
 
 
 def _from_environment() -> str:

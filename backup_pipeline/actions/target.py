@@ -54,9 +54,9 @@ def look(target: Endpoint, session: Connection, tools: Tools, wanted: Wanted) ->
     if source and wanted.owners and not info.is_superuser:
         problems += _of_owner(session, source)
     if replaced in databases:
-        problems += _of_swap(target, session, replaced)
-        if not _may_end_sessions(session):
-            notes.append(f"sessions of other roles cannot be ended: {signal_grant(session)}")
+        problems += swap_problems(target, session, replaced)
+        if grant := signal_grant(session):
+            notes.append(f"sessions of other roles cannot be ended; as a superuser: {grant}")
     return TargetFacts(
         server=target.shown,
         server_version=info.version,
@@ -112,7 +112,8 @@ def _of_owner(session: Connection, source: Source) -> Iterator[tuple[str, str]]:
         )
 
 
-def _of_swap(target: Endpoint, session: Connection, live: str) -> Iterator[tuple[str, str]]:
+def swap_problems(target: Endpoint, session: Connection, live: str) -> Iterator[tuple[str, str]]:
+    """What keeps this role from swapping `live`, which exists, as things are now: (problem, fix)."""
     try:
         check_swap(target, session, live)
     except Refused as error:
@@ -122,27 +123,27 @@ def _of_swap(target: Endpoint, session: Connection, live: str) -> Iterator[tuple
 
 def may_create(session: Connection) -> bool:
     """Whether the role of `session` may create databases."""
-    return _is(
-        session, "SELECT rolcreatedb OR rolsuper FROM pg_catalog.pg_roles WHERE rolname = current_user"
-    )
-
-
-def _may_end_sessions(session: Connection) -> bool:
-    """Whether the role of `session` may end those of others, but for superusers'."""
-    return _is(
-        session,
-        "SELECT rolsuper OR pg_catalog.pg_has_role('pg_signal_backend', 'USAGE')"
-        " FROM pg_catalog.pg_roles WHERE rolname = current_user",
-    )
+    row = session.execute(
+        "SELECT rolcreatedb OR rolsuper FROM pg_catalog.pg_roles WHERE rolname = current_user"
+    ).fetchone()
+    return bool(row and row[0])
 
 
 def signal_grant(session: Connection) -> str:
     """The statement that lets the role of `session` end sessions of others; "" when it may."""
-    if _may_end_sessions(session):
+    row = session.execute(
+        "SELECT rolname FROM pg_catalog.pg_roles WHERE rolname = current_user AND NOT rolsuper"
+        " AND NOT pg_catalog.pg_has_role('pg_signal_backend', 'USAGE')"
+    ).fetchone()
+    if row is None:
         return ""
-    row = session.execute("SELECT current_user").fetchone()
-    role = sql.Identifier(str(row[0]) if row else "")
-    return sql.SQL("GRANT pg_signal_backend TO {};").format(role).as_string(session)
+    return sql.SQL("GRANT pg_signal_backend TO {};").format(sql.Identifier(str(row[0]))).as_string(session)
+
+
+def exists(session: Connection, database: str) -> bool:
+    """Whether the server has this database."""
+    query = "SELECT FROM pg_catalog.pg_database WHERE datname = %s"
+    return session.execute(query, [database]).fetchone() is not None
 
 
 def sessions_in(session: Connection, database: str) -> int:
@@ -161,11 +162,6 @@ def size_of(session: Connection, database: str) -> int | None:
         [database],
     ).fetchone()
     return None if row is None or row[0] is None else int(str(row[0]))
-
-
-def _is(session: Connection, query: str) -> bool:
-    row = session.execute(query.encode()).fetchone()
-    return bool(row and row[0])
 
 
 def _names(session: Connection, query: str) -> tuple[str, ...]:

@@ -24,6 +24,7 @@ from backup_pipeline.orchestration.failures import explained
 from backup_pipeline.orchestration.forms import BackupForm, PruneForm, RestoreForm, UndoForm, VerifyForm
 from backup_pipeline.orchestration.resources import Backups, now
 from backup_pipeline.orchestration.runs import Subject, report_to, tag_run
+from backup_pipeline.units import show_line
 
 
 @dataclass(frozen=True)
@@ -155,6 +156,9 @@ def carry_out_restore(context: dg.OpExecutionContext, backups: Backups, planned:
         result = restore.carry_out(protected, planned.plan, clock=now, report=report_to(context))
     for line in result.lines:
         context.log.info(line)
+    if result.kept_as:
+        form = f"database {planned.database}, into {result.database}, copy_name {result.kept_as}"
+        context.log.info(show_line(f"or launch undo_restore with {form}"))
     context.add_output_metadata({"result": "\n".join(result.lines), "restore_s": round(result.restore_s, 3)})
 
 

@@ -16,6 +16,9 @@ from backup_pipeline.domain.backup import DatabaseProperties, Source
 from backup_pipeline.engines.postgres.server import Connection, ServerInfo, read_server_info
 from backup_pipeline.units import show_bytes
 
+SPACE_FACTOR = 1.2
+"""A restore needs the database's size at its source, and some room for WAL and sorting."""
+
 _PROVIDERS_SINCE = {"libc": 0, "icu": 150000, "builtin": 170000}
 _ABSENT_LOCALE = (
     psycopg.errors.InvalidParameterValue,
@@ -92,7 +95,7 @@ def missing_requirements(conn: Connection, source: Source) -> Requirements:
         extension_versions=versions,
         tablespaces=tuple(name for name in wanted_spaces if name not in spaces),
         locale=_absent_locale(conn, info, source.database),
-        need_bytes=source.size_bytes,
+        need_bytes=int(source.size_bytes * SPACE_FACTOR),
         free_bytes=_free_bytes(conn, info, source.database.tablespace),
     )
 
