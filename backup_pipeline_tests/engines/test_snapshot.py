@@ -169,6 +169,21 @@ def test_a_locked_table_is_named_with_who_locks_it(database: Endpoint) -> None:
         assert "holds an exclusive lock" in str(caught.value.detail["session"])
 
 
+def test_a_prepared_transaction_that_locks_a_table_is_named_with_how_to_end_it() -> None:
+    with running_cluster(str(Path(tool("postgres")).parent), max_prepared_transactions="2") as cluster:
+        execute(cluster.endpoint(), "CREATE TABLE t (n int)")
+        with session_of(cluster.endpoint()) as other:
+            other.execute(b"BEGIN; CREATE TABLE new (); PREPARE TRANSACTION 'another'")
+            other.execute(b"BEGIN; LOCK TABLE t; PREPARE TRANSACTION 'it''s stuck'")
+        for _ in range(2):  # a restart changes nothing
+            with pytest.raises(ServerError, match=r"table public\.t is locked by a prepared") as caught:
+                open_and_close(cluster.endpoint(), lock_timeout_s=0.3)
+            assert "('it''s stuck', role postgres since 20" in caught.value.message
+            assert "ROLLBACK PREPARED 'it''s stuck'" in caught.value.hint
+            cluster.stop()
+            cluster.start()
+
+
 def test_pg_dump_behind_a_waiting_session_says_so(
     database: Endpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

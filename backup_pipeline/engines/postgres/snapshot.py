@@ -18,6 +18,7 @@ from psycopg import IsolationLevel, sql
 
 from backup_pipeline.engines.postgres.server import APPLICATION, Connection, Endpoint, connect, server_errors
 from backup_pipeline.errors import BackupError, ServerError
+from backup_pipeline.units import show_line
 
 DUMP_PURPOSE = "dump"
 """What pg_dump calls itself after APPLICATION, so that its sessions are found in pg_stat_activity."""
@@ -62,16 +63,20 @@ _EXPORT = f"""
 """  # noqa: S608 - both parts are constants
 
 _BLOCKERS = """
-    SELECT n.nspname || '.' || c.relname, l.pid, l.mode, l.granted, a.usename, a.application_name, a.state,
-           a.xact_start
+    SELECT n.nspname || '.' || c.relname, l.pid, l.granted, coalesce(a.usename, x.owner), a.application_name,
+           a.state, coalesce(a.xact_start, x.prepared), x.gid
       FROM pg_catalog.pg_locks l
       JOIN pg_catalog.pg_class c ON c.oid = l.relation
       JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
       LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid
+      LEFT JOIN pg_catalog.pg_locks t  -- each transaction holds its own number: so does a prepared one
+        ON l.pid IS NULL AND t.pid IS NULL AND t.locktype = 'transactionid'
+       AND t.virtualtransaction = l.virtualtransaction
+      LEFT JOIN pg_catalog.pg_prepared_xacts x ON x.transaction = t.transactionid
      WHERE l.mode = 'AccessExclusiveLock' AND l.relation = ANY (%s::oid[])
-       AND l.pid <> pg_catalog.pg_backend_pid()
+       AND l.pid IS DISTINCT FROM pg_catalog.pg_backend_pid()
        AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())
-     ORDER BY l.granted DESC, a.xact_start
+     ORDER BY l.granted DESC, 7
 """
 
 # Running and not held up by its client, or busy with something else than a while ago.
@@ -320,16 +325,30 @@ def _contended(endpoint: Endpoint, session: Connection, relations: Sequence[Rela
     rows = session.execute(_BLOCKERS, [[relation.oid for relation in relations]]).fetchall()
     if not rows:
         return None
-    table, pid, _, granted, user, application, state, since = rows[0]
+    table, pid, granted, user, application, state, since, gid = rows[0]
     began = f" since {since:%Y-%m-%d %H:%M:%S} UTC" if isinstance(since, datetime) else ""
+    locked = ", ".join(dict.fromkeys(str(row[0]) for row in rows))
+    if pid is None:
+        return _prepared(endpoint, table, locked, gid, f"role {user or 'unknown'}{began}")
     how = "holds an exclusive lock" if granted else "waits for an exclusive lock, and all others behind it,"
     return ServerError(
         f"table {table} is locked by another session (pid {pid}, role {user or 'unknown'}, {endpoint.shown})",
         detail={
             "session": f"{application or 'an unknown program'}, {state or 'state unknown'}, {how}{began}",
-            "locked": ", ".join(dict.fromkeys(str(row[0]) for row in rows)),
+            "locked": locked,
         },
         hint=f"Try again when it has ended; pg_stat_activity shows it, pg_terminate_backend({pid}) ends it.",
+    )
+
+
+def _prepared(endpoint: Endpoint, table: object, locked: str, gid: object, whose: str) -> ServerError:
+    """A lock without a session: of a transaction prepared for two-phase commit, until somebody ends it."""
+    name = "unknown, see pg_prepared_xacts" if gid is None else sql.Literal(str(gid)).as_string()
+    return ServerError(
+        show_line(f"table {table} is locked by a prepared transaction ({name}, {whose}, {endpoint.shown})"),
+        detail={"locked": locked},
+        hint=f"Whoever prepared it must end it, in database {endpoint.database}: "
+        + show_line(f"COMMIT PREPARED {name} or ROLLBACK PREPARED {name}; no restart ends it."),
     )
 
 
