@@ -120,3 +120,13 @@ def test_what_it_does_not_bring_is_said_before_and_after_it_replaces_anything(im
         assert f"owner, grants, settings, comment and connection limit of {name}" in said
     assert "check: none; with a dump of an older layout there is nothing to compare" in plan.lines
     assert ask(imported.endpoint, "SELECT current_setting('work_mem')") != "8MB"
+
+
+def test_it_is_not_proven_on_the_server_of_its_source(imported: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prove, "known_vulnerable", lambda _version: None)
+    scratch = replace(imported.protected.scratch, dsn=Secret(imported.cluster.endpoint().dsn))
+    (found,) = backups.listing(imported.protected).backups
+    itself = replace(imported.protected, scratch=scratch)
+    proof = prove.prove(itself, found.id, clock=now, report=imported.said)
+    assert proof.verdict is Verdict.NOT_PROVABLE
+    assert "is the cluster that the backup was taken from" in proof.differences[0]

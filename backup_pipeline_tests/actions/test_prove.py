@@ -2,7 +2,9 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 
 import pytest
 from psycopg import sql
@@ -11,7 +13,7 @@ from backup_pipeline.actions import backups, prove, restore, setup
 from backup_pipeline.config import Secret
 from backup_pipeline.domain.backup import Backup, Manifest, ObjectDigest, ObjectRole, Proof, Verdict
 from backup_pipeline.domain.layout import Beside, catalog_key, data_prefix, manifest_copy_key
-from backup_pipeline.engines.postgres import load
+from backup_pipeline.engines.postgres import cluster, load
 from backup_pipeline.engines.postgres.cluster import LocalCluster
 from backup_pipeline.engines.postgres.server import connect
 from backup_pipeline.errors import BackupNotFound, Corrupt, Refused, ServerError, StoreError
@@ -74,6 +76,25 @@ def test_nothing_of_a_proof_stays_on_a_server_that_was_named(taken: Box, other: 
         assert session.execute(query.encode()).fetchall() == []
         roles = session.execute("SELECT FROM pg_roles WHERE rolname IN (%s, %s)", [taken.owner, taken.reader])
         assert roles.fetchall() == []
+
+
+def test_proofs_beside_each_other_on_one_server_do_not_meet(proven: Box, other: LocalCluster) -> None:
+    with ThreadPoolExecutor(2) as pool:  # both need the same owner and reader
+        proofs = list(pool.map(partial(run, proven), (daily(proven), weekly(proven))))
+    assert [proof.verdict for proof in proofs] == [Verdict.PROVEN, Verdict.PROVEN]
+    assert not [note for proof in proofs for note in proof.notes if note.startswith("left")]
+    test_nothing_of_a_proof_stays_on_a_server_that_was_named(proven, other)
+
+
+def test_a_network_that_could_not_be_cut_off_is_said(proven: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(*_args: object, network: bool = True) -> bool:
+        return network
+
+    monkeypatch.setattr(cluster, "runs_as", forbidden)
+    alone = replace(proven.protected, scratch=replace(proven.protected.scratch, dsn=None))
+    proof = prove.prove(alone, weekly(proven).id, clock=now, report=proven.said)
+    assert proof.verdict is Verdict.PROVEN
+    assert any("was not cut off from the network" in note for note in proof.notes)
 
 
 def test_a_cluster_of_our_own_is_made_where_no_server_is_named(proven: Box) -> None:

@@ -8,9 +8,7 @@ program opens the file here: an imported dump has no digest, and only tools with
 import io
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
-from backup_pipeline.engines.postgres.tools import Tools
 from backup_pipeline.errors import Corrupt, ToolError
 
 _MAGIC = b"PGDMP"
@@ -31,12 +29,6 @@ class ArchiveHeader:
     database: str
     server_major: int
     client_major: int
-
-
-def read_header(archive: Path, _tools: Tools) -> ArchiveHeader:
-    """The header of the file `archive`. Raises Corrupt, ToolError, as `parse_header` does."""
-    with archive.open("rb") as file:
-        return parse_header(file.read(HEADER_BYTES), archive.name)
 
 
 def parse_header(data: bytes, name: str) -> ArchiveHeader:
