@@ -118,7 +118,7 @@ def manifest_numbers(manifest: Manifest) -> Metadata:
 
 def proof_metadata(backup: Backup, proof: Proof) -> Metadata:
     """What a check shows of a proof. Lists are tables, because the page joins the lines of a text."""
-    lists = {"differences": proof.differences, "checked": proof.checked, "not_compared": proof.notes}
+    lists = {"differences": proof.differences, "checked": proof.checked, "notes": proof.notes}
     times: Metadata = {"restore_s": round(proof.restore_s, 3), "compare_s": round(proof.compare_s, 3)}
     return {
         "backup_id": str(backup.id),
