@@ -1,8 +1,9 @@
-"""Write constraints.txt anew: the newest versions that pyproject.toml admits, with their hashes.
+"""Write the locks anew: the newest versions that pyproject.toml admits, with their hashes.
 
-Run by `make lock`, with uv from `.venv`. The file covers every extra, for CPython 3.11 to 3.14 on
-Linux (glibc; x86_64 and arm64). It names wheels only, so that nothing is built, and no addresses,
-so that it works with any index. A version already in the file stays unless `--upgrade` is given.
+Run by `make lock`, with uv from `.venv`. constraints.txt covers every extra; deploy/requirements.txt is
+what of it a service needs. Both are for CPython 3.11 to 3.14 on Linux (glibc; x86_64 and arm64), name
+wheels only, so that nothing is built, and no addresses, so that they work with any index. A version
+already in constraints.txt stays unless `--upgrade` is given.
 """
 
 import re
@@ -16,7 +17,8 @@ from typing import Any
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 CONSTRAINTS = CHECKOUT / "constraints.txt"
-HEADER = "# All that `make` installs. Written by `make lock`: do not edit.\n"
+SERVICE = CHECKOUT / "deploy" / "requirements.txt"
+HEADER = "# All that {what}. Written by `make lock`: do not edit.\n"
 
 # Installing this checkout as an editable package, without fetching a build environment, needs it.
 BUILD = "setuptools>=77\n"
@@ -27,18 +29,23 @@ PLATFORMS = re.compile(r"-(any|manylinux\w*_(x86_64|aarch64)(\.\w+)*)\.whl$")
 
 
 def main() -> int:
-    with tempfile.TemporaryDirectory() as scratch:
-        lock = Path(scratch) / "pylock.toml"
-        resolve(lock, upgrade="--upgrade" in sys.argv[1:])
-        packages = tomllib.loads(lock.read_text())["packages"]
-    requirements = [requirement(package) for package in packages if wanted(package)]
-    CONSTRAINTS.write_text(HEADER + "".join(requirements))
-    print(f"{CONSTRAINTS.name}: {len(requirements)} packages")
+    write(CONSTRAINTS, "`make` installs", "--all-extras", upgrade="--upgrade" in sys.argv[1:])
+    write(SERVICE, "a service installs")  # in the versions that were just written
     return 0
 
 
-def resolve(lock: Path, *, upgrade: bool) -> None:
-    argv = [sys.executable, "-m", "uv", "pip", "compile", "pyproject.toml", "-", "--all-extras", "--quiet"]
+def write(path: Path, what: str, *extras: str, upgrade: bool = False) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        lock = Path(scratch) / "pylock.toml"
+        resolve(lock, *extras, upgrade=upgrade)
+        packages = tomllib.loads(lock.read_text())["packages"]
+    requirements = [requirement(package) for package in packages if wanted(package)]
+    path.write_text(HEADER.format(what=what) + "".join(requirements))
+    print(f"{path.relative_to(CHECKOUT)}: {len(requirements)} packages")
+
+
+def resolve(lock: Path, *extras: str, upgrade: bool) -> None:
+    argv = [sys.executable, "-m", "uv", "pip", "compile", "pyproject.toml", "-", *extras, "--quiet"]
     argv += ["--universal", "--python-version", "3.11", "--generate-hashes", "--no-build"]
     argv += ["--format", "pylock.toml", "--output-file", str(lock)]
     if not upgrade and CONSTRAINTS.exists():
