@@ -30,6 +30,7 @@ from backup_pipeline.domain.fingerprint import Fingerprint, fingerprint_to_json
 from backup_pipeline.engines.postgres import dump as tool
 from backup_pipeline.engines.postgres import fingerprint
 from backup_pipeline.engines.postgres import preflight as checks
+from backup_pipeline.engines.postgres.dump_directory import dump_directory
 from backup_pipeline.engines.postgres.properties import read_source
 from backup_pipeline.engines.postgres.server import (
     Endpoint,
@@ -277,7 +278,7 @@ class _Dump:
             return
         with (
             private_folder("dump") as spool,
-            tool.dump_directory(
+            dump_directory(
                 pg_dump,
                 source,
                 snapshot,

@@ -14,17 +14,17 @@ import pytest
 from psycopg import sql
 
 from backup_pipeline.config import Secret
-from backup_pipeline.engines.postgres import dump
+from backup_pipeline.engines.postgres import dump_directory as directories
 from backup_pipeline.engines.postgres.cluster import LocalCluster
 from backup_pipeline.engines.postgres.dump import (
     Hashing,
     dump_argv,
-    dump_directory,
     dump_globals,
     globals_argv,
     stream_custom,
     tool_command,
 )
+from backup_pipeline.engines.postgres.dump_directory import dump_directory
 from backup_pipeline.engines.postgres.server import Endpoint, connect
 from backup_pipeline.engines.postgres.snapshot import exported_snapshot
 from backup_pipeline.errors import Refused, ServerError, ToolError
@@ -340,7 +340,7 @@ def test_a_killed_directory_dump_never_hands_over_its_contents(
 
 
 def test_a_full_spool_is_refused(database: Endpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dump, "SPOOL_RESERVE_BYTES", 1 << 60)
+    monkeypatch.setattr(directories, "SPOOL_RESERVE_BYTES", 1 << 60)
     with (
         exported_snapshot(database) as snapshot,
         pytest.raises(Refused, match="and needs"),
@@ -352,10 +352,10 @@ def test_a_full_spool_is_refused(database: Endpoint, tmp_path: Path, monkeypatch
 def test_files_wait_where_there_are_no_leases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "1.dat"
     with path.open("wb"):
-        assert not dump._is_closed(path)
-    assert dump._is_closed(path)
+        assert not directories._is_closed(path)
+    assert directories._is_closed(path)
     monkeypatch.delattr("fcntl.F_SETLEASE")
-    assert not dump._is_closed(path)
+    assert not directories._is_closed(path)
 
 
 @pytest.mark.parametrize("name", HOSTILE_NAMES)

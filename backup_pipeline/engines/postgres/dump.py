@@ -12,8 +12,6 @@ import io
 import os
 import re
 import select
-import shutil
-import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -25,13 +23,9 @@ from typing import IO, Protocol
 from backup_pipeline import process
 from backup_pipeline.engines.postgres.server import APPLICATION, Endpoint
 from backup_pipeline.engines.postgres.snapshot import DUMP_PURPOSE
-from backup_pipeline.errors import Refused, ServerError, ToolError
+from backup_pipeline.errors import ServerError, ToolError
 from backup_pipeline.process import Command
 from backup_pipeline.stderr import without_values
-from backup_pipeline.units import show_bytes
-
-SPOOL_RESERVE_BYTES = 256 * 1024 * 1024
-"""A spool's file system is never filled beyond this."""
 
 # The snapshot holds its locks already: pg_dump waits only behind somebody who waits for them, as all do then.
 _LOCK_TIMEOUT_S = 5.0
@@ -39,10 +33,9 @@ _PIPE_BYTES = 1024 * 1024
 _FULL_BYTES = 256 * 1024
 _GATHER_S = 0.02
 _CHECK_S = 5.0
-_POLL_S = 0.2
+_END_POLL_S = 0.02
 _PATIENCE = 8
 _GRACE_S = 2.0
-_TOC = "toc.dat"
 
 _ERROR_BYTES = 1024 * 1024
 # A worker takes its locks without waiting, and says so; the other is PostgreSQL's, of lock_timeout.
@@ -164,29 +157,60 @@ def stream_custom(
     The iterator raises ToolError when pg_dump fails, is killed or hangs, and ServerError when the
     snapshot was lost, or a session that waits for a table's lock kept pg_dump from it.
     """
-    argv = dump_argv(
-        pg_dump,
-        endpoint.tool_dbname,
-        snapshot_id=snapshot.id,
-        compress_option=compress_option,
-        lock_timeout_s=_LOCK_TIMEOUT_S,
-    )
-    command = tool_command(argv, endpoint, DUMP_PURPOSE)
     output, input_ = os.pipe()
     with open(output, "rb", buffering=0) as reader, open(input_, "wb", buffering=0) as writer:
         with contextlib.suppress(OSError, AttributeError):
             fcntl.fcntl(reader, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
-        with tempfile.TemporaryFile() as errors:
-            child = process.start(command, stdout=writer, stderr=errors)
+        how = DumpOptions(compress_option, stall_s)
+        with running(pg_dump, endpoint, snapshot, how, stdout=writer) as watch:
             writer.close()
-            try:
-                yield _chunks(reader, _Watch(command, child, errors, snapshot, stall_s))
-            finally:
-                process.terminate(child, grace_s=_GRACE_S)
+            yield _chunks(reader, watch)
+
+
+@dataclass(frozen=True)
+class DumpOptions:
+    """How a dump is written, and after how much silence it is looked at. `directory` does not exist yet."""
+
+    compress_option: str  # tools.Compression's
+    stall_s: float
+    directory: Path | None = None
+    jobs: int = 1
+
+
+@contextlib.contextmanager
+def running(
+    pg_dump: str,
+    endpoint: Endpoint,
+    snapshot: Watched,
+    how: DumpOptions,
+    *,
+    stdout: IO[bytes] | None = None,
+) -> Iterator["Watch"]:
+    """A pg_dump under way in a snapshot; leaving the context ends it, whatever happened."""
+    argv = dump_argv(
+        pg_dump,
+        endpoint.tool_dbname,
+        snapshot_id=snapshot.id,
+        compress_option=how.compress_option,
+        lock_timeout_s=_LOCK_TIMEOUT_S,
+        directory=how.directory,
+        jobs=how.jobs,
+    )
+    command = tool_command(argv, endpoint, DUMP_PURPOSE)
+    with tempfile.TemporaryFile() as errors:
+        child = (
+            process.start(command, stderr=errors)
+            if stdout is None
+            else process.start(command, stdout=stdout, stderr=errors)
+        )
+        try:
+            yield Watch(command, child, errors, snapshot, how.stall_s)
+        finally:
+            process.terminate(child, grace_s=_GRACE_S)
 
 
 @dataclass
-class _Watch:
+class Watch:
     """What ends a dump that will not end well: a failed child, silence, a lost snapshot."""
 
     command: Command
@@ -223,7 +247,7 @@ class _Watch:
         """Wait for the child's own end. Raises unless it was a good one."""
         while self.child.poll() is None:
             self.look()
-            time.sleep(_POLL_S / 10)
+            time.sleep(_END_POLL_S)
         if self.child.returncode != 0:
             raise self._failure(_said(self.errors))
         self.snapshot.check()
@@ -250,7 +274,7 @@ def _said(errors: IO[bytes]) -> str:
     return without_values(said)
 
 
-def _chunks(output: io.RawIOBase, watch: _Watch) -> Iterator[bytes]:
+def _chunks(output: io.RawIOBase, watch: Watch) -> Iterator[bytes]:
     poll = select.poll()
     poll.register(output, select.POLLIN | select.POLLHUP)
     buffer = memoryview(bytearray(process.CHUNK_BYTES))
@@ -268,150 +292,6 @@ def _chunks(output: io.RawIOBase, watch: _Watch) -> Iterator[bytes]:
             watch.spoke()  # after the consumer, whose time is not the child's
         watch.look()
     watch.finish()
-
-
-@dataclass(frozen=True)
-class SpooledFile:
-    """One complete file of a directory dump. It is removed when the next one is asked for."""
-
-    name: str
-    path: Path
-    size_bytes: int
-
-    def chunks(self) -> Iterator[bytes]:
-        """Its bytes, 1 MiB at a time."""
-        with self.path.open("rb", buffering=0) as file:
-            while chunk := file.read(process.CHUNK_BYTES):
-                yield chunk
-
-
-@contextlib.contextmanager
-def dump_directory(
-    pg_dump: str,
-    endpoint: Endpoint,
-    snapshot: Watched,
-    *,
-    spool: Path,
-    jobs: int,
-    compress_option: str,
-    stall_s: float = 900.0,
-) -> Iterator[Iterator[SpooledFile]]:
-    """Run pg_dump with `jobs` workers into `spool` (private, ours) and yield each file once it is closed.
-
-    Each file is removed when the next one is asked for, so the spool holds what is being written and
-    what waits for its upload. `toc.dat` comes last, and only from a pg_dump that has ended well: what
-    was yielded before is no dump without it. Otherwise as `stream_custom`; raises Refused when the
-    spool's disk has less than 256 MiB left.
-    """
-    directory = spool / "dump"
-    argv = dump_argv(
-        pg_dump,
-        endpoint.tool_dbname,
-        snapshot_id=snapshot.id,
-        compress_option=compress_option,
-        lock_timeout_s=_LOCK_TIMEOUT_S,
-        directory=directory,
-        jobs=jobs,
-    )
-    command = tool_command(argv, endpoint, DUMP_PURPOSE)
-    _require_space(spool)
-    with tempfile.TemporaryFile() as errors, contextlib.ExitStack() as workers:
-        child = process.start(command, stderr=errors)
-        watch = _Watch(command, child, errors, snapshot, stall_s)
-
-        def keep_workers() -> None:  # they are all there before the first file
-            workers.callback(_kill, _children(child.pid))
-
-        try:
-            yield _files(directory, watch, keep_workers)
-        finally:
-            process.terminate(child, grace_s=_GRACE_S)
-            workers.close()
-            shutil.rmtree(directory, ignore_errors=True)
-
-
-def _files(directory: Path, watch: _Watch, keep_workers: Callable[[], None]) -> Iterator[SpooledFile]:
-    started, written = False, -1
-    while watch.child.poll() is None:
-        present = _present(directory)
-        if present and not started:
-            started = True
-            keep_workers()
-        total = sum(size for _, size in present)
-        if total != written:
-            written = total
-            watch.spoke()
-        watch.look()
-        _require_space(directory.parent)
-        closed = [path for path, _ in present if path.name != _TOC and _is_closed(path)]
-        for path in closed:
-            yield from _hand_over(path)
-        if closed:
-            watch.spoke()
-        else:
-            time.sleep(_POLL_S)
-    watch.finish()
-    for path, _ in sorted(_present(directory), key=lambda item: item[0].name == _TOC):
-        yield from _hand_over(path)
-
-
-def _children(pid: int) -> list[int]:
-    """Handles of a process's children; they stay theirs when a number is used again. Linux; else none."""
-    handles = []
-    with contextlib.suppress(OSError):
-        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-            with contextlib.suppress(OSError):
-                handles.append(os.pidfd_open(int(child)))
-    return handles
-
-
-def _kill(handles: Iterable[int]) -> None:
-    """End pg_dump's workers: without their leader they would write to the end of their tables."""
-    for handle in handles:
-        with contextlib.suppress(OSError):
-            signal.pidfd_send_signal(handle, signal.SIGKILL)
-        os.close(handle)
-
-
-def _hand_over(path: Path) -> Iterator[SpooledFile]:
-    yield SpooledFile(path.name, path, path.stat().st_size)
-    path.unlink()
-
-
-def _present(directory: Path) -> list[tuple[Path, int]]:
-    try:
-        with os.scandir(directory) as entries:
-            return sorted((Path(entry.path), entry.stat().st_size) for entry in entries)
-    except FileNotFoundError:
-        return []
-
-
-def _is_closed(path: Path) -> bool:
-    """Whether nobody has `path` open for writing: the kernel gives a read lease only then.
-
-    pg_dump opens each file once, when it creates it, so what was closed is complete. False where
-    there are no leases (not Linux, some network file systems): then files wait for pg_dump's end.
-    """
-    if not hasattr(fcntl, "F_SETLEASE"):
-        return False
-    with path.open("rb", buffering=0) as file:
-        try:
-            # Whoever breaks a lease signals its holder; ours lasts microseconds, but SIGIO would kill us.
-            fcntl.fcntl(file, getattr(fcntl, "F_SETSIG", 10), signal.SIGURG)
-            fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_RDLCK)
-            fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_UNLCK)
-        except OSError:
-            return False
-    return True
-
-
-def _require_space(spool: Path) -> None:
-    free = shutil.disk_usage(spool).free
-    if free < SPOOL_RESERVE_BYTES:
-        raise Refused(
-            f"the spool {spool} has {show_bytes(free)} free, and needs {show_bytes(SPOOL_RESERVE_BYTES)}",
-            hint="Set jobs = 1, which needs no spool, or TMPDIR to a folder on a larger disk.",
-        )
 
 
 class Hashing:
