@@ -8,12 +8,9 @@ import contextlib
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from datetime import datetime
 from pathlib import Path
 
-from psycopg import sql
-
-from backup_pipeline.actions import backups, target, undo
+from backup_pipeline.actions import backups, target
 from backup_pipeline.actions.compare import Restored, compare_restored
 from backup_pipeline.actions.fetch import (
     Fetched,
@@ -23,20 +20,20 @@ from backup_pipeline.actions.fetch import (
     imported_header,
 )
 from backup_pipeline.actions.protected import Clock, Protected
+from backup_pipeline.actions.publish import Place, publish
 from backup_pipeline.actions.report import Report, loading
 from backup_pipeline.domain import recovery
 from backup_pipeline.domain.backup import Backup, DatabaseProperties, ObjectRole
 from backup_pipeline.domain.choice import find
 from backup_pipeline.domain.fingerprint import Fingerprint, fingerprint_from_json
 from backup_pipeline.domain.recovery import RestorePlan, plan_restore
-from backup_pipeline.engines.postgres import load, restore, swap
+from backup_pipeline.engines.postgres import load, restore
 from backup_pipeline.engines.postgres.globals import Globals, Role, parse_globals
 from backup_pipeline.engines.postgres.properties import read_properties
 from backup_pipeline.engines.postgres.roles import RolePlan, create_roles, existing_roles, plan_roles
 from backup_pipeline.engines.postgres.server import NEUTRAL_DATABASE, Connection, Endpoint, connect
-from backup_pipeline.engines.postgres.swap import CopyKind
 from backup_pipeline.engines.postgres.tools import Tools, find_tools
-from backup_pipeline.errors import BackupError, ConfigError, ProofFailed
+from backup_pipeline.errors import ConfigError, ProofFailed
 from backup_pipeline.spool import private_folder
 from backup_pipeline.storage import leases
 from backup_pipeline.storage.store import Store
@@ -72,6 +69,12 @@ class Plan:
     def backup(self) -> Backup:
         """What will be restored."""
         return self.decided.backup
+
+    @property
+    def place(self) -> Place:
+        """Where the finished copy belongs."""
+        decided, request = self.decided, self.request
+        return Place(self.target, decided.target, bool(decided.kept_name), request.to, request.program)
 
     @property
     def contents(self) -> bool:
@@ -138,7 +141,11 @@ def plan(protected: Protected, request: RestoreRequest, *, clock: Clock) -> Plan
     )
     tools = find_tools(protected.config.bin_dir, at_least=_client_major(protected, backup))
     with contextlib.closing(connect(server, purpose="restore")) as session:
+        server, grant = without_event_triggers(server, session)
         facts = target.look(server, session, tools, wanted)
+        if grant and expected and any(each.kind == "EVENT TRIGGER" for each in expected.schema_before):
+            note = f"event triggers of the copy run before it is compared: as a superuser, {grant}"
+            facts = replace(facts, notes=(*facts.notes, note))
         created = _plan_roles(session, backup, known).create if known and facts.missing_roles else ()
     decided = plan_restore(listing, replace(request, backup=str(backup.id)), facts, now=clock())
     return Plan(request, server, decided, tools, expected, known, created)
@@ -178,7 +185,8 @@ def name_to_confirm(protected: Protected, request: RestoreRequest) -> str:
 
 
 def carry_out(protected: Protected, planned: Plan, *, clock: Clock, report: Report) -> RestoreResult:
-    """Restore as planned. May be repeated; whatever fails leaves every existing database as it was.
+    """Restore as planned. May be repeated; whatever fails leaves every existing database as it was, and
+    what fails only to swap keeps the finished copy beside them, which the error names.
 
     Raises Corrupt, ToolError, ServerError, StoreError, Refused, Busy; ProofFailed when the copy is not
     equal to its source: then it is dropped.
@@ -200,7 +208,7 @@ def carry_out(protected: Protected, planned: Plan, *, clock: Clock, report: Repo
             _fill(protected, planned, source, temporary, report)
             checked = _check(protected, planned, source, temporary, report)
             restore_s = time.monotonic() - begun_s
-            named = _name(protected, planned, temporary, clock(), report)
+            named = publish(protected, planned.place, temporary, clock(), report)
     return RestoreResult(
         database=decided.target,
         kept_as=named.kept,
@@ -221,12 +229,6 @@ class _Brought:
 
     fetched: Fetched
     properties: DatabaseProperties
-
-
-@dataclass(frozen=True)
-class _Named:
-    kept: str = ""
-    lines: tuple[str, ...] = ()
 
 
 def _bring(protected: Protected, planned: Plan, spool: Path, report: Report) -> _Brought:
@@ -302,54 +304,6 @@ def _check(
         )
     left_out = ("owners and grants were not compared",)
     return (*comparison.checked, *(left_out if planned.decided.without_owners else ()))
-
-
-def _name(protected: Protected, planned: Plan, temporary: str, now: datetime, report: Report) -> _Named:
-    """Give the finished copy its name, in one step that happens whole or not at all.
-
-    What refuses that does not cost the copy: it is kept under another name, which the error tells.
-    """
-    try:
-        return _publish(protected, planned, temporary, now, report)
-    except BackupError as error:
-        _keep_finished(protected, planned, temporary, now, error)
-        raise
-
-
-def _publish(protected: Protected, planned: Plan, temporary: str, now: datetime, report: Report) -> _Named:
-    decided, server, request = planned.decided, planned.target, planned.request
-    if not decided.kept_name:
-        swap.publish(server, temporary, decided.target)
-        return _Named()
-    report.say(f"swapping: {decided.target} is kept under another name, its sessions are ended")
-    kept = undo.new_copy_name(server, decided.target, CopyKind.BEFORE, now)
-    wait_s = protected.config.lock_timeout.total_seconds()
-    done = swap.swap(server, decided.target, temporary, kept, wait_s=wait_s)
-    lines = (
-        f"the database that was live is kept as {kept}",
-        *undo.swap_back_lines(protected, decided.target, kept, to=request.to, program=request.program),
-        f"{show_count(done.sessions_ended, 'session')} ended; new ones waited {show_seconds(done.held_s)}",
-        *done.left_behind,
-    )
-    return _Named(kept, lines)
-
-
-def _keep_finished(
-    protected: Protected, planned: Plan, temporary: str, now: datetime, error: BackupError
-) -> None:
-    """Rename the finished copy, so that it outlives `error`, and let that say how to go on."""
-    server, live, request = planned.target, planned.decided.target, planned.request
-    try:
-        name = undo.new_copy_name(server, live, CopyKind.FINISHED, now)
-        swap.publish(server, temporary, name)
-    except BackupError as second:
-        error.detail["the restored copy"] = f"could not be kept: {second.message}"
-        return
-    command, note = undo.command_to_swap_in(protected, live, name, to=request.to, program=request.program)
-    drop = sql.SQL("DROP DATABASE {};").format(sql.Identifier(name)).as_string()
-    error.detail["the restored copy"] = f"is complete, and kept as {name}"
-    told = f"Nothing has to be restored again: `{command}` swaps the copy in{note}, `{drop}` drops it."
-    error.hint = f"{error.hint} {told}".strip()
 
 
 def _plan_roles(session: Connection, backup: Backup, known: Globals) -> RolePlan:

@@ -292,9 +292,10 @@ def _compare_properties(
             f"found {_shown(getattr(found, name))}"
         )
     if not different:
+        owner, grants = ("owner, ", " and grants") if expected.owner else ("", "")
         findings.checked.append(
-            f"the database's owner, encoding, locale, comment, connection limit, "
-            f"{show_count(len(expected.settings), 'setting')} and grants equal"
+            f"the database's {owner}encoding, locale, comment, connection limit, "
+            f"{show_count(len(expected.settings), 'setting')}{grants} equal"
         )
 
 

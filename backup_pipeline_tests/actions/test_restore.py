@@ -460,6 +460,7 @@ def test_what_is_left_without_owners_can_still_be_compared(live: Box, elsewhere:
     done = run(live, to=elsewhere.endpoint(), into=live.endpoint.database, without_owners=True)
     assert "2 tables, 1,100 rows equal row for row" in "\n".join(done.lines)
     assert "owners and grants were not compared" in "\n".join(done.lines)
+    assert "the database's encoding, locale, comment, connection limit, 1 setting equal" in done.lines
     new = elsewhere.endpoint(done.database)
     assert ask(new, "SELECT current_setting('work_mem')") == "8MB"
     assert ask(new, OWNER) == "postgres"
