@@ -44,7 +44,7 @@ from backup_pipeline.spool import private_folder, require_free
 from backup_pipeline.storage import catalog, leases
 from backup_pipeline.units import show_seconds
 
-_ANOTHER_SERVER = "Install it there, or name a server and role that have it with [scratch] dsn."
+_ANOTHER_SERVER = "Install or preload it there, or name a server and role that have it with [scratch] dsn."
 _WITH_NETWORK = (
     "the scratch server was not cut off from the network, which this system does not allow: "
     "what the dump runs could have reached other machines"
@@ -258,12 +258,12 @@ def _load(
         match scratch.blame(error):
             case Blame.BACKUP:
                 return error
-            case Blame.PLACE:
-                raise NotProvable(
-                    f"the scratch server lacks what this backup needs: {error.message}",
-                    detail=error.detail,
-                    hint=error.hint or _ANOTHER_SERVER,
-                ) from error
+            case Blame.SERVER:
+                said = f"the scratch server lacks what this backup needs: {error.message}"
+                raise NotProvable(said, detail=error.detail, hint=_ANOTHER_SERVER) from error
+            case Blame.CLIENT:
+                said = f"pg_restore {tools.version_text} cannot read this backup: {error.message}"
+                raise NotProvable(said, detail=error.detail, hint=error.hint) from error
             case Blame.MISHAP:
                 raise
     restore.apply_properties(scratch.endpoint, scratch.database, properties)

@@ -21,7 +21,7 @@ CASES = {
         "could not uncompress data: incorrect data check",
         "something that no version said before",
     ),
-    Blame.PLACE: (
+    Blame.SERVER: (
         f'{QUERY}ERROR:  could not create locale "de_DE.utf8": No such file or directory',
         f'{QUERY}ERROR:  collation "pg_catalog.de_DE" for encoding "UTF8" does not exist',
         f'{QUERY}ERROR:  could not access file "$libdir/timescaledb-2.14": No such file or directory',
@@ -32,6 +32,8 @@ CASES = {
         f'{QUERY}FATAL:  extension "timescaledb" must be preloaded',
         f"{QUERY}ERROR:  pg_cron can only be loaded via shared_preload_libraries",
         f"{QUERY}ERROR:  can only create extension in database postgres",
+    ),
+    Blame.CLIENT: (
         "unsupported version (1.16) in file header",
         "archive is compressed, but this installation does not support compression",
     ),
@@ -83,7 +85,7 @@ def test_the_log_knows_the_state() -> None:
     for state, wanted in (
         ("53100", Blame.MISHAP),
         ("57P01", Blame.MISHAP),
-        ("F0000", Blame.PLACE),
+        ("F0000", Blame.SERVER),
         ("23505", Blame.BACKUP),
     ):
         log = f"00000 LOG:  ready\n{state} ERROR:  it went wrong\n53100 ERROR:  another\n"
@@ -101,13 +103,13 @@ def test_a_crash_in_the_log_is_a_mishap_whatever_was_said() -> None:
 
 def test_a_failing_extension_is_of_the_place() -> None:
     said = f"pg_restore failed: {QUERY}ERROR:  syntax error"
-    assert blame(ToolError(said, detail={"at": 'EXTENSION "odd"'})) is Blame.PLACE
+    assert blame(ToolError(said, detail={"at": 'EXTENSION "odd"'})) is Blame.SERVER
     assert blame(ToolError(said, detail={"at": 'COMMENT "EXTENSION odd"'})) is Blame.BACKUP
 
 
 def test_what_a_role_may_not_do_and_what_nobody_can_read() -> None:
     refused = ToolError(f"pg_restore failed: {QUERY}ERROR:  must be owner of table t")
-    assert blame(refused, superuser=False) is Blame.PLACE
+    assert blame(refused, superuser=False) is Blame.SERVER
     assert blame(refused, superuser=True) is Blame.BACKUP
     foreign = ToolError(f"pg_restore failed: {QUERY}FEHLER:  Relation »t« existiert bereits")
     assert blame(foreign, english=False) is Blame.MISHAP

@@ -17,7 +17,8 @@ class Blame(StrEnum):
     """Whom a failed load speaks of."""
 
     BACKUP = "backup"  # it does not restore
-    PLACE = "place"  # the scratch server lacks something that the backup needs
+    SERVER = "server"  # the scratch server lacks something that the backup needs
+    CLIENT = "client"  # this pg_restore cannot read it
     MISHAP = "mishap"  # no space, a server that went, a signal: another attempt may succeed
 
 
@@ -30,7 +31,7 @@ _SQL = re.compile(r"(?:ERROR|FATAL|PANIC):  (?P<message>.*)")
 _CRASH = re.compile(r"\(PID \d+\) was terminated by signal|^\w{5} PANIC: ", re.M)
 
 _MISHAP_STATES = ("08", "40", "53", "57", "58")  # connection, rollback, resources, operator, system
-_PLACE_STATE = "F0"  # a file of text search
+_LACKING_STATE = "F0"  # a file of text search
 _REFUSED_STATE = "42501"
 
 _MISHAP = re.compile(
@@ -40,7 +41,7 @@ _MISHAP = re.compile(
     r"|out of (?:shared )?memory.*|sorry, too many clients.*|remaining connection slots.*"
     r"|terminating .*|canceling .*|deadlock detected.*|the database system is .*"
 )
-_PLACE = re.compile(
+_LACKING = re.compile(
     r"could not (?:create locale|open collator|open [a-z-]+(?: control)? file|access file|load library).*"
     r'|collation "pg_catalog\..*" for encoding ".*" does not exist'
     r'|extension ".*" (?:is not available|has no installation script|must be preloaded).*'
@@ -54,7 +55,7 @@ _MISHAP_OF_CLIENT = re.compile(
     r"|could not (?:receive|send|connect|fork|create|open|write)|a worker process died"
     r"|No space left on device|Input/output error"
 )
-_PLACE_OF_CLIENT = re.compile(r"unsupported version|support compression")
+_UNREADABLE = re.compile(r"unsupported version|support compression")
 
 
 def blame(error: ToolError, *, log: str = "", superuser: bool = True, english: bool = True) -> Blame:
@@ -69,23 +70,23 @@ def blame(error: ToolError, *, log: str = "", superuser: bool = True, english: b
     # What fails at CREATE EXTENSION is the extension, not the dump.
     at_extension = str(error.detail.get("at", "")).startswith("EXTENSION ")
     if not english and _FROM_SERVER.match(match["said"]):
-        return Blame.PLACE if at_extension else Blame.MISHAP
+        return Blame.SERVER if at_extension else Blame.MISHAP
     sql = _SQL.search(match["said"])
     if sql is None:
         return _of_client(match["said"])
     message, state = sql["message"], _state(sql["message"], log)
     refused = not superuser and (state == _REFUSED_STATE or _REFUSED.match(message))
-    if refused or state.startswith(_PLACE_STATE) or _PLACE.match(message):
-        return Blame.PLACE
+    if refused or state.startswith(_LACKING_STATE) or _LACKING.match(message):
+        return Blame.SERVER
     if state.startswith(_MISHAP_STATES) or _MISHAP.match(message):
         return Blame.MISHAP
-    return Blame.PLACE if at_extension else Blame.BACKUP
+    return Blame.SERVER if at_extension else Blame.BACKUP
 
 
 def _of_client(said: str) -> Blame:
     """What pg_restore says by itself: about the archive, its connection, or this machine."""
-    if _PLACE_OF_CLIENT.search(said):
-        return Blame.PLACE
+    if _UNREADABLE.search(said):
+        return Blame.CLIENT
     return Blame.MISHAP if _MISHAP_OF_CLIENT.search(said) else Blame.BACKUP
 
 
