@@ -6,15 +6,22 @@ before `publish`; a failure before it takes away what it had stored.
 
 import contextlib
 import secrets
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from importlib.metadata import version
 
-from backup_pipeline.actions.fetch import ARCHIVE_NAME, DIRECTORY_NAME, verified
+from backup_pipeline.actions.fetch import ARCHIVE_NAME, DIRECTORY_NAME
 from backup_pipeline.actions.protected import Clock, Protected
 from backup_pipeline.actions.report import Report, timed
+from backup_pipeline.actions.shared_dump import (
+    copy_shared,
+    inherit_proof,
+    same_schedule,
+    storage_class_of,
+    taken_away_on_failure,
+)
 from backup_pipeline.domain import layout
 from backup_pipeline.domain.backup import (
     MANUAL_TIER,
@@ -24,7 +31,6 @@ from backup_pipeline.domain.backup import (
     ObjectDigest,
     ObjectRole,
     Source,
-    Verdict,
 )
 from backup_pipeline.domain.fingerprint import Fingerprint, fingerprint_to_json
 from backup_pipeline.engines.postgres import dump as tool
@@ -41,7 +47,7 @@ from backup_pipeline.engines.postgres.server import (
 )
 from backup_pipeline.engines.postgres.snapshot import Snapshot, exported_snapshot
 from backup_pipeline.engines.postgres.tools import Compression, Tools, choose_compression, find_tools
-from backup_pipeline.errors import BackupNotFound, CopyUnsupported, Corrupt, ServerError, StoreError
+from backup_pipeline.errors import BackupNotFound, Corrupt, ServerError, StoreError
 from backup_pipeline.spool import private_folder
 from backup_pipeline.storage import catalog, leases
 from backup_pipeline.units import show_bytes, show_seconds
@@ -135,10 +141,10 @@ def dump_and_upload(
     wait_s = config.lock_timeout.total_seconds()
     purpose = f"dump of {config.name}"
     with advisory_lock(source, source.database, purpose=purpose, wait_s=wait_s) as lock:
-        shared = _same_schedule(protected, tier, scheduled_for)
+        shared = same_schedule(protected, tier, scheduled_for)
         if shared is not None:
             try:
-                return _copy(protected, shared, tier=tier, clock=clock, report=report)
+                return copy_shared(protected, shared, tier=tier, clock=clock, report=report)
             except (BackupNotFound, Corrupt, StoreError) as error:
                 report.say(f"{shared.id} cannot be copied, {tier} gets a dump of its own: {error.message}")
         return _Dump(protected, tier, scheduled_for, lock, clock, report).run()
@@ -151,7 +157,7 @@ def publish(protected: Protected, manifest: Manifest, *, report: Report) -> Back
     """
     catalog.publish(protected.store, manifest)
     if manifest.copied_from is not None:
-        _inherit_proof(protected, manifest)
+        inherit_proof(protected, manifest)
     size, took = show_bytes(manifest.size_bytes), show_seconds(manifest.duration_s)
     report.say(f"published {manifest.id}: {size} in {took}")
     return catalog.load(protected.store, manifest.id)
@@ -191,7 +197,7 @@ class _Dump:
             self.prefix = layout.data_prefix(backup, self.tier)
             with (
                 leases.hold(self.protected.store, backup, "dump", clock=self.clock) as lease,
-                _taken_away_on_failure(self.protected, self.prefix, self.report),
+                taken_away_on_failure(self.protected, self.prefix, self.report),
             ):
                 with snapshot.reading() as session:
                     details = read_source(session, tools)  # a role granted a moment ago is in the dump too
@@ -311,118 +317,9 @@ class _Dump:
             self.prefix + name,
             hashing,
             size_hint_bytes=size_hint_bytes,
-            storage_class=_storage_class(self.protected, self.tier),
+            storage_class=storage_class_of(self.protected, self.tier),
         )
         self.objects.append(ObjectDigest(self.prefix + name, name, role, hashing.size_bytes, hashing.sha256))
-
-
-@contextlib.contextmanager
-def _taken_away_on_failure(protected: Protected, prefix: str, report: Report) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:
-        try:
-            left = [item.key for item in protected.store.list(prefix)]
-            denied = protected.store.delete(left) if left else {}
-        except StoreError as error:
-            denied = {prefix: error.message}
-        for key, reason in denied.items():
-            report.say(f"could not take away {key}: {reason}; a prune will, a day from now")
-        raise
-
-
-def _same_schedule(protected: Protected, tier: str, scheduled_for: datetime | None) -> Backup | None:
-    """The newest backup of another tier that was due at the same time and may stand for both."""
-    if scheduled_for is None:
-        return None
-    for backup in catalog.list_backups(protected.store, protected.name, fresh=True).backups:
-        manifest = backup.manifest
-        if (
-            manifest is not None
-            and manifest.scheduled_for == scheduled_for
-            and manifest.tier != tier
-            and backup.verdict is not Verdict.FAILED
-        ):
-            return backup
-    return None
-
-
-def _copy(protected: Protected, shared: Backup, *, tier: str, clock: Clock, report: Report) -> Manifest:
-    """A second tier's own copy of a dump: made by the store, read again, and checked."""
-    manifest = shared.manifest
-    if manifest is None:
-        raise Corrupt(f"{shared.id} has no manifest to copy")
-    started_at = clock()
-    backup = BackupId.make(protected.name, shared.taken_at, secrets.token_hex(3))
-    prefix = layout.data_prefix(backup, tier)
-    report.say(f"{tier} is due at the same time as {manifest.tier}: copying {shared.id}")
-    with (
-        leases.hold(protected.store, shared.id, "restore", clock=clock),
-        leases.hold(protected.store, backup, "dump", clock=clock) as lease,
-        _taken_away_on_failure(protected, prefix, report),
-    ):
-        copying = _Copying(protected, tier, manifest.size_bytes, report)
-        objects = tuple(copying.copy(item, prefix) for item in manifest.objects)
-        lease.check()
-    return replace(
-        manifest,
-        id=backup,
-        tier=tier,
-        started_at=started_at,
-        finished_at=clock(),
-        expires_at=None,
-        objects=objects,
-        copied_from=shared.id,
-    )
-
-
-class _Copying:
-    """Copies of objects, each read again when it was made; tells how far they are."""
-
-    def __init__(self, protected: Protected, tier: str, total_bytes: int, report: Report) -> None:
-        self._store, self._total_bytes = protected.store, total_bytes
-        self._storage_class = _storage_class(protected, tier)
-        self._copied_bytes = self._checked_bytes = 0
-        self._tell_copied, self._tell_checked = timed(report, "copy"), timed(report, "check the copy")
-
-    def copy(self, item: ObjectDigest, prefix: str) -> ObjectDigest:
-        """Copy one object below `prefix`. Raises Corrupt, StoreError."""
-        copied = replace(item, key=prefix + item.name)
-        try:
-            self._store.copy(item.key, copied.key, storage_class=self._storage_class)
-        except CopyUnsupported:
-            self._store.put(
-                copied.key,
-                self._streamed(item),
-                size_hint_bytes=item.size_bytes,
-                storage_class=self._storage_class,
-            )
-        for chunk in verified(self._store, copied):
-            self._checked_bytes += len(chunk)
-            self._tell_checked(self._checked_bytes, self._total_bytes)
-        return copied
-
-    def _streamed(self, item: ObjectDigest) -> Iterator[bytes]:
-        for chunk in verified(self._store, item):
-            self._copied_bytes += len(chunk)
-            self._tell_copied(self._copied_bytes, self._total_bytes)
-            yield chunk
-
-
-def _inherit_proof(protected: Protected, manifest: Manifest) -> None:
-    """The bytes were read again and are those of a proven dump: what was restored from them holds here."""
-    if manifest.copied_from is None:
-        return
-    with contextlib.suppress(BackupNotFound):
-        proof = catalog.load(protected.store, manifest.copied_from).proof
-        if proof is not None and proof.verdict is Verdict.PROVEN:
-            same = f"every byte equal to {manifest.copied_from}, which was restored and compared"
-            catalog.record_proof(protected.store, manifest.id, replace(proof, checked=(same, *proof.checked)))
-
-
-def _storage_class(protected: Protected, tier: str) -> str:
-    """The tier's own storage class; "" for the store's."""
-    return next((item.storage_class for item in protected.config.tiers if item.name == tier), "")
 
 
 def _tools(protected: Protected) -> tuple[Tools, Compression]:
