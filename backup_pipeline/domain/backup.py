@@ -192,7 +192,7 @@ class Verdict(StrEnum):
     """What a proof found. Only PROVEN sets floors for retention."""
 
     PROVEN = "proven"  # restored, and its content equals the source's snapshot
-    RESTORED = "restored"  # restored; counts only, or no fingerprint to compare with
+    RESTORED = "restored"  # restored; counts only, no definitions, or no fingerprint to compare with
     FAILED = "failed"  # did not restore, or restored to something else
     NOT_PROVABLE = "not provable"  # something it needs is missing here
     NONE = "unproven"  # nobody has looked yet

@@ -137,7 +137,7 @@ def verdict_sentence(backup: Backup, proof: Proof) -> str:
         case Verdict.PROVEN:
             return f"{name} restored in {took} and is equal, row for row"
         case Verdict.RESTORED:
-            return f"WARNING: {name} restored in {took}, but {found or 'contents were not compared'}"
+            return f"WARNING: {name} restored in {took}, but {found or 'not all was compared'}"
         case Verdict.FAILED:
             return f"{name} FAILED its proof: {found or 'it did not restore'}"
         case _:

@@ -62,7 +62,7 @@ def test_the_table_says_what_exists_and_until_when() -> None:
     ("verdict", "start", "end"),
     [
         (Verdict.PROVEN, "app/", "restored in 12.5 s and is equal, row for row"),
-        (Verdict.RESTORED, "WARNING: app/", "but contents were not compared"),
+        (Verdict.RESTORED, "WARNING: app/", "but not all was compared"),
         (Verdict.FAILED, "app/", "FAILED its proof: public.orders: 10 rows instead of 12"),
         (Verdict.NOT_PROVABLE, "app/", "could not be proven here: something is missing"),
     ],
