@@ -143,6 +143,7 @@ def plan(protected: Protected, request: RestoreRequest, *, clock: Clock) -> Plan
     with contextlib.closing(connect(server, purpose="restore")) as session:
         server, grant = without_event_triggers(server, session)
         facts = target.look(server, session, tools, wanted)
+        facts = replace(facts, notes=(*facts.notes, *_foreign(protected, backup, wanted.live)))
         if grant and expected and any(each.kind == "EVENT TRIGGER" for each in expected.schema_before):
             note = f"event triggers of the copy run before it is compared: as a superuser, {grant}"
             facts = replace(facts, notes=(*facts.notes, note))
@@ -156,6 +157,14 @@ def _client_major(protected: Protected, backup: Backup) -> int:
     if backup.manifest is not None:
         return backup.manifest.source.client_version // 10000
     return imported_header(_imports(protected, backup), backup).client_major
+
+
+def _foreign(protected: Protected, backup: Backup, live: str) -> tuple[str, ...]:
+    """A note when an imported dump says that it is of another database than the one it is listed for."""
+    if backup.manifest is not None:
+        return ()
+    found = imported_header(_imports(protected, backup), backup).database
+    return () if found in ("", live) else (f"the dump says that it is of database {found}, not of {live}",)
 
 
 def _imports(protected: Protected, backup: Backup) -> Store:

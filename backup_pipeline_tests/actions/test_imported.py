@@ -51,6 +51,16 @@ def test_it_is_listed_proven_as_restored_and_restored(imported: Box, monkeypatch
     assert ask(imported.cluster.endpoint(name), query) == ask(imported.endpoint, query)
 
 
+def test_a_plan_says_when_the_dump_is_of_another_database(imported: Box) -> None:
+    asked = RestoreRequest("latest", into=f"{imported.endpoint.database}_older", accept_unverified=True)
+    note = f"the dump says that it is of database {imported.endpoint.database}, not of postgres"
+    assert not any(
+        "the dump says" in line for line in restore.plan(imported.protected, asked, clock=now).lines
+    )
+    other = imported.configured(dsn=Secret(imported.cluster.endpoint("postgres").dsn))
+    assert any(note in line for line in restore.plan(other, asked, clock=now).lines)
+
+
 def test_a_client_with_a_known_hole_does_not_open_it_unasked(
     imported: Box, monkeypatch: pytest.MonkeyPatch
 ) -> None:
