@@ -224,6 +224,12 @@ def test_deadlines_are_set(database: Endpoint) -> None:
             session.execute("SELECT pg_sleep(5)")
 
 
+def test_a_query_that_never_arrives_ends_its_session(database: Endpoint) -> None:
+    for dsn, expected in ((database.dsn, "90000"), (f"{database.dsn} tcp_user_timeout=5000", "5000")):
+        with contextlib.closing(connect(Endpoint(dsn))) as session:
+            assert session.info.get_parameters()["tcp_user_timeout"] == expected
+
+
 def test_a_session_may_hold_a_transaction(database: Endpoint) -> None:
     with contextlib.closing(connect(database, autocommit=False)) as session:
         states = [session.info.transaction_status.name]

@@ -1,10 +1,13 @@
 """Snapshots against what other sessions do at the same time: never a false row, never an endless wait."""
 
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -313,6 +316,91 @@ def test_leaving_ends_what_still_reads(database: Endpoint) -> None:
         with pytest.raises(ServerError, match=r"cannot read table public\.slow"):
             taking.result(timeout=5)
         assert time.monotonic() - began < 2
+
+
+@contextmanager
+def stopped(pid: int) -> Iterator[None]:
+    """One of the server's processes stands still, as with a disk that does not answer."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+SLOW = "CREATE TABLE slow AS SELECT g FROM generate_series(1, 3000000) g"
+READING = "SELECT pid FROM pg_stat_activity WHERE query LIKE '%%slow%%' AND state = 'active' AND pid <> %s"
+
+
+def reader_of(watcher: Connection) -> int:
+    found: list[int] = []
+
+    def look() -> bool:
+        rows = watcher.execute(READING, [watcher.info.backend_pid]).fetchall()
+        found.extend(int(str(pid)) for (pid,) in rows)
+        return bool(found)
+
+    wait_until(look)
+    return found[0]
+
+
+def test_a_reading_that_stands_still_ends(database: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("backup_pipeline.engines.postgres.stall._SLOWEST_BYTES_PER_S", 2**40)
+    execute(database, SLOW)
+    prepared = fingerprint.prepare(database, pg_dump=tool("pg_dump"), stall_s=0.2)
+
+    def take() -> None:
+        with exported_snapshot(database) as snapshot, ThreadPoolExecutor(1) as pool:
+            taking = pool.submit(fingerprint.take, prepared, snapshot)
+            with stopped(reader_of(watcher)):
+                with pytest.raises(ServerError, match=r"stands still: table public\.slow was waited for"):
+                    taking.result(timeout=20)
+                snapshot.release()
+
+    with session_of(database) as watcher:
+        with pytest.raises(ServerError, match=r"stands still: table public\.slow was waited for"):
+            take()
+        sessions = "SELECT count(*) = 0 FROM pg_stat_activity WHERE application_name LIKE '%snapshot'"
+        wait_until(lambda: watcher.execute(sessions.encode()).fetchone() == (True,))  # and its locks are gone
+
+
+def test_a_reading_that_only_takes_long_goes_on(database: Endpoint) -> None:
+    execute(database, SLOW)
+    prepared = replace(fingerprint.prepare(database, pg_dump=tool("pg_dump")), stall_s=0.05)
+    with exported_snapshot(database) as snapshot:
+        began = time.monotonic()
+        assert fingerprint.take(prepared, snapshot).rows == 3000000
+        assert time.monotonic() - began > 8 * 0.05
+
+
+def test_leaving_waits_for_no_server_that_stands_still(
+    database: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(snapshots, "_CANCEL_S", 0.5)
+    execute(database, SLOW)
+    prepared = fingerprint.prepare(database, pg_dump=tool("pg_dump"))
+    with ThreadPoolExecutor(1) as pool, session_of(database) as watcher, ExitStack() as stack:
+        with exported_snapshot(database) as snapshot:
+            taking = pool.submit(fingerprint.take, prepared, snapshot)
+            stack.enter_context(stopped(reader_of(watcher)))
+        with pytest.raises(ServerError, match=r"cannot read table public\.slow"):
+            taking.result(timeout=5)
+
+
+def test_a_check_waits_for_no_server_that_stands_still(
+    database: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(snapshots, "_ANSWER_S", 0.3)
+    pid = "SELECT pid FROM pg_stat_activity WHERE application_name LIKE '%snapshot'"
+
+    def check() -> None:
+        with session_of(database) as watcher, exported_snapshot(database) as snapshot:
+            (row,) = watcher.execute(pid.encode()).fetchall()
+            with stopped(int(str(row[0]))):
+                snapshot.check()
+
+    with pytest.raises(ServerError, match="the session that holds the dump's locks was lost"):
+        check()
 
 
 def test_on_a_standby(postgres: LocalCluster, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from psycopg import sql
 from backup_pipeline.domain.fingerprint import LargeObjectGroup, LargeObjects, NewestValue, TableContent
 from backup_pipeline.engines.postgres.server import Connection
 from backup_pipeline.engines.postgres.snapshot import Relation, Snapshot, snapshot_errors
+from backup_pipeline.engines.postgres.stall import Watchdog
 
 Progress = Callable[[int, int], None]
 """Called with the bytes of tables read so far, and in total."""
@@ -89,6 +90,7 @@ class Reader:
     critical: tuple[Relation, ...]  # tables whose newest values are wanted
     contents: bool  # false: rows are counted, not hashed
     progress: Progress
+    watchdog: Watchdog
 
     def __post_init__(self) -> None:
         self.notes: list[str] = []
@@ -129,8 +131,11 @@ class Reader:
         return tuple(sorted(found))
 
     def _read(self, batch: Sequence[Relation]) -> Iterator[TableContent]:
+        size_bytes = sum(self._sizes[relation.oid] for relation in batch)
+        others = f" and {len(batch) - 1} others" if len(batch) > 1 else ""
+        self.watchdog.begins(f"table {batch[0]}{others}", size_bytes)
         yield from self._together(batch) if len(batch) > 1 else [self._alone(batch[0])]
-        self._done += sum(self._sizes[relation.oid] for relation in batch)
+        self._done += size_bytes
         self.progress(self._done, self._total)
 
     def _together(self, batch: Sequence[Relation]) -> list[TableContent]:
@@ -219,6 +224,8 @@ class Reader:
         count, span = (int(str(value)) for value in extent or (0, 0))
         if count == 0:
             return LargeObjects()
+        row = self.session.execute("SELECT pg_table_size('pg_catalog.pg_largeobject')").fetchone()
+        self.watchdog.begins("the large objects", int(str(row[0])) if row else 0)
         width = 1 if count <= MAX_LARGE_OBJECTS else 1 << (span // _GROUPS).bit_length()
         options = {"width": width, "contents": self.contents}
         groups = []

@@ -104,13 +104,14 @@ def take(
     """Read everything in the snapshot, beside the dump; return its fingerprint.
 
     One session reads; with more `connections` the others are its parallel workers. What fails here
-    makes the snapshot's `check` fail. Raises ServerError, also after `snapshot.cancel()`.
+    makes the snapshot's `check` fail. Raises ServerError, also when the server stands still for `stall_s`
+    of `prepare`, and after `snapshot.cancel()`.
     """
-    with snapshot.reading() as session:
+    with snapshot.reading() as session, snapshot.watched(prepared.stall_s) as watchdog:
         for name, value in _PARALLEL.items():
             session.execute(f"SET LOCAL {name} = {value.format(workers=max(0, connections - 1))}".encode())
         critical = find_tables(prepared.critical_tables, snapshot.relations)
-        reader = Reader(session, snapshot, critical, prepared.contents, progress)
+        reader = Reader(session, snapshot, critical, prepared.contents, progress, watchdog)
         tables = reader.tables()
         constraints, unvalidated = _validity(session, _CONSTRAINTS)
         indexes, invalid_indexes = _validity(session, _INDEXES)

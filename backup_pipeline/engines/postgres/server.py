@@ -37,6 +37,8 @@ _KEEPALIVES = {
     "keepalives_interval": "10",
     "keepalives_count": "6",
 }
+# What keepalives do not see: a query that never arrives. Not for tools: a busy server takes no data for a while.
+_USER_TIMEOUT_MS = 90_000
 _SOCKET_FOLDERS = ("/var/run/postgresql", "/tmp")  # noqa: S108 - where builds listen
 # Where operators keep connections and passwords. No other variable of ours reaches a session or a tool.
 _HONOURED = ("PGSERVICE", "PGSERVICEFILE", "PGSYSCONFDIR", "PGPASSFILE")
@@ -197,7 +199,7 @@ def connect(
 
     Raises ServerError saying what was tried, and how it may be put right.
     """
-    conninfo = endpoint.conninfo
+    conninfo = {"tcp_user_timeout": str(_USER_TIMEOUT_MS)} | endpoint.conninfo
     if purpose:
         conninfo["application_name"] = f"{APPLICATION} {purpose}"
     with server_errors(endpoint, "cannot connect"):

@@ -17,6 +17,7 @@ import psycopg
 from psycopg import IsolationLevel, sql
 
 from backup_pipeline.engines.postgres.server import APPLICATION, Connection, Endpoint, connect, server_errors
+from backup_pipeline.engines.postgres.stall import Watchdog, answering, hang_up
 from backup_pipeline.errors import BackupError, ServerError
 from backup_pipeline.units import show_line
 
@@ -26,6 +27,9 @@ DUMP_PURPOSE = "dump"
 _ATTEMPTS = 20
 _LOCKS_PER_STATEMENT = 200
 _CHECK_TIMEOUT_S = 30.0
+_ANSWER_S = 60.0
+_CANCEL_S = 10.0
+_TAKE_S = 600.0  # beside the wait for locks; a hundred thousand tables are listed and locked in it
 
 # Everything that shapes how a value becomes text, and what a session may see.
 _PINNED = {
@@ -88,6 +92,15 @@ _WORKING = """
 """
 
 
+# The same of the session that reads, and of its parallel workers.
+_READING = """
+    SELECT pg_catalog.count(*) FROM pg_catalog.pg_stat_activity
+     WHERE %s IN (pid, leader_pid)
+       AND ((state = 'active' AND coalesce(wait_event_type, '') NOT IN ('Client', 'Lock'))
+            OR state_change > pg_catalog.now() - pg_catalog.make_interval(secs => %s))
+"""
+
+
 @dataclass(frozen=True)
 class Relation:
     """Something in pg_class that a dump reads. `condition` is the WHERE of an extension's table."""
@@ -142,8 +155,31 @@ class Snapshot:
                 with snapshot_errors(self.endpoint, "cannot read in the snapshot"):
                     yield self._session
             except BaseException as error:
-                self._failure = self._failure or error
+                reason, self._failure = self._failure, self._failure or error
+                if isinstance(reason, ServerError):  # what hung up
+                    raise reason from error
                 raise
+
+    @contextlib.contextmanager
+    def watched(self, stall_s: float) -> Iterator[Watchdog]:
+        """In `reading`: end it when the server stands still for `stall_s` seconds or more."""
+        watchdog = Watchdog(
+            stall_s, lambda within_s: self._is_working(_READING, self._pid, within_s), self._abandon
+        )
+        with watchdog.watching():
+            yield watchdog
+
+    def _abandon(self, failure: ServerError) -> None:
+        """Have `reading` fail now, and the server's side of it end as soon as it can."""
+        self._failure = self._failure or failure
+        self._given_up = True
+        hang_up(self._session)
+        with contextlib.suppress(ServerError, psycopg.Error):
+            self._ask("SELECT pg_catalog.pg_terminate_backend(%s)", self._pid)
+
+    @property
+    def _pid(self) -> int:
+        return self._session.info.backend_pid
 
     def check(self) -> None:
         """Raise ServerError when the session that holds the locks is gone, or reading in it failed."""
@@ -154,7 +190,8 @@ class Snapshot:
         if self._busy.acquire(blocking=False):  # else a reader uses it, and will notice
             try:
                 if not self._released:
-                    with snapshot_errors(self.endpoint, "the session that holds the dump's locks was lost"):
+                    lost = "the session that holds the dump's locks was lost"
+                    with snapshot_errors(self.endpoint, lost), answering(self._session, within_s=_ANSWER_S):
                         self._session.execute("SELECT 1")
             finally:
                 self._busy.release()
@@ -165,7 +202,11 @@ class Snapshot:
         Raises ServerError, as `check`, when it had not lived until now.
         """
         self.check()
-        with self._busy, snapshot_errors(self.endpoint, "the snapshot's session was lost"):
+        with (
+            self._busy,
+            snapshot_errors(self.endpoint, "the snapshot's session was lost"),
+            answering(self._session, within_s=_ANSWER_S),
+        ):
             self._session.rollback()
             self._released = True
 
@@ -173,12 +214,22 @@ class Snapshot:
         """Ask the server whether a silent pg_dump still gets somewhere: one of its sessions runs, not
         waiting for pg_dump or a lock, or began something new `within_s` seconds ago.
         """
+        return self._is_working(_WORKING, f"{APPLICATION} {DUMP_PURPOSE}", within_s)
+
+    def _is_working(self, query: str, *values: object) -> bool:
         try:
-            with contextlib.closing(connect(self.endpoint, statement_timeout_s=_CHECK_TIMEOUT_S)) as session:
-                row = session.execute(_WORKING, [f"{APPLICATION} {DUMP_PURPOSE}", within_s]).fetchone()
+            return bool(self._ask(query, *values))
         except (ServerError, psycopg.Error):
             return False
-        return row is not None and row[0] != 0
+
+    def _ask(self, query: str, *values: object) -> object:
+        """The one value that a query gives, in a session of its own."""
+        with (
+            contextlib.closing(connect(self.endpoint, statement_timeout_s=_CHECK_TIMEOUT_S)) as session,
+            answering(session, within_s=2 * _CHECK_TIMEOUT_S),
+        ):
+            row = session.execute(query.encode(), values).fetchone()
+        return row and row[0]
 
     def contention(self) -> ServerError | None:
         """What kept pg_dump from a table, if somebody did: it cannot come past a session that waits for
@@ -192,9 +243,16 @@ class Snapshot:
             return None
 
     def cancel(self) -> None:
-        """End whatever is being read in this snapshot, and begin nothing new: readers raise ServerError."""
+        """End whatever is being read in this snapshot, and begin nothing new: readers raise ServerError.
+
+        A server that does not hear of it within ten seconds is left to itself.
+        """
         self._given_up = True
+        deadline = time.monotonic() + _CANCEL_S
         while not self._busy.acquire(timeout=0.2):
+            if time.monotonic() > deadline:
+                hang_up(self._session)
+                return
             with contextlib.suppress(psycopg.Error):
                 self._session.cancel_safe(timeout=5.0)
         self._busy.release()
@@ -211,7 +269,10 @@ def exported_snapshot(endpoint: Endpoint, *, lock_timeout_s: float = 60.0) -> It
     locks it), tables came and went too fast, or the session was lost.
     """
     with contextlib.closing(_open_session(endpoint)) as session:
-        with snapshot_errors(endpoint, "cannot take a snapshot"):
+        with (
+            snapshot_errors(endpoint, "cannot take a snapshot"),
+            answering(session, within_s=lock_timeout_s + _TAKE_S),
+        ):
             snapshot = _take(endpoint, session, lock_timeout_s)
         try:
             yield snapshot
