@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv/bin/python
 
-.PHONY: demo dev test soak lint bench lock clean venv
+.PHONY: demo dev test soak lint bench screenshots lock clean venv
 
 demo: venv  # backups taken, proven and restored, on servers of its own
 	@$(VENV) -m backup_pipeline.demo
@@ -24,7 +24,10 @@ lint: venv
 bench: venv
 	$(VENV) -m benchmarks
 
-lock: venv  # constraints.txt anew, after pyproject.toml changed; UPGRADE=--upgrade for the newest of all
+screenshots: venv  # docs/images anew; needs a chromium on PATH
+	$(VENV) docs/take_screenshots.py
+
+lock: venv  # both locks anew, after pyproject.toml changed; UPGRADE=--upgrade for the newest of all
 	$(VENV) tools/lock.py $(UPGRADE)
 
 clean:
