@@ -28,6 +28,7 @@ from backup_pipeline.engines.postgres.server import (
 from backup_pipeline.engines.postgres.tools import SERVER, find_tools
 from backup_pipeline.errors import BackupError, Refused, ServerError, ToolError
 from backup_pipeline.storage.directory import create_root
+from backup_pipeline.units import show_line
 
 STORE_FOLDER = "backups"
 _LARGEST = 3
@@ -128,8 +129,8 @@ def check(protected: Protected) -> Iterator[str]:
 
 
 def _line(item: Check) -> str:
-    hint = f"\n           {item.hint}" if item.hint and item.status is not CheckStatus.OK else ""
-    return f"{item.status:<8} {item.name}: {item.found}{hint}"
+    hint = f"\n           {show_line(item.hint)}" if item.hint and item.status is not CheckStatus.OK else ""
+    return f"{item.status:<8} {item.name}: {show_line(item.found)}{hint}"
 
 
 def _check_store(protected: Protected) -> Check:
