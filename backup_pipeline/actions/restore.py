@@ -28,6 +28,7 @@ from backup_pipeline.domain.choice import find
 from backup_pipeline.domain.fingerprint import Fingerprint, fingerprint_from_json
 from backup_pipeline.domain.recovery import RestorePlan, plan_restore
 from backup_pipeline.engines.postgres import load, restore
+from backup_pipeline.engines.postgres.event_triggers import without_event_triggers
 from backup_pipeline.engines.postgres.globals import Globals, Role, parse_globals
 from backup_pipeline.engines.postgres.properties import read_properties
 from backup_pipeline.engines.postgres.roles import RolePlan, create_roles, existing_roles, plan_roles
@@ -142,7 +143,11 @@ def plan(protected: Protected, request: RestoreRequest, *, clock: Clock) -> Plan
     tools = find_tools(protected.config.bin_dir, at_least=_client_major(protected, backup))
     with contextlib.closing(connect(server, purpose="restore")) as session:
         server, grant = without_event_triggers(server, session)
+        server, grant = without_event_triggers(server, session)
         facts = target.look(server, session, tools, wanted)
+        if grant and expected and any(each.kind == "EVENT TRIGGER" for each in expected.schema_before):
+            note = f"event triggers of the copy run before it is compared: as a superuser, {grant}"
+            facts = replace(facts, notes=(*facts.notes, note))
         facts = replace(facts, notes=(*facts.notes, *_foreign(protected, backup, wanted.live)))
         if grant and expected and any(each.kind == "EVENT TRIGGER" for each in expected.schema_before):
             note = f"event triggers of the copy run before it is compared: as a superuser, {grant}"

@@ -119,6 +119,12 @@ def test_a_password_beside_a_service_stays_out_of_sight() -> None:
     assert endpoint.environment()["PGPASSWORD"] == "hunter3"
 
 
+def test_options_beside_a_service_keep_none_from_those_of_a_tool() -> None:
+    endpoint = Endpoint("service=prod options='-c a.b=c'")
+    assert "options" not in endpoint.tool_dbname
+    assert endpoint.environment()["PGOPTIONS"] == "-c a.b=c"
+
+
 def test_what_libpq_takes_from_no_variable_goes_beside_it() -> None:
     assert Endpoint("host=db.example keepalives_idle=7 tcp_user_timeout=9000 dbname='a b'").tool_dbname == (
         "keepalives=1 keepalives_idle=7 keepalives_interval=10 keepalives_count=6 tcp_user_timeout=9000"

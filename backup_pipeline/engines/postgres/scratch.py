@@ -19,6 +19,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from backup_pipeline import spool
 from backup_pipeline.engines.postgres.blame import LOG_LINE_PREFIX, Blame, blame
 from backup_pipeline.engines.postgres.cluster import LocalCluster, await_end, remove_socket_folder, server_in
+from backup_pipeline.engines.postgres.event_triggers import OFF, SINCE_MAJOR, without_event_triggers
 from backup_pipeline.engines.postgres.restore import drop_temporary
 from backup_pipeline.engines.postgres.roles import create_plain_roles, drop_plain_roles
 from backup_pipeline.engines.postgres.server import (
@@ -130,7 +131,7 @@ def scratch_cluster(
             own / "cluster",
             relaxed=True,
             network=False,
-            settings={**_TELLING, **(settings or {})},
+            settings={**_TELLING, **(OFF if major >= SINCE_MAJOR else {}), **(settings or {})},
         )
         try:
             _begin(cluster, major)
@@ -233,6 +234,7 @@ def _look(endpoint: Endpoint, session: Connection, major: int, source_identifier
             hint="Name another server with [scratch] dsn, or none: we start one.",
         )
     told, english = _in_english(endpoint, session)
+    told, _ = without_event_triggers(told, session)  # a role that may not, may create none either
     return Scratch(told, _new_name(), ours=False, cut_off=False, superuser=info.is_superuser, english=english)
 
 

@@ -130,8 +130,8 @@ class Endpoint:
     def tool_dbname(self) -> str:
         """The `--dbname` of a tool beside `environment()`: what libpq takes from no variable. Not secret.
 
-        Beside a service it says again what the DSN says: a service file wins over variables. Raises
-        ConfigError for what the tools can only be given in sight of all, `sslpassword` say.
+        Beside a service it says again what the DSN says: a service file wins over variables. But not its
+        `options`, which come in PGOPTIONS beside those of the tool's caller. Raises ConfigError for what the tools can only be given in sight of all, `sslpassword` say.
         """
         variables = {item.keyword.decode() for item in pq.Conninfo.get_defaults() if item.envvar is not None}
         given = {name: value for name, value in self._given.items() if name != "fallback_application_name"}
@@ -141,7 +141,7 @@ class Endpoint:
                 f"the DSN of {self.shown} has {', '.join(hidden)}, which cannot be given to pg_dump unseen",
                 hint="Say it in a service file, which only its owner may read, or do without it.",
             )
-        beside = {"password", "service", "client_encoding"} if _service(given) else variables
+        beside = {"password", "service", "client_encoding", "options"} if _service(given) else variables
         said = {name: value for name, value in (_KEEPALIVES | given).items() if name not in beside}
         return make_conninfo("", **said)
 
