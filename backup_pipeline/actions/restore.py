@@ -143,11 +143,7 @@ def plan(protected: Protected, request: RestoreRequest, *, clock: Clock) -> Plan
     tools = find_tools(protected.config.bin_dir, at_least=_client_major(protected, backup))
     with contextlib.closing(connect(server, purpose="restore")) as session:
         server, grant = without_event_triggers(server, session)
-        server, grant = without_event_triggers(server, session)
         facts = target.look(server, session, tools, wanted)
-        if grant and expected and any(each.kind == "EVENT TRIGGER" for each in expected.schema_before):
-            note = f"event triggers of the copy run before it is compared: as a superuser, {grant}"
-            facts = replace(facts, notes=(*facts.notes, note))
         facts = replace(facts, notes=(*facts.notes, *_foreign(protected, backup, wanted.live)))
         if grant and expected and any(each.kind == "EVENT TRIGGER" for each in expected.schema_before):
             note = f"event triggers of the copy run before it is compared: as a superuser, {grant}"
