@@ -67,11 +67,6 @@ def copy_key(backup: BackupId, tier: str, beside: Beside) -> str:
     return data_prefix(backup, tier) + COPY_NAMES[beside]
 
 
-def manifest_copy_key(backup: BackupId, tier: str) -> str:
-    """The copy of the manifest beside the objects, from which a lost catalog is rebuilt."""
-    return copy_key(backup, tier, Beside.MANIFEST)
-
-
 def parse_data_key(key: str) -> tuple[BackupId, str, str] | None:
     """(backup, tier, name) of an object's key; None for a key that we did not make."""
     match = _DATA_KEY.fullmatch(key)

@@ -21,7 +21,6 @@ from backup_pipeline.domain.backup import (
     Verdict,
     newest_first,
 )
-from backup_pipeline.domain.choice import find
 from backup_pipeline.domain.layout import (
     COPY_NAMES,
     DATA,
@@ -55,7 +54,6 @@ from backup_pipeline.storage.store import ObjectInfo, Store, read_all
 __all__ = [
     "Marks",
     "exists",
-    "find",
     "imported_marks",
     "list_backups",
     "load",

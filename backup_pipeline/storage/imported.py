@@ -1,13 +1,11 @@
 """Dumps of an older layout, `<tier>/backup_<tier>_YYYYMMDD_HHMMSS.sql.gz`, read as backups.
 
 They lie in a store of their own and have no manifest; verdicts and pins of them lie in our catalog.
-Whatever their names say, most of them are pg_dump's custom format: `look_inside` tells. Their times
-are read as UTC.
+Whatever their names say, most of them are pg_dump's custom format: actions/fetch.py looks inside. Their
+times are read as UTC.
 """
 
 import re
-import zlib
-from enum import StrEnum
 
 from backup_pipeline.domain.backup import (
     IMPORTED_PREFIX,
@@ -18,7 +16,7 @@ from backup_pipeline.domain.backup import (
     newest_first,
 )
 from backup_pipeline.domain.layout import Beside, catalog_key
-from backup_pipeline.errors import BackupNotFound, ConfigError, Corrupt, ObjectNotFound
+from backup_pipeline.errors import BackupNotFound, ConfigError, ObjectNotFound
 from backup_pipeline.storage.catalog import Marks, imported_marks, load_marks
 from backup_pipeline.storage.store import ObjectInfo, Store
 
@@ -26,18 +24,6 @@ _KEY = re.compile(
     r"(?P<tier>[a-z0-9-]{1,31})/backup_(?P=tier)_(?P<date>[0-9]{8})_(?P<time>[0-9]{6})\.sql\.gz"
 )
 _LOOKS_LIKE_ONE = re.compile(r"(.*/)?backup_[^/]*\.sql\.gz")
-_HEAD_BYTES = 4096
-_CUSTOM_MAGIC, _GZIP_MAGIC, _TAR_START = b"PGDMP", b"\x1f\x8b", b"toc.dat\0"
-
-
-class Inside(StrEnum):
-    """What an imported dump really is."""
-
-    CUSTOM = "custom"
-    CUSTOM_IN_GZIP = "custom in gzip"
-    SQL = "plain SQL"
-    SQL_IN_GZIP = "plain SQL in gzip"
-    UNKNOWN = "unknown"
 
 
 def list_imported(imports: Store, store: Store, database: str, *, fresh: bool = False) -> CatalogListing:
@@ -72,30 +58,6 @@ def imported_key(backup: BackupId) -> str:
         raise BackupNotFound(f"{backup} is not an imported dump")
     tier = backup.stamp[17:].removeprefix(IMPORTED_PREFIX)
     return f"{tier}/backup_{tier}_{backup.stamp[:8]}_{backup.stamp[9:15]}.sql.gz"
-
-
-def look_inside(imports: Store, backup: Backup) -> Inside:
-    """What the dump is, by its first bytes and not by its name.
-
-    Raises Corrupt when it is empty, or gzip that cannot be read.
-    """
-    head = imports.read_range(backup.imported_key, offset=0, length=_HEAD_BYTES)
-    if not head:
-        raise Corrupt(f"{backup.imported_key} is empty", hint="Choose another backup.")
-    if not head.startswith(_GZIP_MAGIC):
-        return _kind(head, Inside.CUSTOM, Inside.SQL)
-    try:
-        unpacked = zlib.decompressobj(wbits=31).decompress(head, _HEAD_BYTES)
-    except zlib.error as error:
-        raise Corrupt(f"{backup.imported_key} is gzip that cannot be read: {error}") from error
-    return _kind(unpacked, Inside.CUSTOM_IN_GZIP, Inside.SQL_IN_GZIP)
-
-
-def _kind(head: bytes, custom: Inside, sql: Inside) -> Inside:
-    if head.startswith(_CUSTOM_MAGIC):
-        return custom
-    text = bool(head) and b"\0" not in head and not head.startswith(_TAR_START)
-    return sql if text else Inside.UNKNOWN
 
 
 def _named(key: str, database: str) -> BackupId | None:

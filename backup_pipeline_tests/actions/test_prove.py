@@ -12,7 +12,7 @@ from psycopg import sql
 from backup_pipeline.actions import backups, prove, restore, setup
 from backup_pipeline.config import Secret
 from backup_pipeline.domain.backup import Backup, Manifest, ObjectDigest, ObjectRole, Proof, Verdict
-from backup_pipeline.domain.layout import Beside, catalog_key, data_prefix, manifest_copy_key
+from backup_pipeline.domain.layout import Beside, catalog_key, copy_key, data_prefix
 from backup_pipeline.engines.postgres import cluster, load
 from backup_pipeline.engines.postgres.cluster import LocalCluster
 from backup_pipeline.engines.postgres.server import connect
@@ -346,7 +346,7 @@ def test_no_flip_in_a_manifest_goes_unseen(proven: Box) -> None:
 
 def test_no_flip_in_the_copy_of_a_manifest_is_rebuilt_from(proven: Box) -> None:
     backup = daily(proven)
-    copy = manifest_copy_key(backup.id, backup.tier)
+    copy = copy_key(backup.id, backup.tier, Beside.MANIFEST)
     data = read_all(proven.store, copy)
     proven.store.delete([catalog_key(backup.id)])
     for flipped in list(flips(data))[::8]:

@@ -10,7 +10,7 @@ import pytest
 from backup_pipeline.actions import prune
 from backup_pipeline.config import DatabaseConfig, Secret, TierConfig
 from backup_pipeline.domain.backup import BackupId, Verdict
-from backup_pipeline.domain.layout import INDEX, Beside, catalog_key, data_prefix, manifest_copy_key
+from backup_pipeline.domain.layout import INDEX, Beside, catalog_key, copy_key, data_prefix
 from backup_pipeline.errors import Busy, StoreError
 from backup_pipeline.storage import catalog, leases
 from backup_pipeline.storage.directory import DirectoryStore
@@ -252,7 +252,7 @@ class TestLeftovers:
         store.delete([self.M.objects[0].key])
         _, log = run(store)
         assert "unlisted and not whole" in log[0]
-        store.put(manifest_copy_key(self.M.id, "daily"), [b"damaged"])
+        store.put(copy_key(self.M.id, "daily", Beside.MANIFEST), [b"damaged"])
         _, log = run(store)
         assert "cannot be read" in log[0]
         assert len(contents(store)) == 2
@@ -261,7 +261,7 @@ class TestLeftovers:
         store = MemoryStore()
         put_backup(store, self.M)
         catalog.pin(store, self.M.id, at=NOW)
-        store.delete([catalog_key(self.M.id), manifest_copy_key(self.M.id, "daily")])
+        store.delete([catalog_key(self.M.id), copy_key(self.M.id, "daily", Beside.MANIFEST)])
         run(store)
         assert self.planned(store) == (
             True,
@@ -276,7 +276,7 @@ class TestLeftovers:
         store = MemoryStore()
         put_backup(store, self.M)
         catalog.record_proof(store, self.M.id, proof())
-        store.delete([catalog_key(self.M.id), manifest_copy_key(self.M.id, "daily")])
+        store.delete([catalog_key(self.M.id), copy_key(self.M.id, "daily", Beside.MANIFEST)])
         run(store)
         assert not contents(store)
 
@@ -322,10 +322,10 @@ class TestDenials:
 
     def test_a_missing_permission_fails_after_all_else_is_done(self, store: MemoryStore) -> None:
         denied = manifest(at=day(3))
-        store.locked[manifest_copy_key(denied.id, "daily")] = "Access Denied"
+        store.locked[copy_key(denied.id, "daily", Beside.MANIFEST)] = "Access Denied"
         with pytest.raises(StoreError, match="1 object could not be deleted") as caught:
             run(store)
-        assert caught.value.detail == {manifest_copy_key(denied.id, "daily"): "Access Denied"}
+        assert caught.value.detail == {copy_key(denied.id, "daily", Beside.MANIFEST): "Access Denied"}
         assert days(store) == [2, 3, 5, 6, 7]
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from backup_pipeline.actions import prune
 from backup_pipeline.config import DatabaseConfig, Secret, TierConfig
 from backup_pipeline.domain.backup import Backup, BackupId, Lease, Verdict
-from backup_pipeline.domain.layout import Beside, catalog_key, lease_key, manifest_copy_key, parse_catalog_key
+from backup_pipeline.domain.layout import Beside, catalog_key, copy_key, lease_key, parse_catalog_key
 from backup_pipeline.domain.manifest import lease_to_json
 from backup_pipeline.errors import BackupError
 from backup_pipeline.storage import catalog, leases
@@ -163,7 +163,7 @@ class History:
         backup = self.any_backup()
         if backup and backup.manifest:
             victims = [item.key for item in backup.manifest.objects] + [catalog_key(backup.id)]
-            victims += [manifest_copy_key(backup.id, backup.tier)]
+            victims += [copy_key(backup.id, backup.tier, Beside.MANIFEST)]
             victims += [catalog_key(backup.id, Beside.VERDICT)] * 2
             victim = self.random.choice(victims)
             if victim in self.store.objects:

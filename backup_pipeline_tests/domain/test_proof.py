@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backup_pipeline.domain.backup import DatabaseProperties, Verdict
+from backup_pipeline.domain.backup import Verdict
 from backup_pipeline.domain.fingerprint import (
     CriticalTable,
     Fingerprint,
@@ -23,20 +23,11 @@ from backup_pipeline.domain.fingerprint import (
 )
 from backup_pipeline.domain.proof import MAX_DIFFERENCES, compare, schema_differs, verdict_of
 from backup_pipeline.errors import Corrupt, NotProvable
+from backup_pipeline_tests.domain import values
 
-PROPERTIES = DatabaseProperties(
-    name="app",
+PROPERTIES = replace(
+    values.PROPERTIES,
     owner="keeper",
-    encoding="UTF8",
-    collate="C.UTF-8",
-    ctype="C.UTF-8",
-    locale_provider="libc",
-    locale="",
-    icu_rules="",
-    tablespace="pg_default",
-    connection_limit=-1,
-    allow_connections=True,
-    is_template=False,
     comment=None,
     settings=(("", "work_mem=8MB"),),
     grants=(("keeper", "", "CONNECT", False),),

@@ -20,27 +20,14 @@ from backup_pipeline.engines.postgres.properties import (
 from backup_pipeline.engines.postgres.server import Connection, Endpoint, connect, read_server_info
 from backup_pipeline.engines.postgres.tools import find_tools
 from backup_pipeline.errors import ConfigError, ServerError
+from backup_pipeline_tests.domain import values
 from backup_pipeline_tests.engines.test_server import HOSTILE
 from backup_pipeline_tests.servers.postgres import bin_dir_17
 
 TOOLS = find_tools(bin_dir_17())
 
-PLAIN = DatabaseProperties(
-    name="shop",
-    owner="shopkeeper",
-    encoding="UTF8",
-    collate="C",
-    ctype="C.UTF-8",
-    locale_provider="libc",
-    locale="",
-    icu_rules="",
-    tablespace="pg_default",
-    connection_limit=-1,
-    allow_connections=True,
-    is_template=False,
-    comment=None,
-    settings=(),
-    grants=None,
+PLAIN = replace(
+    values.PROPERTIES, name="shop", owner="shopkeeper", collate="C", comment=None, settings=(), grants=None
 )
 
 

@@ -8,8 +8,6 @@ Any test may use them; the fixtures of the storage tests are built on them.
 import contextlib
 import os
 import re
-import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -22,6 +20,7 @@ from botocore.config import Config
 
 from backup_pipeline import process
 from backup_pipeline.config import Secret, StoreConfig
+from backup_pipeline.demo.servers import program, s3_server
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -91,10 +90,8 @@ def rclone_s3(folder: Path, *, cert: Path | None = None, key: Path | None = None
     """`rclone serve s3` over `folder`, in which the bucket becomes a folder."""
     access_key_id, secret_access_key = "rclone-access-key", "rclone-secret-key"
     (folder / BUCKET).mkdir(parents=True, exist_ok=True)
-    argv = [_program("rclone"), "serve", "s3", "--config", "/dev/null", "--addr", "127.0.0.1:0"]
-    argv += ["--auth-key", f"{access_key_id},{secret_access_key}"]
-    argv += ["--cert", str(cert), "--key", str(key)] if cert and key else []
-    with _running([*argv, str(folder)], rb"server on \[(https?://[0-9.:]+)/\]") as endpoint:
+    options = ("--cert", str(cert), "--key", str(key)) if cert and key else ()
+    with s3_server(folder, access_key_id, secret_access_key, options=options) as endpoint:
         yield S3Server(endpoint, access_key_id, secret_access_key)
 
 
@@ -104,7 +101,7 @@ def moto_s3(*, authorized: bool = False) -> Iterator[S3Server]:
     setup = S3Server("", "moto-access-key", "moto-secret-key")
     # Four calls are free: the three that make a user, and the one that makes the bucket.
     environment = {"INITIAL_NO_AUTH_ACTION_COUNT": "4"} if authorized else {}
-    argv = [_program("moto_server"), "-H", "127.0.0.1", "-p", "0"]
+    argv = [program("moto_server"), "-H", "127.0.0.1", "-p", "0"]
     with _running(argv, rb"Running on (http://[0-9.:]+)", environment) as endpoint:
         server = replace(setup, endpoint=endpoint)
         if authorized:
@@ -143,11 +140,3 @@ def _running(
             yield found[1].decode()
         finally:
             process.terminate(child, grace_s=5.0)
-
-
-def _program(name: str) -> str:
-    beside = Path(sys.prefix) / "bin" / name
-    found = str(beside) if beside.exists() else shutil.which(name)
-    if found is None:
-        raise FileNotFoundError(f"{name} is not installed; `make` installs it")
-    return found

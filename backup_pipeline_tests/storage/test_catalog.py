@@ -17,7 +17,6 @@ from backup_pipeline.domain.layout import (
     catalog_key,
     copy_key,
     data_prefix,
-    manifest_copy_key,
 )
 from backup_pipeline.domain.manifest import manifest_from_json, manifest_to_json, verdict_to_json
 from backup_pipeline.errors import BackupNotFound, Busy, Corrupt, Refused, StoreError
@@ -30,7 +29,7 @@ from backup_pipeline_tests.storage.effects import CountingStore, Died, DyingStor
 from backup_pipeline_tests.storage.memory import MemoryStore
 
 M = manifest()
-KEY, COPY = catalog_key(M.id), manifest_copy_key(M.id, M.tier)
+KEY, COPY = catalog_key(M.id), copy_key(M.id, M.tier, Beside.MANIFEST)
 VERDICT, PIN = catalog_key(M.id, Beside.VERDICT), catalog_key(M.id, Beside.PIN)
 
 
@@ -491,7 +490,7 @@ class TestRebuild:
         store.delete(list(contents(store, "catalog/")))
         store.delete([first.objects[0].key])
         store.put(second.objects[1].key, [b"short"])
-        store.put(manifest_copy_key(third.id, third.tier), [manifest_to_json(first)])
+        store.put(copy_key(third.id, third.tier, Beside.MANIFEST), [manifest_to_json(first)])
         rebuilt = rebuild(store)
         assert rebuilt.backups == ()
         assert [reason.split()[-1] for _, reason in rebuilt.refused] == ["missing", "39", "key"]

@@ -1,15 +1,13 @@
-"""Dumps of an older layout as backups: named, marked, and known by what is inside."""
+"""Dumps of an older layout as backups: named, marked, deleted."""
 
 from datetime import UTC, datetime
 
 import pytest
 
 from backup_pipeline.domain.backup import BackupId, CatalogListing, Verdict
-from backup_pipeline.errors import BackupNotFound, Busy, Corrupt
+from backup_pipeline.errors import BackupNotFound, Busy
 from backup_pipeline.storage import catalog, catalog_delete, imported, leases
-from backup_pipeline.storage.imported import Inside
 from backup_pipeline_tests.domain.values import NOW, proof
-from backup_pipeline_tests.storage.backups import packed
 from backup_pipeline_tests.storage.memory import MemoryStore
 
 KEY = "daily/backup_daily_20260301_020000.sql.gz"
@@ -95,32 +93,6 @@ def test_one_that_is_gone_is_not_found(store: MemoryStore, imports: MemoryStore)
     for backup in (ID, BackupId("app", "20260301T020000Z-3f9a1c")):
         with pytest.raises(BackupNotFound):
             imported.load_imported(imports, store, backup)
-
-
-@pytest.mark.parametrize(
-    ("body", "inside"),
-    [
-        (b"PGDMP\x01\x0f\x00", Inside.CUSTOM),
-        (packed(b"PGDMP\x01\x0f\x00" + bytes(100_000)), Inside.CUSTOM_IN_GZIP),
-        (packed(b"--\n-- PostgreSQL database dump\n--\n"), Inside.SQL_IN_GZIP),
-        (b"--\n-- PostgreSQL database dump\n--\n", Inside.SQL),
-        (b"toc.dat\0" + bytes(500), Inside.UNKNOWN),
-        (b"\x28\xb5\x2f\xfd\0", Inside.UNKNOWN),
-        (packed(b""), Inside.UNKNOWN),
-    ],
-)
-def test_what_is_inside_is_told_by_its_first_bytes(
-    store: MemoryStore, imports: MemoryStore, body: bytes, inside: Inside
-) -> None:
-    imports.put(KEY, [body])
-    assert imported.look_inside(imports, imported.load_imported(imports, store, ID)) is inside
-
-
-@pytest.mark.parametrize("body", [b"", b"\x1f\x8bgarbage that is no gzip"])
-def test_what_cannot_be_read_is_corrupt(store: MemoryStore, imports: MemoryStore, body: bytes) -> None:
-    imports.put(KEY, [body])
-    with pytest.raises(Corrupt):
-        imported.look_inside(imports, imported.load_imported(imports, store, ID))
 
 
 def test_it_is_deleted_in_its_own_store(store: MemoryStore, imports: MemoryStore) -> None:
