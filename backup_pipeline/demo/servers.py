@@ -142,9 +142,7 @@ def program(name: str) -> str:
     beside = Path(sys.prefix) / "bin" / name
     found = str(beside) if beside.exists() else shutil.which(name)
     if found is None:
-        raise ToolError(
-            f"{name} is not installed", hint="`make` installs it; or: pip install 'backup-pipeline[demo]'."
-        )
+        raise ToolError(f"{name} is not installed", hint="`make` installs it.")
     return found
 
 

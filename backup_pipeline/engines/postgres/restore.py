@@ -141,7 +141,7 @@ def create_database(endpoint: Endpoint, name: str, properties: DatabasePropertie
             raise Refused(
                 f"database {name} cannot be created: {error.diag.message_primary}",
                 detail={"server": endpoint.shown},
-                hint="Create what is missing, or restore without tablespaces.",
+                hint="Create on that server what is missing, or restore to another one.",
             ) from error
         if is_temporary(name):
             _mark(session, name)
