@@ -104,6 +104,18 @@ def test_a_cluster_of_our_own_is_made_where_no_server_is_named(proven: Box) -> N
     assert weekly(proven).verdict is Verdict.PROVEN
 
 
+def test_numbers_of_dropped_objects_are_numbers_in_a_cluster_of_our_own(box: Box) -> None:
+    box.execute(
+        "CREATE TABLE public.audit AS SELECT g::oid::regclass AS subject FROM generate_series(16384, 18000) g"
+        " WHERE NOT EXISTS (SELECT FROM pg_class WHERE oid = g)"
+    )
+    backup = box.take()
+    alone = replace(box.protected, scratch=replace(box.protected.scratch, dsn=None))
+    found = prove.prove(alone, backup.id, clock=now, report=box.said)
+    assert found.differences == ()
+    assert found.verdict is Verdict.PROVEN
+
+
 def test_rows_that_were_only_counted_prove_nothing(box: Box) -> None:
     protected = box.configured(proof="counts")
     backup = box.take(protected=protected)

@@ -21,10 +21,12 @@ from backup_pipeline.engines.postgres.cluster import (
     initdb_argv,
     postgres_argv,
     relaxed_settings,
+    resetwal_argv,
 )
 from backup_pipeline.engines.postgres.scratch import private_folder
 from backup_pipeline.engines.postgres.server import Endpoint, connect, read_server_info
 from backup_pipeline.errors import ConfigError, ServerError, ToolError
+from backup_pipeline_tests.engines.zoo import execute
 from backup_pipeline_tests.servers.postgres import bin_dir_17
 
 AS_ROOT = os.getuid() == 0
@@ -91,6 +93,22 @@ def test_the_commands_hold_no_secret_and_no_shell() -> None:
         "-c",
         "fsync=off",
     )
+
+
+def test_resetwal_argv() -> None:
+    argv = ("/pg/pg_resetwal", "--next-oid=2000000000", "--pgdata=/d")
+    assert resetwal_argv("/pg/pg_resetwal", Path("/d"), 2_000_000_000) == argv
+
+
+def test_a_cluster_numbers_its_objects_from_where_it_is_told(folder: Path) -> None:
+    with started(LocalCluster(bin_dir_17(), folder / "c", relaxed=True, first_oid=2_000_000_000)) as cluster:
+        execute(cluster.endpoint(), "CREATE TABLE public.t ()")
+        number = value(cluster.endpoint(), "SELECT 'public.t'::regclass::oid::bigint")
+        assert 2_000_000_000 <= int(str(number)) < 2_000_100_000
+
+
+def test_a_relaxed_cluster_has_room_for_locks_on_many_tables(postgres: LocalCluster) -> None:
+    assert value(postgres.endpoint(), "SELECT current_setting('max_locks_per_transaction')::int") == 2048
 
 
 def test_a_running_cluster_answers_and_says_what_it_is(postgres: LocalCluster) -> None:

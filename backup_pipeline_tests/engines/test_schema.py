@@ -278,6 +278,21 @@ def test_another_failure_of_pg_dump_is_raised_at_once(
     assert len(calls) == 1
 
 
+def test_a_server_without_room_for_locks_is_told_of() -> None:
+    few = {"max_locks_per_transaction": "10", "max_connections": "10", "max_worker_processes": "0"}
+    with servers.running_cluster(servers.bin_dir_17(), **few) as cluster:
+        for start in range(0, 3000, 50):
+            execute(
+                cluster.endpoint(),
+                f"DO $$ BEGIN FOR n IN {start}..{start + 49} LOOP"
+                " EXECUTE format('CREATE TABLE public.t%s ()', n); END LOOP; END $$",
+            )
+        with pytest.raises(ToolError, match=r"pg_dump ended with exit code 1: .*max_locks") as caught:
+            capture(tool("pg_dump"), cluster.endpoint())
+        assert "Raise max_locks_per_transaction" in caught.value.hint
+        assert "public.t2999" not in str(caught.value)
+
+
 def test_a_large_schema_is_cut_in_time() -> None:
     body = "CREATE FUNCTION public.f() AS $$" + "x'y\"z -- \n" * 2000 + "$$;"
     text = PREAMBLE + "".join(entry("FUNCTION", f"f{n}()", body) for n in range(500)) + END

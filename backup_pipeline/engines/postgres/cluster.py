@@ -58,6 +58,7 @@ _RELAXED = {
     "max_wal_size": "2GB",
     "checkpoint_timeout": "1h",
     "maintenance_work_mem": "256MB",
+    "max_locks_per_transaction": "2048",  # a proof locks every table at once; 40 MB hold 200,000
     "autovacuum": "off",
     "jit": "off",
 }
@@ -73,6 +74,8 @@ class LocalCluster:
     lies in a folder of mode 0700 and asks for nothing. Run as root, the server runs as `nobody`,
     in a group that no one else is in.
 
+    With `first_oid`, what is made in it is numbered from there on.
+
     It ends when the thread that started it ends: in order, or at once with `relaxed`. Without
     `network`, what runs in it reaches no other machine, where the system allows that: `cut_off` tells.
     """
@@ -84,6 +87,7 @@ class LocalCluster:
     password: Secret | None = None
     settings: Mapping[str, str] = field(default_factory=dict)
     locale: str = "C"
+    first_oid: int | None = None
     network: bool = True
     cut_off: bool = field(default=False, init=False)
     _server: Popen[bytes] | None = field(default=None, init=False, repr=False)
@@ -131,6 +135,9 @@ class LocalCluster:
             initdb = self._program("initdb")
             argv = initdb_argv(initdb, unfinished, password_file, locale=self.locale, sync=not self.relaxed)
             process.run(Command(argv, identity=identity, cwd="/"), timeout_s=_INITDB_TIMEOUT_S)
+            if self.first_oid is not None:
+                argv = resetwal_argv(self._program("pg_resetwal"), unfinished, self.first_oid)
+                process.run(Command(argv, identity=identity, cwd="/"), timeout_s=_INITDB_TIMEOUT_S)
         finally:
             password_file.unlink(missing_ok=True)
         unfinished.rename(self.data)
@@ -244,6 +251,11 @@ def initdb_argv(initdb: str, data: Path, password_file: Path, *, locale: str, sy
         "--no-instructions",
         *(() if sync else ("--no-sync",)),
     )
+
+
+def resetwal_argv(pg_resetwal: str, data: Path, first_oid: int) -> tuple[str, ...]:
+    """The command that has a new cluster, not started yet, number its objects from `first_oid` on."""
+    return (pg_resetwal, f"--next-oid={first_oid}", f"--pgdata={data}")
 
 
 def postgres_argv(postgres: str, data: Path, settings: Mapping[str, str]) -> tuple[str, ...]:

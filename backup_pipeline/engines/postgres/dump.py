@@ -21,7 +21,7 @@ from subprocess import Popen
 from typing import IO, Protocol
 
 from backup_pipeline import process
-from backup_pipeline.engines.postgres.server import APPLICATION, Endpoint
+from backup_pipeline.engines.postgres.server import APPLICATION, OUT_OF_LOCKS, OUT_OF_LOCKS_HINT, Endpoint
 from backup_pipeline.engines.postgres.snapshot import DUMP_PURPOSE
 from backup_pipeline.errors import ServerError, ToolError
 from backup_pipeline.process import Command
@@ -261,6 +261,7 @@ class Watch:
                 hint="Try again; if it happens again, look for migrations that run at this time.",
             )
         if contention is None:
+            failure.hint = OUT_OF_LOCKS_HINT if OUT_OF_LOCKS in said else failure.hint
             return failure
         contention.detail["pg_dump"] = failure.detail.get("stderr", failure.message)
         contention.__cause__ = failure

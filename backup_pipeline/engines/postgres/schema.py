@@ -18,7 +18,7 @@ import psycopg
 from backup_pipeline import process
 from backup_pipeline.domain.fingerprint import Statement
 from backup_pipeline.engines.postgres.dump import tool_command
-from backup_pipeline.engines.postgres.server import Endpoint, connect
+from backup_pipeline.engines.postgres.server import OUT_OF_LOCKS, OUT_OF_LOCKS_HINT, Endpoint, connect
 from backup_pipeline.errors import ToolError
 from backup_pipeline.process import Command
 
@@ -111,6 +111,8 @@ def _output(command: Command, stall_s: float) -> str:
                 # Names in a database without an encoding may be any bytes; they come through as they are.
                 return b"".join(chunks).decode("utf-8", "surrogateescape")
         except ToolError as error:
+            if OUT_OF_LOCKS in str(error):
+                error.hint = OUT_OF_LOCKS_HINT
             if left == 0 or _DROPPED.search(str(error)) is None:
                 raise
     raise AssertionError("unreachable")

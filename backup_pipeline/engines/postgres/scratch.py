@@ -41,6 +41,9 @@ DATABASE_PREFIX = "backup_scratch_"
 ROLE_MARK = "made for proofs by backup-pipeline, which drops it when no proof runs"
 """The comment on every role that a proof created."""
 
+# The number of an object that was dropped, kept as a value (regclass, regproc), is written as a number only
+# where no object has it. Below 2^31: the source's own functions may keep such numbers as int.
+_FIRST_OID = 2_000_000_000
 _DYING_S = 5.0
 _ROLES_IN_USE = lock_key("\0roles in use by proofs")  # no database has such a name
 _ROLES_IN_MAKING = lock_key("\0roles in making for a proof")
@@ -130,6 +133,7 @@ def scratch_cluster(
             tools.bin_dir,
             own / "cluster",
             relaxed=True,
+            first_oid=_FIRST_OID if (Path(tools.bin_dir) / "pg_resetwal").exists() else None,
             network=False,
             settings={**_TELLING, **(OFF if major >= SINCE_MAJOR else {}), **(settings or {})},
         )

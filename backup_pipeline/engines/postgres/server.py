@@ -37,7 +37,7 @@ _KEEPALIVES = {
     "keepalives_interval": "10",
     "keepalives_count": "6",
 }
-# What keepalives do not see: a query that never arrives. Not for tools: a busy server takes no data for a while.
+# What keepalives do not see: a query that never arrives. Not for tools: a busy server may leave data waiting.
 _USER_TIMEOUT_MS = 90_000
 _SOCKET_FOLDERS = ("/var/run/postgresql", "/tmp")  # noqa: S108 - where builds listen
 # Where operators keep connections and passwords. No other variable of ours reaches a session or a tool.
@@ -269,6 +269,14 @@ def server_errors(endpoint: Endpoint, what: str) -> Iterator[None]:
         ) from error
 
 
+OUT_OF_LOCKS = "max_locks_per_transaction"
+"""What PostgreSQL and its tools speak of when a server has no room for another lock."""
+
+OUT_OF_LOCKS_HINT = (
+    f"Raise {OUT_OF_LOCKS} on that server and restart it: pg_dump and the session beside it hold a lock on "
+    "each table, all at the same time."
+)
+
 _HINTS = (
     # (SQLSTATE, part of libpq's message, what to do); libpq gives no SQLSTATE for a connection that failed.
     ("28P01", "password authentication failed", "Check the role's name and password in the configuration."),
@@ -287,6 +295,7 @@ _HINTS = (
     ("53300", "too many clients", "Raise max_connections, or leave reserved connections for this role."),
     ("42501", "permission denied", "Grant the role what it lacks; `backup-pipeline check` lists it."),
     ("57014", "statement timeout", "The server was slower than the deadline; look at its load and locks."),
+    ("", "out of shared memory", OUT_OF_LOCKS_HINT),
     ("55P03", "lock timeout", "Another session holds a lock; find it in pg_locks, or try again later."),
 )
 
