@@ -43,7 +43,7 @@ _ITS_COMMAND = "Command was: SET transaction_timeout = 0;"
 
 _HINTS = (
     ("extension", "Install the extension's package on the server, or restore to one that has it."),
-    ("tablespace", "Create the tablespace first, or restore without tablespaces."),
+    ("tablespace", "Create the tablespace first."),
     ("role", "Create the missing roles first (--create-roles), or connect as a role that may use them."),
     ("permission denied", "Restore as a superuser, or as a role that is a member of the owners."),
     ("must be ", "Restore as a superuser, or as a role that is a member of the owners."),
