@@ -142,6 +142,8 @@ def _attempt(protected: Protected, backup: Backup, report: Report) -> _Found:
                 found = _Found(Verdict.FAILED, restore_s=restore_s, differences=_lines(failed))
             else:
                 found = _compare(protected, backup.manifest, expected, scratch, fetched, tools, report)
+                unknown = restore.try_analyze(scratch.endpoint, scratch.database)
+                found = replace(found, notes=(*found.notes, *unknown))
         return replace(found, restore_s=restore_s, notes=(*found.notes, *_said_of(scratch)))
 
 

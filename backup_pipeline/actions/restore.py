@@ -215,7 +215,7 @@ def carry_out(protected: Protected, planned: Plan, *, clock: Clock, report: Repo
         with restore.temporary_database(
             planned.target, decided.target, source.properties, tell=report.say
         ) as temporary:
-            _fill(protected, planned, source, temporary, report)
+            unknown = _fill(protected, planned, source, temporary, report)
             checked = _check(protected, planned, source, temporary, report)
             restore_s = time.monotonic() - begun_s
             named = publish(protected, planned.place, temporary, clock(), report)
@@ -227,6 +227,7 @@ def carry_out(protected: Protected, planned: Plan, *, clock: Clock, report: Repo
             f"restored {backup.id} as {decided.target} in {show_seconds(restore_s)}",
             *checked,
             *(f"note: {line}" for line in decided.left_out),
+            *unknown,
             *said,
             *named.lines,
         ),
@@ -264,7 +265,10 @@ def _properties(planned: Plan, source: DatabaseProperties) -> DatabaseProperties
     return source.without_roles(owner=str(row[0]) if row else "")
 
 
-def _fill(protected: Protected, planned: Plan, source: _Brought, temporary: str, report: Report) -> None:
+def _fill(
+    protected: Protected, planned: Plan, source: _Brought, temporary: str, report: Report
+) -> tuple[str, ...]:
+    """Load the dump and make its database like the source's; return what is wanting, in words."""
     decided, stall_s = planned.decided, protected.config.stall_timeout.total_seconds()
     restore.try_properties(planned.target, temporary, source.properties)
     load.load(
@@ -279,8 +283,11 @@ def _fill(protected: Protected, planned: Plan, source: _Brought, temporary: str,
         limits=load.LoadLimits(stall_s),
     )
     report.say("gathering the planner's statistics")
-    restore.analyze(planned.target, temporary)
+    unknown = tuple(f"warning: {line}" for line in restore.analyze(planned.target, temporary))
+    for line in unknown:
+        report.say(line)
     restore.apply_properties(planned.target, temporary, source.properties)
+    return unknown
 
 
 def _check(

@@ -34,6 +34,7 @@ from backup_pipeline.engines.postgres.server import (
 )
 from backup_pipeline.engines.postgres.swap import cut_name
 from backup_pipeline.errors import BackupError, Busy, Refused, ServerError
+from backup_pipeline.stderr import without_values
 
 PURPOSE = "restore"
 """What pg_stat_activity and a refused second run show of a restore."""
@@ -214,14 +215,54 @@ def _apply(session: Connection, name: str, properties: DatabaseProperties, *, ke
                 ) from error
 
 
-def analyze(endpoint: Endpoint, name: str, *, timeout_s: float = 0.0) -> None:
-    """Let the planner know the tables of `name`: a restored database has no statistics. 0 is no limit."""
+def analyze(endpoint: Endpoint, name: str, *, timeout_s: float = 0.0) -> tuple[str, ...]:
+    """Let the planner know the tables of `name`: a restored database has no statistics. 0 is no limit.
+
+    Returns what it does not get to know, and why, in words: a function of the database's own, which an
+    index or statistics call, may fail here. The copy is complete all the same.
+    """
     own = endpoint.with_database(name)
-    with (
-        contextlib.closing(connect(own, statement_timeout_s=timeout_s, purpose=PURPOSE)) as session,
-        server_errors(own, f"cannot analyze {name}"),
-    ):
-        session.execute("ANALYZE")
+    try:
+        with contextlib.closing(connect(own, statement_timeout_s=timeout_s, purpose=PURPOSE)) as session:
+            try:
+                session.execute("ANALYZE")
+            except psycopg.Error as error:
+                told = () if session.closed else tuple(_analyze_each(session))
+                return told or (f"ANALYZE failed: {_primary(error)}",)
+    except ServerError as error:
+        return (f"ANALYZE failed: {error.message}",)
+    return ()
+
+
+def try_analyze(endpoint: Endpoint, name: str) -> tuple[str, ...]:
+    """What `analyze` will fail at: only tables are analyzed for whose statistics functions are called."""
+    own = endpoint.with_database(name)
+    with contextlib.closing(connect(own, statement_timeout_s=0, purpose=PURPOSE)) as session:
+        return tuple(_analyze_each(session, only_computed=True))
+
+
+def _analyze_each(session: Connection, *, only_computed: bool = False) -> Iterator[str]:
+    """Analyze table by table, and tell of those that fail: ANALYZE of all ends at the first."""
+    tables = session.execute(
+        "SELECT n.nspname, c.relname FROM pg_catalog.pg_class c"
+        " JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
+        " WHERE c.relkind IN ('r', 'p', 'm') AND c.oid >= 16384 AND n.nspname !~ '^pg_(toast|temp)'"
+        " AND (NOT %s OR EXISTS (SELECT FROM pg_catalog.pg_statistic_ext s WHERE s.stxrelid = c.oid)"
+        " OR EXISTS (SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid AND i.indexprs IS NOT NULL))"
+        " ORDER BY n.nspname, c.relname",
+        [only_computed],
+    ).fetchall()
+    for schema, table in tables:
+        try:
+            session.execute(sql.SQL("ANALYZE {}").format(sql.Identifier(str(schema), str(table))))
+        except psycopg.Error as error:
+            yield f"ANALYZE of {schema}.{table} failed: {_primary(error)}"
+            if session.closed:
+                return
+
+
+def _primary(error: psycopg.Error) -> str:
+    return without_values(error.diag.message_primary or " ".join(str(error).split())).strip()
 
 
 def drop_database(endpoint: Endpoint, name: str, *, force: bool = False) -> bool:

@@ -131,7 +131,8 @@ class Endpoint:
         """The `--dbname` of a tool beside `environment()`: what libpq takes from no variable. Not secret.
 
         Beside a service it says again what the DSN says: a service file wins over variables. But not its
-        `options`, which come in PGOPTIONS beside those of the tool's caller. Raises ConfigError for what the tools can only be given in sight of all, `sslpassword` say.
+        `options`, which come in PGOPTIONS beside those of the tool's caller. Raises ConfigError for what
+        the tools can only be given in sight of all, `sslpassword` say.
         """
         variables = {item.keyword.decode() for item in pq.Conninfo.get_defaults() if item.envvar is not None}
         given = {name: value for name, value in self._given.items() if name != "fallback_application_name"}
