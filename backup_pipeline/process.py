@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import IO
 
+from backup_pipeline import confinement
+from backup_pipeline.confinement import Confinement
 from backup_pipeline.errors import ToolError
 from backup_pipeline.stderr import from_a_message_on, without_values
 
@@ -49,7 +51,8 @@ class Command:
     HOME, locale and the like: a planted PGOPTIONS or PGSSLMODE must not change a backup.
 
     Without `network` it reaches nothing but Unix sockets. That takes Linux, and a kernel that lets
-    this user make namespaces; where it does not, the child is not started.
+    this user make namespaces. With a `confinement` it touches no other files, which takes Landlock.
+    Where the kernel cannot do what is asked, the child is not started.
     """
 
     argv: tuple[str, ...]
@@ -57,6 +60,7 @@ class Command:
     identity: Identity | None = None
     cwd: str | None = None
     network: bool = True
+    confinement: Confinement | None = None
 
     def __str__(self) -> str:
         return shlex.join(self.argv)
@@ -79,10 +83,11 @@ def _libc() -> ctypes.CDLL | None:
     return None
 
 
-def _before_exec(signum: int, *, network: bool) -> Callable[[], None] | None:
+def _before_exec(signum: int, *, network: bool, ruleset: int | None) -> Callable[[], None] | None:
     """A hook for the forked child: ask the kernel for `signum` when our thread ends (Linux).
 
-    It comes after everything that changes credentials, because the kernel forgets the request then.
+    It comes after everything that changes credentials, because the kernel forgets the request then;
+    `ruleset` is confinement's, and comes last.
     """
     libc = _libc()
     if libc is None:
@@ -95,6 +100,8 @@ def _before_exec(signum: int, *, network: bool) -> Callable[[], None] | None:
         prctl(_PR_SET_PDEATHSIG, signum)
         if os.getppid() != parent:
             os._exit(127)
+        if ruleset is not None:
+            confinement.enter(libc, ruleset)
 
     return ask
 
@@ -130,23 +137,27 @@ def start(
     environment.update(command.environment)
     identity = command.identity
     try:
-        return subprocess.Popen(
-            list(command.argv),
-            env=environment,
-            cwd=command.cwd,
-            stdin=stdin,
-            stdout=stdout,
-            stderr=stderr,
-            pass_fds=tuple(pass_fds),
-            user=identity.uid if identity else None,
-            group=identity.gid if identity else None,
-            extra_groups=[] if identity else None,
-            # The hook makes a few system calls and takes no lock of Python's own.
-            preexec_fn=_before_exec(parent_death_signal, network=command.network),  # noqa: PLW1509
-        )
+        with contextlib.ExitStack() as stack:
+            confined = command.confinement
+            ruleset = stack.enter_context(confinement.prepared(confined)) if confined else None
+            hook = _before_exec(parent_death_signal, network=command.network, ruleset=ruleset)
+            return subprocess.Popen(
+                list(command.argv),
+                env=environment,
+                cwd=command.cwd,
+                stdin=stdin,
+                stdout=stdout,
+                stderr=stderr,
+                pass_fds=tuple(pass_fds),
+                user=identity.uid if identity else None,
+                group=identity.gid if identity else None,
+                extra_groups=[] if identity else None,
+                # The hook makes a few system calls and takes no lock of Python's own.
+                preexec_fn=hook,  # noqa: PLW1509
+            )
     except subprocess.SubprocessError as error:
         raise ToolError(
-            f"cannot start {command.argv[0]} cut off from the network",
+            f"cannot start {command.argv[0]} cut off from the network or from files",
             hint="This kernel, or the container's rules, let this user make no network namespace.",
         ) from error
     except OSError as error:

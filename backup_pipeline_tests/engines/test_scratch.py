@@ -9,10 +9,12 @@ import sys
 import time
 from pathlib import Path
 
+import psycopg
 import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
+from backup_pipeline import confinement
 from backup_pipeline.engines.postgres.cluster import LocalCluster, runs_as, server_identity
 from backup_pipeline.engines.postgres.scratch import (
     DATABASE_PREFIX,
@@ -86,6 +88,33 @@ def test_what_runs_in_a_scratch_cluster_reaches_no_other_machine(postgres: Local
         assert cluster.cut_off
         assert not hears(cluster)
     assert hears(postgres)
+
+
+@pytest.mark.skipif(not confinement.available(), reason="takes a Linux with Landlock")
+def test_what_runs_in_a_scratch_cluster_reads_no_files_but_its_own(postgres: LocalCluster) -> None:
+    def reads(server: LocalCluster, file: Path) -> bool:
+        told = server.folder / "data" / "told"
+        with contextlib.closing(connect(server.endpoint())) as session:
+            with contextlib.suppress(psycopg.Error):
+                session.execute(f"COPY (SELECT) TO PROGRAM 'cat {file} > {told}'".encode())
+            by_program = told.read_text() if told.exists() else ""
+            by_server = ""
+            with contextlib.suppress(psycopg.errors.InsufficientPrivilege):
+                row = session.execute("SELECT pg_read_file(%s)", [str(file)]).fetchone()
+                by_server = str(row[0]) if row else ""
+        assert by_program == by_server
+        return by_server == "hush"
+
+    with private_folder() as folder:
+        folder.chmod(0o711)
+        secret = folder / "secret"
+        secret.write_text("hush")
+        secret.chmod(0o644)
+        assert reads(postgres, secret)
+        with scratch_server(17, bin_dir=bin_dir_17(), folder=folder) as scratch:
+            assert scratch.hidden
+        with scratch_cluster(17, bin_dir=bin_dir_17(), folder=folder) as cluster:
+            assert not reads(cluster, secret)
 
 
 def test_a_failing_proof_leaves_no_cluster() -> None:

@@ -23,8 +23,9 @@ from subprocess import Popen
 
 from psycopg.conninfo import make_conninfo
 
-from backup_pipeline import process
+from backup_pipeline import confinement, process
 from backup_pipeline.config import Secret
+from backup_pipeline.confinement import Confinement
 from backup_pipeline.engines.postgres.server import Endpoint, connect
 from backup_pipeline.errors import ConfigError, ServerError, ToolError
 from backup_pipeline.process import Command, Identity
@@ -77,7 +78,9 @@ class LocalCluster:
     With `first_oid`, what is made in it is numbered from there on.
 
     It ends when the thread that started it ends: in order, or at once with `relaxed`. Without
-    `network`, what runs in it reaches no other machine, where the system allows that: `cut_off` tells.
+    `network`, what runs in it reaches no other machine, where the system allows that: `cut_off` tells;
+    with `confined`, no files but the cluster's own, and those of PostgreSQL and the system to read:
+    `hidden` tells whether the others are out of reach.
     """
 
     bin_dir: str
@@ -89,7 +92,9 @@ class LocalCluster:
     locale: str = "C"
     first_oid: int | None = None
     network: bool = True
+    confined: bool = False
     cut_off: bool = field(default=False, init=False)
+    hidden: bool = field(default=False, init=False)
     _server: Popen[bytes] | None = field(default=None, init=False, repr=False)
     _socket_folder: Path | None = field(default=None, init=False, repr=False)
 
@@ -161,7 +166,14 @@ class LocalCluster:
         postgres = self._program("postgres")
         self.cut_off = not self.network and runs_as(Path(postgres), identity, network=False)
         argv = postgres_argv(postgres, self.data, settings)
-        command = Command(argv, identity=identity, cwd="/", network=not self.cut_off)
+        self.hidden = self.confined and confinement.available()
+        command = Command(
+            argv,
+            identity=identity,
+            cwd="/",
+            network=not self.cut_off,
+            confinement=self._confinement(postgres) if self.hidden else None,
+        )
         with self.log.open("ab") as log:
             self._server = process.start(command, stderr=log, parent_death_signal=self._stop_signal)
         try:
@@ -169,6 +181,19 @@ class LocalCluster:
         except BaseException:
             self.stop()
             raise
+
+    def _confinement(self, postgres: str) -> Confinement:
+        installed = Path(postgres).resolve().parent
+        own = (self.folder.resolve(), self._socket_folder)
+        return Confinement(
+            readable=(
+                *confinement.SYSTEM,
+                *(str(installed.parent / name) for name in (installed.name, "lib", "lib64", "share")),
+                *filter(None, os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep)),
+            ),
+            writable=(*confinement.DEVICES, *map(str, filter(None, own))),
+            network=self.network,
+        )
 
     def _await(self, command: Command, server: Popen[bytes], timeout_s: float) -> None:
         deadline = time.monotonic() + timeout_s

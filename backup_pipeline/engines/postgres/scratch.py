@@ -66,6 +66,7 @@ class Scratch:
     database: str
     ours: bool  # a cluster of our own, that goes with all that is in it
     cut_off: bool  # what is restored there can reach no other machine
+    hidden: bool  # nor files of this one, beside the server's own
     superuser: bool = True
     english: bool = True  # the server's messages can be told apart
     log: Path | None = None  # where a cluster of our own writes
@@ -101,7 +102,12 @@ def scratch_server(
     if existing is None:
         with scratch_cluster(major, bin_dir=bin_dir, folder=folder, settings=settings) as cluster:
             yield Scratch(
-                cluster.endpoint(), _new_name(), ours=True, cut_off=cluster.cut_off, log=cluster.log
+                cluster.endpoint(),
+                _new_name(),
+                ours=True,
+                cut_off=cluster.cut_off,
+                hidden=cluster.hidden,
+                log=cluster.log,
             )
     else:
         with _on_existing(existing, major, source_identifier) as scratch:
@@ -116,7 +122,8 @@ def scratch_cluster(
 
     It lies below `folder`, or the system's folder for temporary files. No credential of ours reaches
     its environment, it is stopped at once when we are killed, and what runs in it, as a foreign table
-    or a function of the dump may, is cut off from the network where the system allows that.
+    or a function of the dump may, is cut off from the network and from files that are not its own,
+    where the system allows that.
 
     Raises NotProvable when this machine has no PostgreSQL of this version.
     """
@@ -135,6 +142,7 @@ def scratch_cluster(
             relaxed=True,
             first_oid=_FIRST_OID if (Path(tools.bin_dir) / "pg_resetwal").exists() else None,
             network=False,
+            confined=True,
             settings={**_TELLING, **(OFF if major >= SINCE_MAJOR else {}), **(settings or {})},
         )
         try:
@@ -239,7 +247,15 @@ def _look(endpoint: Endpoint, session: Connection, major: int, source_identifier
         )
     told, english = _in_english(endpoint, session)
     told, _ = without_event_triggers(told, session)  # a role that may not, may create none either
-    return Scratch(told, _new_name(), ours=False, cut_off=False, superuser=info.is_superuser, english=english)
+    return Scratch(
+        told,
+        _new_name(),
+        ours=False,
+        cut_off=False,
+        hidden=False,
+        superuser=info.is_superuser,
+        english=english,
+    )
 
 
 def _in_english(endpoint: Endpoint, session: Connection) -> tuple[Endpoint, bool]:
