@@ -49,6 +49,10 @@ _WITH_NETWORK = (
     "the scratch server was not cut off from the network, which this system does not allow: "
     "what the dump runs could have reached other machines"
 )
+_WITH_FILES = (
+    "the scratch server was not kept from this machine's files, which takes a Linux with Landlock: "
+    "what the dump runs could have read what its user may read"
+)
 
 
 @dataclass(frozen=True)
@@ -274,8 +278,13 @@ def _load(
 
 def _said_of(scratch: Scratch) -> tuple[str, ...]:
     """What is worth knowing of the place, once it is gone."""
-    open_to_all = scratch.ours and not scratch.cut_off
-    return (*((_WITH_NETWORK,) if open_to_all else ()), *scratch.left)
+    with_network = scratch.ours and not scratch.cut_off
+    with_files = scratch.ours and not scratch.hidden
+    return (
+        *((_WITH_NETWORK,) if with_network else ()),
+        *((_WITH_FILES,) if with_files else ()),
+        *scratch.left,
+    )
 
 
 @contextlib.contextmanager
