@@ -230,6 +230,8 @@ def test_an_operator_who_is_no_superuser_restores_and_swaps(
         with pytest.raises(ServerError, match=r"cannot be made like its source: .*my\.setting") as caught:
             restore.apply_properties(operator, "target", source.database)
         assert "GRANT SET ON PARAMETER" in caught.value.hint
+        shown = str(caught.value.detail["statement"])
+        assert shown == 'ALTER ROLE "r \'app\'" IN DATABASE "target" SET "my.setting" TO …'
     execute(admin, 'GRANT SET ON PARAMETER my.setting TO "r operator"')
     # Large objects and tables of the source's superuser stay the operator's: only a superuser gives to one.
     with restore.temporary_database(operator, "target", source.database) as name:

@@ -6,8 +6,9 @@ never holds half a database, whatever is killed. pg_restore itself is load.py's.
 """
 
 import contextlib
+import re
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
 import psycopg
@@ -39,6 +40,7 @@ from backup_pipeline.stderr import without_values
 PURPOSE = "restore"
 """What pg_stat_activity and a refused second run show of a restore."""
 
+_VALUE = re.compile(r"^(ALTER (?:ROLE .+ IN )?DATABASE .+ SET .+? TO) .*", re.DOTALL)  # some are secrets
 _NO_LOCALE = (
     psycopg.errors.WrongObjectType,
     psycopg.errors.InvalidParameterValue,
@@ -209,7 +211,7 @@ def _apply(session: Connection, name: str, properties: DatabaseProperties, *, ke
             except psycopg.errors.InsufficientPrivilege as error:
                 raise ServerError(
                     f"database {name} cannot be made like its source: {error.diag.message_primary}",
-                    detail={"statement": text},
+                    detail={"statement": _VALUE.sub(r"\1 …", text)},
                     hint="Restore as a superuser or a member of the owner; a setting that the server does not"
                     " know needs GRANT SET ON PARAMETER.",
                 ) from error
@@ -227,7 +229,7 @@ def analyze(endpoint: Endpoint, name: str, *, timeout_s: float = 0.0) -> tuple[s
             try:
                 session.execute("ANALYZE")
             except psycopg.Error as error:
-                told = () if session.closed else tuple(_analyze_each(session))
+                told = () if session.closed else _analyze_each(own, session)
                 return told or (f"ANALYZE failed: {_primary(error)}",)
     except ServerError as error:
         return (f"ANALYZE failed: {error.message}",)
@@ -238,20 +240,26 @@ def try_analyze(endpoint: Endpoint, name: str) -> tuple[str, ...]:
     """What `analyze` will fail at: only tables are analyzed for whose statistics functions are called."""
     own = endpoint.with_database(name)
     with contextlib.closing(connect(own, statement_timeout_s=0, purpose=PURPOSE)) as session:
-        return tuple(_analyze_each(session, only_computed=True))
+        return _analyze_each(own, session, only_computed=True)
 
 
-def _analyze_each(session: Connection, *, only_computed: bool = False) -> Iterator[str]:
+def _analyze_each(endpoint: Endpoint, session: Connection, *, only_computed: bool = False) -> tuple[str, ...]:
     """Analyze table by table, and tell of those that fail: ANALYZE of all ends at the first."""
-    tables = session.execute(
-        "SELECT n.nspname, c.relname FROM pg_catalog.pg_class c"
-        " JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
-        " WHERE c.relkind IN ('r', 'p', 'm') AND c.oid >= 16384 AND n.nspname !~ '^pg_(toast|temp)'"
-        " AND (NOT %s OR EXISTS (SELECT FROM pg_catalog.pg_statistic_ext s WHERE s.stxrelid = c.oid)"
-        " OR EXISTS (SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid AND i.indexprs IS NOT NULL))"
-        " ORDER BY n.nspname, c.relname",
-        [only_computed],
-    ).fetchall()
+    with server_errors(endpoint, "cannot list the tables"):
+        tables = session.execute(
+            "SELECT n.nspname, c.relname FROM pg_catalog.pg_class c"
+            " JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
+            " WHERE c.relkind IN ('r', 'p', 'm') AND c.oid >= 16384 AND n.nspname !~ '^pg_(toast|temp)'"
+            " AND (NOT %s OR EXISTS (SELECT FROM pg_catalog.pg_statistic_ext s WHERE s.stxrelid = c.oid)"
+            " OR EXISTS (SELECT FROM pg_catalog.pg_index i"
+            " WHERE i.indrelid = c.oid AND i.indexprs IS NOT NULL))"
+            " ORDER BY n.nspname, c.relname",
+            [only_computed],
+        ).fetchall()
+    return tuple(_failing(session, tables))
+
+
+def _failing(session: Connection, tables: Iterable[tuple[object, ...]]) -> Iterator[str]:
     for schema, table in tables:
         try:
             session.execute(sql.SQL("ANALYZE {}").format(sql.Identifier(str(schema), str(table))))
