@@ -10,6 +10,7 @@ from psycopg import sql
 
 from backup_pipeline.domain.backup import DatabaseProperties
 from backup_pipeline.engines.postgres.cluster import LocalCluster
+from backup_pipeline.engines.postgres.notes import read_notes
 from backup_pipeline.engines.postgres.properties import (
     create_statement,
     read_properties,
@@ -22,7 +23,7 @@ from backup_pipeline.engines.postgres.tools import find_tools
 from backup_pipeline.errors import ConfigError, ServerError
 from backup_pipeline_tests.domain import values
 from backup_pipeline_tests.engines.test_server import HOSTILE
-from backup_pipeline_tests.servers.postgres import bin_dir_17
+from backup_pipeline_tests.servers.postgres import bin_dir_17, fresh_database
 
 TOOLS = find_tools(bin_dir_17())
 
@@ -295,6 +296,37 @@ def test_a_source_names_all_that_it_leans_on(server: str, request: pytest.Fixtur
         "1 large object: ",
     ):
         assert note in said
+
+
+LEFT_OUT = """
+CREATE TABLE public.parts (n int) PARTITION BY LIST (n);
+CREATE TABLE public.half PARTITION OF public.parts FOR VALUES IN (1);
+UPDATE pg_inherits SET inhdetachpending = true WHERE inhrelid = 'public.half'::regclass;
+CREATE TABLE public.a (id int PRIMARY KEY);
+CREATE TABLE public.b (a int REFERENCES public.a);
+CREATE TABLE public.c (a int REFERENCES public.a);
+ALTER TABLE public.b DISABLE TRIGGER ALL;
+CREATE FUNCTION pg_catalog.ours(n int) RETURNS int LANGUAGE sql AS 'SELECT n';
+CREATE FUNCTION pg_catalog.ours(n text) RETURNS text LANGUAGE sql AS 'SELECT n';
+CREATE DOMAIN information_schema.own AS int;
+CREATE EXTENSION pg_stat_statements SCHEMA public
+"""
+
+
+@pytest.mark.parametrize("server", ["postgres", "postgres15"])
+def test_what_pg_dump_leaves_out_is_noted(server: str, request: pytest.FixtureRequest) -> None:
+    with (
+        fresh_database(request.getfixturevalue(server)) as database,
+        contextlib.closing(connect(database)) as session,
+    ):
+        assert read_notes(session) == ()
+        session.execute(LEFT_OUT.encode())
+        found = read_notes(session)
+    assert [note.partition(": ")[0] for note in found] == [
+        "1 partition half detached (public.half)",
+        "1 table with foreign key triggers disabled or set ALWAYS (public.b)",
+        "2 objects in schemas of the system's (information_schema.own, pg_catalog.ours)",
+    ]
 
 
 def test_a_plain_role_may_read_the_source(database: Endpoint, postgres: LocalCluster) -> None:

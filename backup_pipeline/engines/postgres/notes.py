@@ -35,6 +35,22 @@ class _Kind:
     many: str = ""
 
 
+# What pg_dump takes for the system's own, by its schema.
+_IN_SYSTEM_SCHEMAS = f"""
+    SELECT DISTINCT pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(o.name)
+      FROM (SELECT 'pg_catalog.pg_proc'::pg_catalog.regclass, oid, pronamespace, proname
+              FROM pg_catalog.pg_proc
+            UNION ALL SELECT 'pg_catalog.pg_class'::pg_catalog.regclass, oid, relnamespace, relname
+              FROM pg_catalog.pg_class WHERE relkind NOT IN ('i', 'I')
+            UNION ALL SELECT 'pg_catalog.pg_operator'::pg_catalog.regclass, oid, oprnamespace, oprname
+              FROM pg_catalog.pg_operator
+            UNION ALL SELECT 'pg_catalog.pg_type'::pg_catalog.regclass, oid, typnamespace, typname
+              FROM pg_catalog.pg_type WHERE typrelid = 0 AND typcategory <> 'A') o (class, oid, space, name)
+      JOIN pg_catalog.pg_namespace n ON n.oid = o.space
+     WHERE o.oid >= 16384 AND n.nspname IN ('pg_catalog', 'information_schema')
+       AND NOT EXISTS ({_MEMBER} AND x.classid = o.class AND x.objid = o.oid)
+"""
+
 _KINDS = (
     _Kind(
         "unlogged table",
@@ -54,6 +70,27 @@ _KINDS = (
              WHERE NOT (i.indisvalid AND i.indisready) AND c.relkind = 'i'
                AND pg_catalog.left(n.nspname, 3) <> 'pg_'""",
         many="invalid indexes",
+    ),
+    _Kind(
+        "partition half detached",
+        "attached again in the dump, so that queries find its rows; end it with DETACH PARTITION … FINALIZE",
+        f"""SELECT {_NAME} FROM pg_catalog.pg_inherits i JOIN pg_catalog.pg_class c ON c.oid = i.inhrelid
+              JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE i.inhdetachpending""",
+        many="partitions half detached",
+    ),
+    _Kind(
+        "table with foreign key triggers disabled or set ALWAYS",
+        "set as by default in a restore, which fails where rows break a foreign key",
+        f"""SELECT {_NAME} {_USERS_RELATION} AND EXISTS (
+              SELECT FROM pg_catalog.pg_trigger t
+               WHERE t.tgrelid = c.oid AND t.tgisinternal AND t.tgconstraint <> 0 AND t.tgenabled <> 'O')""",
+        many="tables with foreign key triggers disabled or set ALWAYS",
+    ),
+    _Kind(
+        "object in a schema of the system's",
+        "not in the dump: pg_dump takes it for a part of PostgreSQL",
+        _IN_SYSTEM_SCHEMAS,
+        many="objects in schemas of the system's",
     ),
     _Kind(
         "foreign table",
