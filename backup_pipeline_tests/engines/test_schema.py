@@ -12,6 +12,7 @@ from backup_pipeline.domain.fingerprint import Statement
 from backup_pipeline.engines.postgres import schema
 from backup_pipeline.engines.postgres.cluster import LocalCluster
 from backup_pipeline.engines.postgres.schema import (
+    archive_schema,
     archive_sequences,
     capture,
     schema_argv,
@@ -231,6 +232,27 @@ def test_sequences_where_backslashes_escape(database: Endpoint, tmp_path: Path) 
     subprocess.run(argv, env=database.environment(), check=True)
     found = archive_sequences(tool("pg_restore"), archive)
     assert found == {("public", "back\\slash'quote"): (1, False)}
+
+
+@pytest.mark.parametrize("encoding", ["LATIN1", "WIN1252", "EUC_JP", "UTF8", "SQL_ASCII"])
+def test_an_archive_is_read_in_its_database_s_encoding(
+    postgres: LocalCluster, tmp_path: Path, encoding: str
+) -> None:
+    name = f"in_{encoding.lower()}"
+    letter = "あ" if encoding == "EUC_JP" else "ö"
+    create = f"CREATE DATABASE {name} ENCODING '{encoding}' LOCALE 'C' TEMPLATE template0"
+    execute(postgres.endpoint(), create)
+    try:
+        database = postgres.endpoint(name)
+        execute(database, f"CREATE SEQUENCE public.\"gr{letter}\"; COMMENT ON SCHEMA public IS '{letter}'")
+        archive = tmp_path / "dump"
+        argv = [tool("pg_dump"), "--format=custom", f"--file={archive}"]
+        subprocess.run(argv, env=database.environment(), check=True)
+        expected = capture(tool("pg_dump"), database).statements
+        assert archive_schema(tool("pg_restore"), archive) == expected
+        assert archive_sequences(tool("pg_restore"), archive) == {("public", f"gr{letter}"): (1, False)}
+    finally:
+        execute(postgres.endpoint(), f"DROP DATABASE {name}")
 
 
 def test_an_archive_without_sequences(database: Endpoint, tmp_path: Path) -> None:

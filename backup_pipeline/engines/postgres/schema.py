@@ -5,6 +5,7 @@ comments (`-- Name: …; Type: …`), found by reading SQL's quotes, so that a f
 that looks like one is what it is: text. What is done with two schemas is domain/proof.py's.
 """
 
+import codecs
 import contextlib
 import hashlib
 import re
@@ -52,6 +53,8 @@ _HEADER = re.compile(
 )
 _IDENTIFIER = re.compile(r'"((?:[^"]|"")*)"|([^".]+)')
 _CLIENT = re.compile(r"^-- Dumped by pg_dump version (\d+)(?:\.(\d+))?", re.MULTILINE)
+_ENCODING = re.compile(rb"^SET client_encoding = '(\w+)';$", re.MULTILINE)
+_HEAD_BYTES = 4096
 _LISTED = re.compile(rb"^(\d+); \d+ \d+ SEQUENCE SET ", re.MULTILINE)
 _SAID_OF = ("ACL", "COMMENT", "SECURITY LABEL")  # entries whose name begins with the kind of their object
 _HEAP = "heap"
@@ -184,12 +187,11 @@ def replay(empty: Endpoint, statements: Sequence[Statement]) -> None:
 def archive_schema(pg_restore: str, dump: Path, *, timeout_s: float = 600.0) -> tuple[Statement, ...]:
     """The schema that an archive (custom file or directory) would create, as `capture` would read it.
 
-    Its text is in the database's own encoding. The archive's digest must have been verified before.
-    Raises ToolError.
+    The archive's digest must have been verified before. Raises ToolError.
     """
     argv = (pg_restore, "--schema-only", "--no-tablespaces", "--file=-", "--", str(dump))
     with process.stream(Command(argv), stall_s=timeout_s) as chunks:
-        return split_statements(b"".join(chunks).decode("utf-8", "surrogateescape"))
+        return split_statements(_decoded(b"".join(chunks)))
 
 
 def archive_sequences(
@@ -209,8 +211,18 @@ def archive_sequences(
         wanted.flush()
         argv = (pg_restore, f"--use-list={wanted.name}", "--file=-", "--", str(dump))
         with process.stream(Command(argv), stall_s=timeout_s) as chunks:
-            text = b"".join(chunks).decode("utf-8", "surrogateescape")
+            text = _decoded(b"".join(chunks))
     return dict(_set_sequences(text))
+
+
+def _decoded(script: bytes) -> str:
+    """What pg_restore writes: in the encoding of the database that was dumped, which it says first."""
+    said = _ENCODING.search(script, 0, _HEAD_BYTES)
+    name = said[1].decode() if said else "UTF8"
+    codec = "utf-8"
+    with contextlib.suppress(LookupError):  # SQL_ASCII, and the few that Python does not know
+        codec = codecs.lookup(name.replace("WIN", "cp").replace("KOI8", "koi8-")).name
+    return script.decode(codec, "surrogateescape")
 
 
 def _set_sequences(text: str) -> Iterator[tuple[tuple[str, str], tuple[int, bool]]]:
