@@ -20,7 +20,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"engines", "storage", "alerts"}),
     frozenset({"config_file"}),
     frozenset({"config", "process", "spool"}),
-    frozenset({"domain"}),
+    frozenset({"domain", "confinement"}),
     frozenset({"errors"}),
     frozenset({"units", "stderr"}),
 )
