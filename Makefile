@@ -14,7 +14,7 @@ test: venv
 	$(VENV) -m pytest -n 3 --dist worksteal
 
 soak: venv  # the slow campaigns
-	$(VENV) -m pytest -m slow --timeout 3600
+	$(VENV) -m pytest -m slow --timeout 3600 -n 2 --dist worksteal
 
 lint: venv
 	$(VENV) -m ruff check
