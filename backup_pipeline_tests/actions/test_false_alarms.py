@@ -14,7 +14,7 @@ import psycopg
 import pytest
 
 from backup_pipeline.actions import prove
-from backup_pipeline.domain.backup import Verdict
+from backup_pipeline.domain.backup import Proof, Verdict
 from backup_pipeline.domain.fingerprint import Fingerprint
 from backup_pipeline.engines.postgres import fingerprint
 from backup_pipeline.engines.postgres.cluster import LocalCluster
@@ -147,27 +147,34 @@ def prove_under_load(box: Box, dumps: int) -> None:
     assert ask(box.endpoint, "SELECT count(*) FROM public.customer") == 100
 
 
-def test_what_changes_right_before_a_dump_and_again_during_it_is_no_difference(
-    box: Box, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    changed = "CREATE OR REPLACE FUNCTION public.changed() RETURNS int LANGUAGE sql AS 'SELECT {}'"
-    box.execute(changed.format(1))
+def proof_of_a_dump_amid(box: Box, *, before: Sequence[str], during: Sequence[str]) -> Proof:
+    """Change the source right after the first reading of its schema, and again before the second one."""
     prepare, finish = fingerprint.prepare, fingerprint.finish
 
     def prepared_before(*given: Any, **options: Any) -> fingerprint.Prepared:
         found = prepare(*given, **options)
-        box.execute(f"{changed.format(2)}; CREATE VIEW public.short_lived AS SELECT 1 AS one")
+        box.execute(";".join(before))
         return found
 
     def finished_after(*given: Any) -> Fingerprint:
-        box.execute(f"{changed.format(3)}; DROP VIEW public.short_lived")
+        box.execute(";".join(during))
         return finish(*given)
 
-    monkeypatch.setattr(fingerprint, "prepare", prepared_before)
-    monkeypatch.setattr(fingerprint, "finish", finished_after)
-    backup = box.take()
-    monkeypatch.undo()
-    found = prove.prove(box.protected, backup.id, clock=now, report=box.said)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fingerprint, "prepare", prepared_before)
+        patch.setattr(fingerprint, "finish", finished_after)
+        backup = box.take()
+    return prove.prove(box.protected, backup.id, clock=now, report=box.said)
+
+
+def test_what_changes_right_before_a_dump_and_again_during_it_is_no_difference(box: Box) -> None:
+    changed = "CREATE OR REPLACE FUNCTION public.changed() RETURNS int LANGUAGE sql AS 'SELECT {}'"
+    box.execute(changed.format(1))
+    found = proof_of_a_dump_amid(
+        box,
+        before=[changed.format(2), "CREATE VIEW public.short_lived AS SELECT 1 AS one"],
+        during=[changed.format(3), "DROP VIEW public.short_lived"],
+    )
     assert found.differences == ()
     assert found.verdict is Verdict.PROVEN
     for name in ("function public.changed()", "view public.short_lived"):
@@ -178,27 +185,15 @@ def test_what_changes_right_before_a_dump_and_again_during_it_is_no_difference(
 CHECKED = "CREATE TABLE public.checked_{} (status varchar(10) CHECK (status IN ('open', {})))"
 
 
-def test_what_comes_right_before_a_dump_may_be_written_differently_by_the_copy(
-    box: Box, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    prepare, finish = fingerprint.prepare, fingerprint.finish
-
-    def prepared_before(*given: Any, **options: Any) -> fingerprint.Prepared:
-        found = prepare(*given, **options)
-        for name in ("stays", "goes", "changes"):
-            box.execute(CHECKED.format(name, "'done'"))
-        return found
-
-    def finished_after(*given: Any) -> Fingerprint:
-        box.execute("DROP TABLE public.checked_goes, public.checked_changes")
-        box.execute(CHECKED.format("changes", "'closed'"))
-        return finish(*given)
-
-    monkeypatch.setattr(fingerprint, "prepare", prepared_before)
-    monkeypatch.setattr(fingerprint, "finish", finished_after)
-    backup = box.take()
-    monkeypatch.undo()
-    found = prove.prove(box.protected, backup.id, clock=now, report=box.said)
+def test_what_comes_right_before_a_dump_may_be_written_differently_by_the_copy(box: Box) -> None:
+    found = proof_of_a_dump_amid(
+        box,
+        before=[CHECKED.format(name, "'done'") for name in ("stays", "goes", "changes")],
+        during=[
+            "DROP TABLE public.checked_goes, public.checked_changes",
+            CHECKED.format("changes", "'closed'"),
+        ],
+    )
     assert found.differences == ()
     assert found.verdict is Verdict.PROVEN
 
