@@ -162,12 +162,13 @@ def test_what_a_dsn_says_wins_over_its_service(
     monkeypatch.setenv("PGSERVICEFILE", str(tmp_path / "services"))
     monkeypatch.setenv("PGSERVICE", "prod")
     with contextlib.closing(connect(postgres.endpoint())) as session:
-        session.execute("CREATE ROLE guest LOGIN")
-    for endpoint in (Endpoint("service=prod user=guest"), Endpoint("user=guest")):
-        other = endpoint.with_database("postgres")
-        query = "SELECT current_database() || ' ' || current_user"
-        assert one(other, query) == "postgres guest"
-        assert by_psql(other, query) == "postgres guest\n"
+        session.execute("CREATE ROLE of_the_dsn LOGIN")
+        for endpoint in (Endpoint("service=prod user=of_the_dsn"), Endpoint("user=of_the_dsn")):
+            other = endpoint.with_database("postgres")
+            query = "SELECT current_database() || ' ' || current_user"
+            assert one(other, query) == "postgres of_the_dsn"
+            assert by_psql(other, query) == "postgres of_the_dsn\n"
+        session.execute("DROP ROLE of_the_dsn")
 
 
 # Sessions and tools
