@@ -72,7 +72,7 @@ def pruned(box: Box, store: Store, *, keep: int, at: datetime) -> None:
 def nothing_is_left_behind(box: Box) -> None:
     """Assert that a later prune collects what the dead left, but for what a rebuild would list again."""
     before, later = all_whole(box.store), now() + FORTNIGHT
-    pruned(box, box.store, keep=99, at=later)
+    pruned(box, box.store, keep=before, at=later)
     assert all_whole(box.store) == before
     whole = catalog_rebuild.rebuild(box.store).backups  # of those that died between copy and catalog
     assert all_whole(box.store) == before + len(whole)
