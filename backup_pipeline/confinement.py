@@ -2,7 +2,7 @@
 
 Called by process.py, for servers that run what a dump brings along. It holds for the child and all that it
 starts, takes no privilege to ask for, and leaves out what the kernel is too old for. Whoever is confined
-cannot look into other processes either, whatever user they run as, or send them signals.
+cannot look into other processes either, whatever user they run as, nor, from Linux 6.12, send them signals.
 
 Source: the kernel's manual, userspace-api/landlock.
 """
@@ -46,7 +46,8 @@ SYSTEM = (
     "/etc/localtime",
     "/etc/nsswitch.conf",
     "/etc/passwd",
-    "/etc/ssl",
+    "/etc/ssl/certs",
+    "/etc/ssl/openssl.cnf",
     "/etc/timezone",
     "/dev/random",
     "/dev/urandom",
@@ -55,8 +56,8 @@ SYSTEM = (
 )
 """What programs of the system read, and nobody keeps secrets in."""
 
-DEVICES = ("/dev/null", "/dev/zero", "/dev/shm")  # noqa: S108 - shared memory, each segment its owner's
-"""What they write."""
+DEVICES = ("/dev/null", "/dev/zero")
+"""What they write. Not /dev/shm: it holds the segments of all processes of a user."""
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -386,9 +387,9 @@ def test_what_is_no_name_is_refused(admin: Endpoint, database: Endpoint, name: s
     ],
 )
 def test_an_absent_locale_is_foreseen_and_named(
-    admin: Endpoint, database: Endpoint, tools: Tools, change: dict[str, str]
+    admin: Endpoint, database: Endpoint, tools: Tools, change: dict[str, Any]
 ) -> None:
-    properties = replace(plain(database), **change)  # type: ignore[arg-type]
+    properties = replace(plain(database), **change)
     with contextlib.closing(connect(admin)) as session:
         lacking = missing_requirements(session, replace(source_of(database, tools), database=properties))
     wanted = next(value for value in reversed(change.values()))

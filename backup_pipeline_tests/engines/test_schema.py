@@ -3,6 +3,7 @@
 import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 from psycopg import sql
@@ -290,9 +291,9 @@ def test_another_failure_of_pg_dump_is_raised_at_once(
     calls = []
     original = process.stream
 
-    def stream(*arguments: object, **options: object) -> object:
+    def stream(*arguments: Any, **options: Any) -> object:
         calls.append(arguments)
-        return original(*arguments, **options)  # type: ignore[arg-type]
+        return original(*arguments, **options)
 
     monkeypatch.setattr(process, "stream", stream)
     with pytest.raises(ToolError, match="pg_dump ended with exit code 1"):

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -115,6 +116,11 @@ def test_what_runs_in_a_scratch_cluster_reads_no_files_but_its_own(postgres: Loc
             assert scratch.hidden
         with scratch_cluster(17, bin_dir=bin_dir_17(), folder=folder) as cluster:
             assert not reads(cluster, secret)
+            with tempfile.NamedTemporaryFile(dir="/dev/shm") as segment:
+                Path(segment.name).write_text("hush")
+                Path(segment.name).chmod(0o644)
+                assert reads(postgres, Path(segment.name))
+                assert not reads(cluster, Path(segment.name))
 
 
 def test_a_failing_proof_leaves_no_cluster() -> None:

@@ -163,10 +163,12 @@ class LocalCluster:
         settings["listen_addresses"] = "" if self.port is None else "127.0.0.1"
         settings["port"] = str(self.port or 5432)
         settings["unix_socket_directories"] = f'"{self._socket_folder}"'
+        self.hidden = self.confined and confinement.available()
+        if self.hidden:
+            settings["dynamic_shared_memory_type"] = "mmap"  # in its own folder
         postgres = self._program("postgres")
         self.cut_off = not self.network and runs_as(Path(postgres), identity, network=False)
         argv = postgres_argv(postgres, self.data, settings)
-        self.hidden = self.confined and confinement.available()
         command = Command(
             argv,
             identity=identity,
