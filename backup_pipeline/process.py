@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -136,12 +137,14 @@ def start(
     environment = {name: os.environ[name] for name in _INHERITED if name in os.environ}
     environment.update(command.environment)
     identity = command.identity
+    child: subprocess.Popen[bytes] | None = None
     try:
         with contextlib.ExitStack() as stack:
             confined = command.confinement
             ruleset = stack.enter_context(confinement.prepared(confined)) if confined else None
             hook = _before_exec(parent_death_signal, network=command.network, ruleset=ruleset)
-            return subprocess.Popen(
+            stack.enter_context(_interrupts_held())
+            child = subprocess.Popen(
                 list(command.argv),
                 env=environment,
                 cwd=command.cwd,
@@ -165,6 +168,37 @@ def start(
             f"cannot start {command.argv[0]}: {error.strerror}",
             hint="Check that the program is installed and that this user may run it.",
         ) from error
+    except BaseException:
+        if child is not None:  # an interrupt came while it was started: nobody will ever wait for it
+            child.kill()
+            child.wait()
+        raise
+    else:
+        return child
+
+
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Hold Ctrl-C and SIGTERM back while a child is forked, and deliver them at the end.
+
+    Python drops what a signal's handler raises in the hooks that it runs around a fork: a Ctrl-C, or a
+    termination in Dagster's UI, would be lost.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # handlers run in the main thread alone
+        return
+    came: list[int] = []
+    handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+    heard = {signum: handler for signum, handler in handlers.items() if callable(handler)}
+    try:
+        for signum in heard:
+            signal.signal(signum, lambda number, _: came.append(number))
+        yield
+    finally:
+        for signum, handler in heard.items():
+            signal.signal(signum, handler)
+        for number in came:
+            signal.raise_signal(number)
 
 
 def run(command: Command, *, timeout_s: float, stdin: bytes | None = None, check: bool = True) -> Completed:

@@ -121,6 +121,32 @@ def test_a_child_dies_with_a_parent_that_is_killed(user: str, network: str) -> N
     assert is_gone(pid)
 
 
+INTERRUPTED_IN_A_FORK = """
+import os, signal, sys
+from pathlib import Path
+from backup_pipeline.process import Command, start
+os.register_at_fork(after_in_parent=lambda: signal.raise_signal(int(sys.argv[1])))
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's job in the background ignores it
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+try:
+    start(Command(("/bin/sleep", "600")))
+except KeyboardInterrupt:
+    sys.exit(130)
+finally:
+    print(Path(f"/proc/self/task/{os.getpid()}/children").read_text())
+"""
+
+
+@pytest.mark.skipif(not ON_LINUX, reason="needs Linux: /proc tells what children there are")
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupt_is_heard_while_a_child_is_forked(signum: int, code: int) -> None:
+    argv = [sys.executable, "-c", INTERRUPTED_IN_A_FORK, str(int(signum))]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=False)
+    assert done.stderr == ""
+    assert done.returncode == code
+    assert done.stdout.split() == []
+
+
 def needs_namespaces() -> None:
     try:
         process.run(shell("exit 0", network=False), timeout_s=10)
