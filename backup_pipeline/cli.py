@@ -24,7 +24,7 @@ from backup_pipeline.actions.protected import Protected, open_protected
 from backup_pipeline.config import Config, DatabaseConfig, Secret, StoreConfig, load
 from backup_pipeline.config_file import store_location
 from backup_pipeline.domain.backup import MANUAL_TIER, BackupId, Proof, Verdict
-from backup_pipeline.engines.postgres.server import Endpoint
+from backup_pipeline.engines.postgres.endpoint import Endpoint
 from backup_pipeline.errors import EXIT_CODES, BackupError, ConfigError, Refused
 from backup_pipeline.storage import catalog, catalog_rebuild
 from backup_pipeline.storage.store import Store, open_store

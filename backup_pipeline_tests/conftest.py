@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from backup_pipeline.engines.postgres.cluster import LocalCluster
-from backup_pipeline.engines.postgres.server import Endpoint
+from backup_pipeline.engines.postgres.endpoint import Endpoint
 from backup_pipeline_tests.servers import postgres as servers
 
 

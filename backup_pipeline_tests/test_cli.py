@@ -22,8 +22,9 @@ from backup_pipeline.config import Secret
 from backup_pipeline.config_file import parse
 from backup_pipeline.domain.backup import Verdict
 from backup_pipeline.engines.postgres.cluster import FREE_PORT, LocalCluster
+from backup_pipeline.engines.postgres.lock import advisory_lock
 from backup_pipeline.engines.postgres.scratch import private_folder
-from backup_pipeline.engines.postgres.server import advisory_lock, connect
+from backup_pipeline.engines.postgres.server import connect
 from backup_pipeline.errors import EXIT_CODES
 from backup_pipeline.storage import catalog
 from backup_pipeline.storage.directory import DirectoryStore

@@ -18,8 +18,9 @@ from backup_pipeline.domain.fingerprint import (
 )
 from backup_pipeline.domain.proof import Comparison, compare, schema_differs
 from backup_pipeline.engines.postgres import fingerprint, schema
+from backup_pipeline.engines.postgres.endpoint import Endpoint
 from backup_pipeline.engines.postgres.properties import read_properties
-from backup_pipeline.engines.postgres.server import Endpoint, connect
+from backup_pipeline.engines.postgres.server import connect
 from backup_pipeline.engines.postgres.tools import Tools
 
 SpareDatabase = Callable[[], contextlib.AbstractContextManager[Endpoint]]

@@ -37,14 +37,10 @@ from backup_pipeline.engines.postgres import dump as tool
 from backup_pipeline.engines.postgres import fingerprint
 from backup_pipeline.engines.postgres import preflight as checks
 from backup_pipeline.engines.postgres.dump_directory import dump_directory
+from backup_pipeline.engines.postgres.endpoint import Endpoint
+from backup_pipeline.engines.postgres.lock import HeldLock, advisory_lock
 from backup_pipeline.engines.postgres.properties import read_source
-from backup_pipeline.engines.postgres.server import (
-    Endpoint,
-    HeldLock,
-    advisory_lock,
-    connect,
-    read_server_info,
-)
+from backup_pipeline.engines.postgres.server import connect, read_server_info
 from backup_pipeline.engines.postgres.snapshot import Snapshot, exported_snapshot
 from backup_pipeline.engines.postgres.tools import Compression, Tools, choose_compression, find_tools
 from backup_pipeline.errors import BackupNotFound, Corrupt, ServerError, StoreError

@@ -8,7 +8,8 @@ from datetime import datetime
 from typing import Protocol
 
 from backup_pipeline.config import Config, DatabaseConfig, ScratchConfig, Secret, StoreConfig
-from backup_pipeline.engines.postgres.server import Endpoint, resolved
+from backup_pipeline.engines.postgres.endpoint import Endpoint
+from backup_pipeline.engines.postgres.server import resolved
 from backup_pipeline.errors import ConfigError
 from backup_pipeline.storage.store import Store, open_store
 

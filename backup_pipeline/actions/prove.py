@@ -34,10 +34,11 @@ from backup_pipeline.domain.plausible import assess_size
 from backup_pipeline.domain.proof import verdict_of
 from backup_pipeline.engines.postgres import load, restore
 from backup_pipeline.engines.postgres.blame import Blame
+from backup_pipeline.engines.postgres.endpoint import Endpoint
 from backup_pipeline.engines.postgres.properties import read_properties
 from backup_pipeline.engines.postgres.requirements import missing_requirements
 from backup_pipeline.engines.postgres.scratch import Scratch, create_roles, scratch_server
-from backup_pipeline.engines.postgres.server import Endpoint, connect, read_server_info
+from backup_pipeline.engines.postgres.server import connect, read_server_info
 from backup_pipeline.engines.postgres.tools import Tools, find_tools, known_vulnerable
 from backup_pipeline.errors import BackupError, Corrupt, NotProvable, ObjectNotFound, Refused, ToolError
 from backup_pipeline.spool import private_folder, require_free

@@ -12,7 +12,7 @@ from backup_pipeline.actions import undo
 from backup_pipeline.actions.protected import Protected
 from backup_pipeline.actions.report import Report
 from backup_pipeline.engines.postgres import swap
-from backup_pipeline.engines.postgres.server import Endpoint
+from backup_pipeline.engines.postgres.endpoint import Endpoint
 from backup_pipeline.engines.postgres.swap import CopyKind
 from backup_pipeline.errors import BackupError
 from backup_pipeline.units import show_count, show_seconds

@@ -28,11 +28,13 @@ from backup_pipeline.domain.choice import find
 from backup_pipeline.domain.fingerprint import Fingerprint, fingerprint_from_json
 from backup_pipeline.domain.recovery import RestorePlan, plan_restore
 from backup_pipeline.engines.postgres import load, restore
+from backup_pipeline.engines.postgres.endpoint import Endpoint
 from backup_pipeline.engines.postgres.event_triggers import without_event_triggers
 from backup_pipeline.engines.postgres.globals import Globals, Role, parse_globals
+from backup_pipeline.engines.postgres.lock import NEUTRAL_DATABASE
 from backup_pipeline.engines.postgres.properties import read_properties
 from backup_pipeline.engines.postgres.roles import RolePlan, create_roles, existing_roles, plan_roles
-from backup_pipeline.engines.postgres.server import NEUTRAL_DATABASE, Connection, Endpoint, connect
+from backup_pipeline.engines.postgres.server import Connection, connect
 from backup_pipeline.engines.postgres.tools import Tools, find_tools
 from backup_pipeline.errors import ConfigError, ProofFailed
 from backup_pipeline.spool import private_folder

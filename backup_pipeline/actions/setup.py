@@ -17,14 +17,10 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from backup_pipeline.actions import target
 from backup_pipeline.actions.dump import try_store
 from backup_pipeline.actions.protected import Protected
+from backup_pipeline.engines.postgres.endpoint import Endpoint
+from backup_pipeline.engines.postgres.lock import NEUTRAL_DATABASE
 from backup_pipeline.engines.postgres.preflight import Check, CheckStatus, check_source
-from backup_pipeline.engines.postgres.server import (
-    NEUTRAL_DATABASE,
-    Connection,
-    Endpoint,
-    connect,
-    read_server_info,
-)
+from backup_pipeline.engines.postgres.server import Connection, connect, read_server_info
 from backup_pipeline.engines.postgres.tools import SERVER, find_tools
 from backup_pipeline.errors import BackupError, Refused, ServerError, ToolError
 from backup_pipeline.storage.directory import create_root

@@ -10,13 +10,10 @@ from psycopg import sql
 
 from backup_pipeline.domain.backup import Backup, Source
 from backup_pipeline.domain.recovery import TargetFacts
+from backup_pipeline.engines.postgres.endpoint import Endpoint
+from backup_pipeline.engines.postgres.lock import NEUTRAL_DATABASE
 from backup_pipeline.engines.postgres.requirements import Requirements, missing_requirements
-from backup_pipeline.engines.postgres.server import (
-    NEUTRAL_DATABASE,
-    Connection,
-    Endpoint,
-    read_server_info,
-)
+from backup_pipeline.engines.postgres.server import Connection, read_server_info
 from backup_pipeline.engines.postgres.swap import check_swap
 from backup_pipeline.engines.postgres.tools import Tools, known_vulnerable
 from backup_pipeline.errors import Refused

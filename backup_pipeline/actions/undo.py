@@ -17,7 +17,8 @@ from backup_pipeline.actions.protected import Clock, Protected
 from backup_pipeline.actions.report import Report
 from backup_pipeline.actions.target import PROGRAM, maintenance, sessions_in, size_of
 from backup_pipeline.engines.postgres import swap
-from backup_pipeline.engines.postgres.server import Connection, Endpoint, connect, server_errors
+from backup_pipeline.engines.postgres.endpoint import Endpoint
+from backup_pipeline.engines.postgres.server import Connection, connect, server_errors
 from backup_pipeline.engines.postgres.swap import CopyKind, DatabaseCopy
 from backup_pipeline.errors import Refused
 from backup_pipeline.units import show_bytes, show_count, show_line, show_seconds

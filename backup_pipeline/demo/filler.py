@@ -10,7 +10,8 @@ from pathlib import Path
 
 from psycopg import sql
 
-from backup_pipeline.engines.postgres.server import Connection, Endpoint, connect, server_errors
+from backup_pipeline.engines.postgres.endpoint import Endpoint
+from backup_pipeline.engines.postgres.server import Connection, connect, server_errors
 
 DATABASE = "agentweave"
 OWNER = "agentweave_owner"

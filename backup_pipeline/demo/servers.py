@@ -21,7 +21,7 @@ from backup_pipeline.config import CONFIG_VARIABLE, Secret
 from backup_pipeline.demo import filler
 from backup_pipeline.demo.place import CHECKOUT, Place, prepare, write_environment
 from backup_pipeline.engines.postgres.cluster import SUPERUSER, LocalCluster, free_port, relaxed_settings
-from backup_pipeline.engines.postgres.server import Endpoint
+from backup_pipeline.engines.postgres.endpoint import Endpoint
 from backup_pipeline.engines.postgres.tools import SERVER, Tools, find_tools
 from backup_pipeline.errors import ToolError
 

@@ -17,7 +17,8 @@ from psycopg.conninfo import make_conninfo
 from psycopg.types.json import Jsonb
 
 from backup_pipeline.demo.filler import APPLICATION
-from backup_pipeline.engines.postgres.server import Connection, Endpoint, connect
+from backup_pipeline.engines.postgres.endpoint import Endpoint
+from backup_pipeline.engines.postgres.server import Connection, connect
 from backup_pipeline.errors import ServerError
 
 _NODES = ("plan", "search", "call-tool", "write", "review")

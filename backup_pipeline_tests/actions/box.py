@@ -20,7 +20,8 @@ from backup_pipeline.config import DatabaseConfig, ScratchConfig, Secret
 from backup_pipeline.domain.backup import MANUAL_TIER, Backup
 from backup_pipeline.domain.layout import SCRATCH
 from backup_pipeline.engines.postgres.cluster import LocalCluster
-from backup_pipeline.engines.postgres.server import Endpoint, connect
+from backup_pipeline.engines.postgres.endpoint import Endpoint
+from backup_pipeline.engines.postgres.server import connect
 from backup_pipeline.storage.directory import DirectoryStore
 from backup_pipeline.storage.store import Store, read_all
 from backup_pipeline_tests.storage.effects import CountingStore

@@ -24,7 +24,8 @@ from backup_pipeline.domain.layout import data_prefix
 from backup_pipeline.engines.postgres import dump as tool
 from backup_pipeline.engines.postgres import fingerprint, load
 from backup_pipeline.engines.postgres.cluster import LocalCluster
-from backup_pipeline.engines.postgres.server import advisory_lock, connect
+from backup_pipeline.engines.postgres.lock import advisory_lock
+from backup_pipeline.engines.postgres.server import connect
 from backup_pipeline.errors import (
     BackupError,
     Busy,

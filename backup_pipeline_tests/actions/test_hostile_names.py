@@ -14,7 +14,8 @@ from backup_pipeline.actions.protected import Protected
 from backup_pipeline.config import DatabaseConfig, ScratchConfig, Secret
 from backup_pipeline.domain.backup import Verdict
 from backup_pipeline.engines.postgres.cluster import LocalCluster
-from backup_pipeline.engines.postgres.server import Endpoint, connect
+from backup_pipeline.engines.postgres.endpoint import Endpoint
+from backup_pipeline.engines.postgres.server import connect
 from backup_pipeline.storage.directory import DirectoryStore
 from backup_pipeline_tests.actions.box import NAME, Box, Said, ask, now, stored, swap_back
 

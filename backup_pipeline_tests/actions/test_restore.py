@@ -17,7 +17,9 @@ from backup_pipeline.config import Secret, TierConfig
 from backup_pipeline.domain.backup import Backup, ObjectRole
 from backup_pipeline.engines.postgres import load as pg_restore
 from backup_pipeline.engines.postgres.cluster import LocalCluster
-from backup_pipeline.engines.postgres.server import Connection, Endpoint, advisory_lock, connect
+from backup_pipeline.engines.postgres.endpoint import Endpoint
+from backup_pipeline.engines.postgres.lock import advisory_lock
+from backup_pipeline.engines.postgres.server import Connection, connect
 from backup_pipeline.errors import (
     BackupError,
     BackupNotFound,

@@ -10,7 +10,7 @@ from pathlib import Path
 from backup_pipeline.actions import dump, prune, restore
 from backup_pipeline.actions.protected import Protected
 from backup_pipeline.config import DatabaseConfig, Secret, TierConfig
-from backup_pipeline.engines.postgres.server import Endpoint
+from backup_pipeline.engines.postgres.endpoint import Endpoint
 from backup_pipeline.process import Command
 from backup_pipeline.storage.directory import DirectoryStore
 from backup_pipeline_tests.actions.box import NAME, Box, Said, now

@@ -10,7 +10,8 @@ from backup_pipeline.demo import contents, filler
 from backup_pipeline.demo.contents import Named
 from backup_pipeline.demo.writer import Writer, application
 from backup_pipeline.engines.postgres.cluster import LocalCluster
-from backup_pipeline.engines.postgres.server import Connection, Endpoint, connect
+from backup_pipeline.engines.postgres.endpoint import Endpoint
+from backup_pipeline.engines.postgres.server import Connection, connect
 from backup_pipeline_tests.servers import postgres as servers
 
 TODAY = date(2026, 3, 14)

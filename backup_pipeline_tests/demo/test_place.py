@@ -10,7 +10,8 @@ from backup_pipeline.config import Secret
 from backup_pipeline.demo import place as places
 from backup_pipeline.demo import servers
 from backup_pipeline.demo.place import Place, empty, held, prepare, write_environment
-from backup_pipeline.engines.postgres.server import Endpoint, connect
+from backup_pipeline.engines.postgres.endpoint import Endpoint
+from backup_pipeline.engines.postgres.server import connect
 from backup_pipeline.errors import Busy
 
 

@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 from backup_pipeline.engines.postgres.cluster import LocalCluster
-from backup_pipeline.engines.postgres.server import Endpoint, connect
+from backup_pipeline.engines.postgres.endpoint import Endpoint
+from backup_pipeline.engines.postgres.server import connect
 from backup_pipeline_tests.e2e.dagster_box import CHECKOUT, DagsterBox, Event, Run, running_dagster
 from backup_pipeline_tests.servers.postgres import fresh_database
 from backup_pipeline_tests.servers.s3 import S3Server, rclone_s3

@@ -7,7 +7,7 @@ import pytest
 from backup_pipeline import process
 from backup_pipeline.engines.postgres.archive import ArchiveHeader, parse_header
 from backup_pipeline.engines.postgres.cluster import LocalCluster
-from backup_pipeline.engines.postgres.server import Endpoint
+from backup_pipeline.engines.postgres.endpoint import Endpoint
 from backup_pipeline.errors import Corrupt, ToolError
 from backup_pipeline.process import Command
 from backup_pipeline_tests.servers import postgres as servers

@@ -23,8 +23,9 @@ from backup_pipeline.engines.postgres.cluster import (
     relaxed_settings,
     resetwal_argv,
 )
+from backup_pipeline.engines.postgres.endpoint import Endpoint
 from backup_pipeline.engines.postgres.scratch import private_folder
-from backup_pipeline.engines.postgres.server import Endpoint, connect, read_server_info
+from backup_pipeline.engines.postgres.server import connect, read_server_info
 from backup_pipeline.errors import ConfigError, ServerError, ToolError
 from backup_pipeline_tests.engines.zoo import execute
 from backup_pipeline_tests.servers.postgres import bin_dir_17

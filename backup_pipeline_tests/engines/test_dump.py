@@ -25,7 +25,8 @@ from backup_pipeline.engines.postgres.dump import (
     tool_command,
 )
 from backup_pipeline.engines.postgres.dump_directory import dump_directory
-from backup_pipeline.engines.postgres.server import Endpoint, connect
+from backup_pipeline.engines.postgres.endpoint import Endpoint
+from backup_pipeline.engines.postgres.server import connect
 from backup_pipeline.engines.postgres.snapshot import exported_snapshot
 from backup_pipeline.errors import Refused, ServerError, ToolError
 from backup_pipeline_tests.engines.zoo import HOSTILE_NAMES, ZOO, backup, execute, hold_against, restore, tool

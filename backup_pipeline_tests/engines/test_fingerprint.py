@@ -18,9 +18,10 @@ from backup_pipeline.domain.fingerprint import (
 from backup_pipeline.domain.proof import Comparison, compare, verdict_of
 from backup_pipeline.engines.postgres import contents, fingerprint
 from backup_pipeline.engines.postgres.cluster import LocalCluster
+from backup_pipeline.engines.postgres.endpoint import Endpoint
 from backup_pipeline.engines.postgres.properties import read_properties
 from backup_pipeline.engines.postgres.schema import archive_sequences
-from backup_pipeline.engines.postgres.server import Endpoint, connect
+from backup_pipeline.engines.postgres.server import connect
 from backup_pipeline.engines.postgres.snapshot import Relation
 from backup_pipeline.errors import ConfigError, ServerError
 from backup_pipeline_tests.engines.zoo import (

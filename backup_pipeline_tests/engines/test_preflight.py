@@ -14,6 +14,7 @@ from psycopg.conninfo import make_conninfo
 from backup_pipeline import process
 from backup_pipeline.engines.postgres import preflight
 from backup_pipeline.engines.postgres.cluster import LocalCluster
+from backup_pipeline.engines.postgres.endpoint import Endpoint
 from backup_pipeline.engines.postgres.preflight import (
     Check,
     CheckStatus,
@@ -21,7 +22,7 @@ from backup_pipeline.engines.postgres.preflight import (
     check_source,
     raise_first_failure,
 )
-from backup_pipeline.engines.postgres.server import Connection, Endpoint, connect
+from backup_pipeline.engines.postgres.server import Connection, connect
 from backup_pipeline.errors import ServerError, ToolError
 from backup_pipeline.process import Command
 from backup_pipeline_tests.servers.postgres import bin_dir_15, bin_dir_17, fresh_database

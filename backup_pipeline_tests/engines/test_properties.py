@@ -10,6 +10,7 @@ from psycopg import sql
 
 from backup_pipeline.domain.backup import DatabaseProperties
 from backup_pipeline.engines.postgres.cluster import LocalCluster
+from backup_pipeline.engines.postgres.endpoint import Endpoint
 from backup_pipeline.engines.postgres.notes import read_notes
 from backup_pipeline.engines.postgres.properties import (
     create_statement,
@@ -18,7 +19,7 @@ from backup_pipeline.engines.postgres.properties import (
     split_quoted_list,
     statements,
 )
-from backup_pipeline.engines.postgres.server import Connection, Endpoint, connect, read_server_info
+from backup_pipeline.engines.postgres.server import Connection, connect, read_server_info
 from backup_pipeline.engines.postgres.tools import find_tools
 from backup_pipeline.errors import ConfigError, ServerError
 from backup_pipeline_tests.domain import values

@@ -22,6 +22,7 @@ from backup_pipeline.domain.backup import DatabaseProperties, Source
 from backup_pipeline.domain.unfinished import is_marked, is_temporary
 from backup_pipeline.engines.postgres import restore
 from backup_pipeline.engines.postgres.cluster import LocalCluster
+from backup_pipeline.engines.postgres.endpoint import Endpoint
 from backup_pipeline.engines.postgres.globals import parse_globals
 from backup_pipeline.engines.postgres.load import (
     LoadLimits,
@@ -40,7 +41,7 @@ from backup_pipeline.engines.postgres.roles import (
     existing_roles,
     plan_roles,
 )
-from backup_pipeline.engines.postgres.server import Connection, Endpoint, connect
+from backup_pipeline.engines.postgres.server import Connection, connect
 from backup_pipeline.engines.postgres.swap import CopyKind, copy_name, publish, swap
 from backup_pipeline.engines.postgres.tools import Tools, find_tools
 from backup_pipeline.errors import Refused, ServerError, ToolError
@@ -608,7 +609,8 @@ from pathlib import Path
 from backup_pipeline.engines.postgres import restore
 from backup_pipeline.engines.postgres.load import load
 from backup_pipeline.engines.postgres.properties import read_properties
-from backup_pipeline.engines.postgres.server import Endpoint, connect
+from backup_pipeline.engines.postgres.endpoint import Endpoint
+from backup_pipeline.engines.postgres.server import connect
 from backup_pipeline.engines.postgres.swap import publish
 from backup_pipeline.engines.postgres.tools import find_tools
 dsn, source, archive, bin_dir = sys.argv[1:]

@@ -11,6 +11,7 @@ from psycopg import sql
 
 from backup_pipeline import process
 from backup_pipeline.engines.postgres.cluster import LocalCluster
+from backup_pipeline.engines.postgres.endpoint import Endpoint
 from backup_pipeline.engines.postgres.globals import Globals, Role, parse_globals
 from backup_pipeline.engines.postgres.roles import (
     RolePlan,
@@ -20,7 +21,7 @@ from backup_pipeline.engines.postgres.roles import (
     existing_roles,
     plan_roles,
 )
-from backup_pipeline.engines.postgres.server import Connection, Endpoint, connect
+from backup_pipeline.engines.postgres.server import Connection, connect
 from backup_pipeline.errors import Refused, ServerError
 from backup_pipeline.process import Command
 from backup_pipeline_tests.servers import postgres as servers

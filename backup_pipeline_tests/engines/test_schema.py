@@ -12,6 +12,7 @@ from backup_pipeline import process
 from backup_pipeline.domain.fingerprint import Statement
 from backup_pipeline.engines.postgres import schema
 from backup_pipeline.engines.postgres.cluster import LocalCluster
+from backup_pipeline.engines.postgres.endpoint import Endpoint
 from backup_pipeline.engines.postgres.schema import (
     archive_schema,
     archive_sequences,
@@ -19,7 +20,6 @@ from backup_pipeline.engines.postgres.schema import (
     schema_argv,
     split_statements,
 )
-from backup_pipeline.engines.postgres.server import Endpoint
 from backup_pipeline.errors import ToolError
 from backup_pipeline_tests.engines.zoo import HOSTILE_NAMES, ZOO, execute, tool
 from backup_pipeline_tests.servers import postgres as servers

@@ -17,6 +17,7 @@ from psycopg.conninfo import make_conninfo
 
 from backup_pipeline import confinement
 from backup_pipeline.engines.postgres.cluster import LocalCluster, runs_as, server_identity
+from backup_pipeline.engines.postgres.endpoint import Endpoint
 from backup_pipeline.engines.postgres.scratch import (
     DATABASE_PREFIX,
     ROLE_MARK,
@@ -26,7 +27,7 @@ from backup_pipeline.engines.postgres.scratch import (
     scratch_cluster,
     scratch_server,
 )
-from backup_pipeline.engines.postgres.server import Connection, Endpoint, connect, read_server_info
+from backup_pipeline.engines.postgres.server import Connection, connect, read_server_info
 from backup_pipeline.errors import NotProvable, ServerError
 from backup_pipeline_tests.servers.postgres import bin_dir_17
 

@@ -18,7 +18,8 @@ from backup_pipeline.domain.fingerprint import TableContent
 from backup_pipeline.engines.postgres import fingerprint
 from backup_pipeline.engines.postgres import snapshot as snapshots
 from backup_pipeline.engines.postgres.cluster import LocalCluster
-from backup_pipeline.engines.postgres.server import Connection, Endpoint, connect
+from backup_pipeline.engines.postgres.endpoint import Endpoint
+from backup_pipeline.engines.postgres.server import Connection, connect
 from backup_pipeline.engines.postgres.snapshot import Relation, exported_snapshot
 from backup_pipeline.errors import ServerError
 from backup_pipeline_tests.engines.zoo import ZOO, backup, execute, restore, tool

@@ -18,8 +18,10 @@ import pytest
 from psycopg import sql
 
 from backup_pipeline.engines.postgres.cluster import LocalCluster
+from backup_pipeline.engines.postgres.endpoint import Endpoint
+from backup_pipeline.engines.postgres.lock import advisory_lock
 from backup_pipeline.engines.postgres.rename import NAME_BYTES
-from backup_pipeline.engines.postgres.server import Connection, Endpoint, advisory_lock, connect
+from backup_pipeline.engines.postgres.server import Connection, connect
 from backup_pipeline.engines.postgres.swap import (
     CopyKind,
     DatabaseCopy,
@@ -422,7 +424,7 @@ def test_sessions_of_superusers_are_found_before_anything_is_touched(pair: Pair,
 
 CHILD = """
 import sys
-from backup_pipeline.engines.postgres.server import Endpoint
+from backup_pipeline.engines.postgres.endpoint import Endpoint
 from backup_pipeline.engines.postgres.swap import swap
 dsn, live, new, kept = sys.argv[1:]
 print("begun", flush=True)

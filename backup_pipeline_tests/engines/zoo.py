@@ -10,7 +10,8 @@ from backup_pipeline.domain.fingerprint import Fingerprint, Statement
 from backup_pipeline.domain.proof import Comparison, compare, schema_differs
 from backup_pipeline.engines.postgres import dump, fingerprint, schema
 from backup_pipeline.engines.postgres.cluster import LocalCluster
-from backup_pipeline.engines.postgres.server import Endpoint, connect
+from backup_pipeline.engines.postgres.endpoint import Endpoint
+from backup_pipeline.engines.postgres.server import connect
 from backup_pipeline.engines.postgres.snapshot import exported_snapshot
 from backup_pipeline_tests.servers import postgres as servers
 

@@ -12,7 +12,8 @@ from backup_pipeline.actions.protected import open_protected
 from backup_pipeline.config import Config
 from backup_pipeline.domain.backup import Backup, ObjectRole, Verdict
 from backup_pipeline.engines.postgres.cluster import LocalCluster
-from backup_pipeline.engines.postgres.server import Endpoint, connect
+from backup_pipeline.engines.postgres.endpoint import Endpoint
+from backup_pipeline.engines.postgres.server import connect
 from backup_pipeline.orchestration.build import definitions_of
 from backup_pipeline_tests.orchestration.configurations import configuration
 

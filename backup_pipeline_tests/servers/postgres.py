@@ -10,8 +10,9 @@ import pytest
 from psycopg import sql
 
 from backup_pipeline.engines.postgres.cluster import LocalCluster
+from backup_pipeline.engines.postgres.endpoint import Endpoint
 from backup_pipeline.engines.postgres.scratch import private_folder
-from backup_pipeline.engines.postgres.server import Endpoint, connect
+from backup_pipeline.engines.postgres.server import connect
 
 DEBIAN_15 = Path("/usr/lib/postgresql/15/bin")
 

@@ -26,7 +26,8 @@ from psycopg.conninfo import make_conninfo
 from backup_pipeline import confinement, process
 from backup_pipeline.config import Secret
 from backup_pipeline.confinement import Confinement
-from backup_pipeline.engines.postgres.server import Endpoint, connect
+from backup_pipeline.engines.postgres.endpoint import Endpoint
+from backup_pipeline.engines.postgres.server import connect
 from backup_pipeline.errors import ConfigError, ServerError, ToolError
 from backup_pipeline.process import Command, Identity
 

@@ -21,7 +21,8 @@ from subprocess import Popen
 from typing import IO, Protocol
 
 from backup_pipeline import process
-from backup_pipeline.engines.postgres.server import APPLICATION, OUT_OF_LOCKS, OUT_OF_LOCKS_HINT, Endpoint
+from backup_pipeline.engines.postgres.endpoint import APPLICATION, Endpoint
+from backup_pipeline.engines.postgres.server import OUT_OF_LOCKS, OUT_OF_LOCKS_HINT
 from backup_pipeline.engines.postgres.snapshot import DUMP_PURPOSE
 from backup_pipeline.errors import ServerError, ToolError
 from backup_pipeline.process import Command

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from backup_pipeline import process
 from backup_pipeline.engines.postgres.dump import DumpOptions, Watch, Watched, running
-from backup_pipeline.engines.postgres.server import Endpoint
+from backup_pipeline.engines.postgres.endpoint import Endpoint
 from backup_pipeline.errors import Refused
 from backup_pipeline.units import show_bytes
 

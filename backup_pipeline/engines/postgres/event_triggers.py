@@ -9,7 +9,8 @@ import psycopg
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from backup_pipeline.engines.postgres.server import Connection, Endpoint
+from backup_pipeline.engines.postgres.endpoint import Endpoint
+from backup_pipeline.engines.postgres.server import Connection
 
 OFF = {"event_triggers": "off"}
 """As a setting of a whole server."""

@@ -16,8 +16,9 @@ from psycopg import sql
 
 from backup_pipeline.domain.fingerprint import CriticalTable, Fingerprint, SequenceValue, TableContent
 from backup_pipeline.engines.postgres.contents import Progress, Reader
+from backup_pipeline.engines.postgres.endpoint import Endpoint
 from backup_pipeline.engines.postgres.schema import Schema, capture
-from backup_pipeline.engines.postgres.server import Connection, Endpoint, connect, server_errors
+from backup_pipeline.engines.postgres.server import Connection, connect, server_errors
 from backup_pipeline.engines.postgres.snapshot import Relation, Snapshot, exported_snapshot, list_relations
 from backup_pipeline.errors import ConfigError, ToolError
 

@@ -20,7 +20,8 @@ from typing import IO
 import psycopg
 
 from backup_pipeline import process
-from backup_pipeline.engines.postgres.server import APPLICATION, Connection, Endpoint, connect, server_errors
+from backup_pipeline.engines.postgres.endpoint import APPLICATION, Endpoint
+from backup_pipeline.engines.postgres.server import Connection, connect, server_errors
 from backup_pipeline.engines.postgres.tools import Tools
 from backup_pipeline.errors import BackupError, Refused, ToolError
 from backup_pipeline.process import Command

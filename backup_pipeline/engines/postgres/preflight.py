@@ -11,12 +11,12 @@ from enum import StrEnum
 
 from psycopg import sql
 
+from backup_pipeline.engines.postgres.endpoint import Endpoint
 from backup_pipeline.engines.postgres.fingerprint import check_critical_tables
+from backup_pipeline.engines.postgres.lock import NEUTRAL_DATABASE
 from backup_pipeline.engines.postgres.notes import first_few
 from backup_pipeline.engines.postgres.server import (
-    NEUTRAL_DATABASE,
     Connection,
-    Endpoint,
     ServerInfo,
     connect,
     is_pooled,

@@ -22,14 +22,9 @@ import psycopg
 from psycopg import sql
 
 from backup_pipeline.domain.unfinished import is_marked, unmarked
-from backup_pipeline.engines.postgres.server import (
-    APPLICATION,
-    NEUTRAL_DATABASE,
-    Connection,
-    Endpoint,
-    connect,
-    server_errors,
-)
+from backup_pipeline.engines.postgres.endpoint import APPLICATION, Endpoint
+from backup_pipeline.engines.postgres.lock import NEUTRAL_DATABASE
+from backup_pipeline.engines.postgres.server import Connection, connect, server_errors
 from backup_pipeline.errors import Refused, ServerError
 
 NAME_BYTES = 63

@@ -23,16 +23,11 @@ from backup_pipeline.domain.unfinished import (
     is_temporary,
     marked,
 )
+from backup_pipeline.engines.postgres.endpoint import Endpoint
+from backup_pipeline.engines.postgres.lock import NEUTRAL_DATABASE, advisory_lock
 from backup_pipeline.engines.postgres.properties import create_statement, statements
 from backup_pipeline.engines.postgres.rename import NAME_BYTES, check_name
-from backup_pipeline.engines.postgres.server import (
-    NEUTRAL_DATABASE,
-    Connection,
-    Endpoint,
-    advisory_lock,
-    connect,
-    server_errors,
-)
+from backup_pipeline.engines.postgres.server import Connection, connect, server_errors
 from backup_pipeline.engines.postgres.swap import cut_name
 from backup_pipeline.errors import BackupError, Busy, Refused, ServerError
 from backup_pipeline.stderr import without_values

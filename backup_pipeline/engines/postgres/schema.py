@@ -19,7 +19,8 @@ import psycopg
 from backup_pipeline import process
 from backup_pipeline.domain.fingerprint import Statement
 from backup_pipeline.engines.postgres.dump import tool_command
-from backup_pipeline.engines.postgres.server import OUT_OF_LOCKS, OUT_OF_LOCKS_HINT, Endpoint, connect
+from backup_pipeline.engines.postgres.endpoint import Endpoint
+from backup_pipeline.engines.postgres.server import OUT_OF_LOCKS, OUT_OF_LOCKS_HINT, connect
 from backup_pipeline.errors import ToolError
 from backup_pipeline.process import Command
 

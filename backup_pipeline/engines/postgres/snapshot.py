@@ -16,7 +16,8 @@ from datetime import UTC, datetime
 import psycopg
 from psycopg import IsolationLevel, sql
 
-from backup_pipeline.engines.postgres.server import APPLICATION, Connection, Endpoint, connect, server_errors
+from backup_pipeline.engines.postgres.endpoint import APPLICATION, Endpoint
+from backup_pipeline.engines.postgres.server import Connection, connect, server_errors
 from backup_pipeline.engines.postgres.stall import Watchdog, answering, hang_up
 from backup_pipeline.errors import BackupError, ServerError
 from backup_pipeline.units import show_line

@@ -17,6 +17,8 @@ from enum import StrEnum
 
 import psycopg
 
+from backup_pipeline.engines.postgres.endpoint import Endpoint
+from backup_pipeline.engines.postgres.lock import advisory_lock
 from backup_pipeline.engines.postgres.rename import (
     NAME_BYTES,
     SWAP_PURPOSE,
@@ -25,12 +27,7 @@ from backup_pipeline.engines.postgres.rename import (
     rename,
     rename_session,
 )
-from backup_pipeline.engines.postgres.server import (
-    Connection,
-    Endpoint,
-    advisory_lock,
-    connect,
-)
+from backup_pipeline.engines.postgres.server import Connection, connect
 from backup_pipeline.errors import BackupNotFound, Refused, ServerError
 
 _STAMP = "%Y%m%dT%H%M%SZ"
