@@ -4,13 +4,10 @@ Parses, opens, calls one action, shows its result, and turns errors into exit co
 (errors.EXIT_CODES). Results go to standard output, what happens meanwhile to standard error.
 """
 
-import dataclasses
 import signal
 import sys
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -18,84 +15,17 @@ from backup_pipeline import terminal
 from backup_pipeline.actions import backups, dump, setup
 from backup_pipeline.actions import prove as proving
 from backup_pipeline.actions import prune as pruning
-from backup_pipeline.actions import restore as restoring
-from backup_pipeline.actions import undo as undoing
-from backup_pipeline.actions.protected import Protected, open_protected
-from backup_pipeline.config import Config, DatabaseConfig, Secret, StoreConfig, load
+from backup_pipeline.actions.protected import Protected
+from backup_pipeline.commands.context import Context, now, pass_context
+from backup_pipeline.commands.restore import restore, undo
+from backup_pipeline.config import StoreConfig
 from backup_pipeline.config_file import store_location
 from backup_pipeline.domain.backup import MANUAL_TIER, BackupId, Proof, Verdict
-from backup_pipeline.engines.postgres.endpoint import Endpoint
-from backup_pipeline.errors import EXIT_CODES, BackupError, ConfigError, Refused
+from backup_pipeline.errors import EXIT_CODES, BackupError
 from backup_pipeline.storage import catalog, catalog_rebuild
-from backup_pipeline.storage.store import Store, open_store
 from backup_pipeline.units import show_count, show_line
 
 _EPILOG = "\b\nExit codes:\n" + "\n".join(f"  {code:>2}  {meaning}" for code, meaning in EXIT_CODES)
-
-
-def now() -> datetime:
-    """The time, in UTC: the one clock that actions are given from here."""
-    return datetime.now(UTC)
-
-
-class Context:
-    """What the options before the command said; the configuration is read when first needed."""
-
-    def __init__(self, path: str | None, store: StoreConfig | None, quiet: bool) -> None:
-        self._path = path
-        self._alone = store
-        self.quiet = quiet
-        self._config: Config | None = None
-
-    @property
-    def program(self) -> tuple[str, ...]:
-        """What begins a command line that works with the same configuration or store."""
-        path, store = self._path, self._alone
-        given = {"--config": None if store else path, "--store": store and store.url}
-        given |= {"--endpoint": store and store.endpoint, "--region": store and store.region}
-        return ("backup-pipeline", *(word for item in given.items() if item[1] for word in map(str, item)))
-
-    @property
-    def config(self) -> Config:
-        """The configuration; with --store, one that knows nothing but the store."""
-        if self._config is None:
-            self._config = Config(Path("--store"), self._alone) if self._alone else load(self._path)
-        return self._config
-
-    def store(self) -> Store:
-        """The store, opened and reached."""
-        return open_store(self.config.store)
-
-    def protected(self, name: str) -> Protected:
-        """The database `name` with its stores opened; with --store, known by its backups alone."""
-        config = self.config
-        if self._alone:
-            nameless = DatabaseConfig(name, Secret(key=f"databases.{name}.dsn"))
-            config = dataclasses.replace(config, databases={name: nameless})
-        return open_protected(config, name)
-
-    def configured(self, name: str | None) -> list[str]:
-        """`name`, or all databases, of the configuration. Raises ConfigError where there is only a store."""
-        if self._alone:
-            raise ConfigError(
-                "this needs the configuration, and --store does without",
-                hint="A store does not know where a database is, nor how many of its backups are to be kept; "
-                "name the configuration with --config.",
-            )
-        return [name] if name else list(self.config.databases)
-
-    def owner_of(self, text: str) -> Protected:
-        """The database that a backup's id names: `database/stamp`, or the beginning of one."""
-        database, slash, _ = text.partition("/")
-        if not slash:
-            raise ConfigError(
-                f"not a backup id: {text}",
-                hint="Write it with its database, as `backup-pipeline list` does: agentweave/20260301T02",
-            )
-        return self.protected(database)
-
-
-pass_context = click.make_pass_decorator(Context)
 
 
 @click.group(epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
@@ -229,109 +159,6 @@ def _show(protected: Protected, backup_id: BackupId, *, as_json: bool) -> None:
 
 @cli.command()
 @click.argument("database")
-@click.option("--backup", default="proven", show_default=True, help='An id, "proven" or "latest".')
-@click.option("--into", default="", help="The new database's name.")
-@click.option("--to", default="", metavar="DSN", help="Another server; else restore_dsn.")
-@click.option(
-    "--create-roles",
-    is_flag=True,
-    help="Create the roles that the target lacks; with passwords only if the backup holds them.",
-)
-@click.option("--replace", is_flag=True, help="Swap with the live database; the old one is kept.")
-@click.option(
-    "--confirm", default="", metavar="NAME", help="With --replace: the live database's name, typed."
-)
-@click.option(
-    "--check",
-    type=click.Choice(restoring.CHECKS),
-    default="content",
-    show_default=True,
-    help="What to compare with the source before the copy counts as restored.",
-)
-@click.option(
-    "--jobs",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Load N tables or indexes at once; else as many as the dump was taken with.",
-)
-@click.option("--accept-failed", is_flag=True, help="Restore even a backup whose proof failed.")
-@click.option(
-    "--without-owners", is_flag=True, help="Leave out owners, grants, and settings of single roles."
-)
-@click.option(
-    "--accept-unverified", is_flag=True, help="Open an imported dump though pg_restore has a known hole."
-)
-@click.option("--dry-run", is_flag=True, help="Show the plan and stop.")
-@pass_context
-def restore(
-    context: Context, /, database: str, to: str, jobs: int | None, dry_run: bool, **asked: Any
-) -> None:
-    """Restore into a new database; with --replace, swap it with the live one."""
-    protected, server = context.protected(database), Endpoint(to) if to else None
-    request = restoring.RestoreRequest(to=server, jobs=jobs or 0, program=context.program, **asked)
-    ask = request.replace and not request.confirm and not dry_run and sys.stdin.isatty()
-    if ask or (dry_run and request.replace):  # the plan is shown first, the name typed after it
-        name = restoring.name_to_confirm(protected, request)
-        plan = restoring.plan(protected, dataclasses.replace(request, confirm=name), clock=now)
-    else:
-        plan = restoring.plan(protected, request, clock=now)
-    for line in plan.lines:
-        click.echo(line)
-    if dry_run:
-        return
-    if ask:
-        _confirm(plan.decided.target)
-    with terminal.reporting(quiet=context.quiet) as report:
-        result = restoring.carry_out(protected, plan, clock=now, report=report)
-    for line in result.lines:
-        click.echo(line)
-
-
-def _confirm(name: str) -> None:
-    """Have the name of the live database typed. Raises Refused when another one is."""
-    if click.prompt("Type the name of the database to replace") != name:
-        raise Refused("the name that was typed is another one", hint="Nothing was touched.")
-
-
-@cli.command()
-@click.argument("database")
-@click.option("--into", default="", metavar="NAME", help="The live database; else the configured one.")
-@click.option("--to", default="", metavar="DSN", help="Another server; else restore_dsn.")
-@click.option(
-    "--copy",
-    default="",
-    metavar="NAME",
-    help="The copy to swap in; else the one that the last restore put aside.",
-)
-@click.option("--confirm", default="", metavar="NAME", help="The live database's name, typed.")
-@click.option("--dry-run", is_flag=True, help="Show the plan and stop.")
-@pass_context
-def undo(context: Context, /, database: str, to: str, dry_run: bool, **asked: Any) -> None:
-    """Swap back the database that the last `restore --replace` put aside, or another copy."""
-    if not asked["into"]:
-        context.configured(database)
-    protected, server = context.protected(database), Endpoint(to) if to else None
-    request = undoing.UndoRequest(to=server, program=context.program, **asked)
-    ask = not request.confirm and not dry_run and sys.stdin.isatty()
-    if ask or dry_run:  # the plan is shown first, the name typed after it
-        name = undoing.name_to_confirm(protected, request)
-        plan = undoing.plan(protected, dataclasses.replace(request, confirm=name), clock=now)
-    else:
-        plan = undoing.plan(protected, request, clock=now)
-    for line in plan.lines:
-        click.echo(line)
-    if dry_run:
-        return
-    if ask:
-        _confirm(plan.live)
-    with terminal.reporting(quiet=context.quiet) as report:
-        result = undoing.carry_out(protected, plan, clock=now, report=report)
-    for line in result.lines:
-        click.echo(line)
-
-
-@cli.command()
-@click.argument("database")
 @click.option("--backup", "wanted", default="latest", show_default=True, help='An id or "latest".')
 @click.option("--json", "as_json", is_flag=True, help="The result as JSON, for scripts.")
 @pass_context
@@ -414,6 +241,10 @@ def rebuild(context: Context) -> None:
     for key, reason in rebuilt.refused:
         click.echo(show_line(f"NOT REBUILT {key}: {reason}"), err=True)
     click.echo(f"{show_count(len(rebuilt.backups), 'manifest')} rebuilt")
+
+
+for command in (restore, undo):
+    cli.add_command(command)
 
 
 def main() -> None:

@@ -1,0 +1,130 @@
+"""`restore` and `undo`: a plan is shown, a name is typed where a live database goes, then it is done.
+
+Called by cli.py. What a plan holds and how it is carried out is actions/restore.py's and actions/undo.py's.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from typing import Any, Protocol, TypeVar
+
+import click
+
+from backup_pipeline import terminal
+from backup_pipeline.actions import restore as restoring
+from backup_pipeline.actions import undo as undoing
+from backup_pipeline.actions.protected import Clock, Protected
+from backup_pipeline.actions.report import Report
+from backup_pipeline.commands.context import Context, now, pass_context
+from backup_pipeline.engines.postgres.endpoint import Endpoint
+from backup_pipeline.errors import Refused
+
+
+@click.command()
+@click.argument("database")
+@click.option("--backup", default="proven", show_default=True, help='An id, "proven" or "latest".')
+@click.option("--into", default="", help="The new database's name.")
+@click.option("--to", default="", metavar="DSN", help="Another server; else restore_dsn.")
+@click.option(
+    "--create-roles",
+    is_flag=True,
+    help="Create the roles that the target lacks; with passwords only if the backup holds them.",
+)
+@click.option("--replace", is_flag=True, help="Swap with the live database; the old one is kept.")
+@click.option(
+    "--confirm", default="", metavar="NAME", help="With --replace: the live database's name, typed."
+)
+@click.option(
+    "--check",
+    type=click.Choice(restoring.CHECKS),
+    default="content",
+    show_default=True,
+    help="What to compare with the source before the copy counts as restored.",
+)
+@click.option(
+    "--jobs",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Load N tables or indexes at once; else as many as the dump was taken with.",
+)
+@click.option("--accept-failed", is_flag=True, help="Restore even a backup whose proof failed.")
+@click.option(
+    "--without-owners", is_flag=True, help="Leave out owners, grants, and settings of single roles."
+)
+@click.option(
+    "--accept-unverified", is_flag=True, help="Open an imported dump though pg_restore has a known hole."
+)
+@click.option("--dry-run", is_flag=True, help="Show the plan and stop.")
+@pass_context
+def restore(
+    context: Context, /, database: str, to: str, jobs: int | None, dry_run: bool, **asked: Any
+) -> None:
+    """Restore into a new database; with --replace, swap it with the live one."""
+    protected, server = context.protected(database), Endpoint(to) if to else None
+    request = restoring.RestoreRequest(to=server, jobs=jobs or 0, program=context.program, **asked)
+    _perform(context, protected, request, restoring, overwrites=request.replace, dry_run=dry_run)
+
+
+@click.command()
+@click.argument("database")
+@click.option("--into", default="", metavar="NAME", help="The live database; else the configured one.")
+@click.option("--to", default="", metavar="DSN", help="Another server; else restore_dsn.")
+@click.option(
+    "--copy",
+    default="",
+    metavar="NAME",
+    help="The copy to swap in; else the one that the last restore put aside.",
+)
+@click.option("--confirm", default="", metavar="NAME", help="The live database's name, typed.")
+@click.option("--dry-run", is_flag=True, help="Show the plan and stop.")
+@pass_context
+def undo(context: Context, /, database: str, to: str, dry_run: bool, **asked: Any) -> None:
+    """Swap back the database that the last `restore --replace` put aside, or another copy."""
+    if not asked["into"]:
+        context.configured(database)
+    protected, server = context.protected(database), Endpoint(to) if to else None
+    request = undoing.UndoRequest(to=server, program=context.program, **asked)
+    _perform(context, protected, request, undoing, overwrites=True, dry_run=dry_run)
+
+
+class _Lines(Protocol):
+    """A plan or a result, in words."""
+
+    @property
+    def lines(self) -> Sequence[str]: ...
+
+
+R = TypeVar("R", restoring.RestoreRequest, undoing.UndoRequest)
+R_contra = TypeVar("R_contra", contravariant=True)
+P = TypeVar("P", bound=_Lines)
+
+
+class _Verb(Protocol[R_contra, P]):
+    """What actions/restore.py and actions/undo.py both are."""
+
+    def name_to_confirm(self, protected: Protected, request: R_contra, /) -> str: ...
+    def plan(self, protected: Protected, request: R_contra, /, *, clock: Clock) -> P: ...
+    def carry_out(self, protected: Protected, planned: P, /, *, clock: Clock, report: Report) -> _Lines: ...
+
+
+def _perform(
+    context: Context, protected: Protected, request: R, verb: _Verb[R, P], *, overwrites: bool, dry_run: bool
+) -> None:
+    """Show the plan; have the name typed where a live database goes and a person sits there; carry it out.
+
+    Raises Refused when another name is typed.
+    """
+    ask = overwrites and not request.confirm and not dry_run and sys.stdin.isatty()
+    if ask or (overwrites and dry_run):  # the plan is shown first, the name typed after it
+        request = dataclasses.replace(request, confirm=verb.name_to_confirm(protected, request))
+    plan = verb.plan(protected, request, clock=now)
+    for line in plan.lines:
+        click.echo(line)
+    if dry_run:
+        return
+    if ask and click.prompt("Type the name of the database to replace") != request.confirm:
+        raise Refused("the name that was typed is another one", hint="Nothing was touched.")
+    with terminal.reporting(quiet=context.quiet) as report:
+        result = verb.carry_out(protected, plan, clock=now, report=report)
+    for line in result.lines:
+        click.echo(line)
