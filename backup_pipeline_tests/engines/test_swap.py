@@ -148,6 +148,13 @@ def test_copies_of_one_second_are_numbered() -> None:
     assert [copy.name for copy in copies_of("a" * 60, names)] == names[::-1]
 
 
+def test_the_newest_copy_of_one_second_is_known_whatever_the_kinds() -> None:
+    before = copy_name("app", CopyKind.BEFORE, AT)
+    undone = copy_name("app", CopyKind.UNDONE, AT, [before])  # the undo took `before` away: it is live again
+    again = copy_name("app", CopyKind.BEFORE, AT + timedelta(milliseconds=900), [undone])
+    assert choose_copy("app", copies_of("app", [undone, again])).name == again
+
+
 def copies(*kinds: CopyKind) -> tuple[DatabaseCopy, ...]:
     """Copies of these kinds, newest first."""
     ages = [AT - timedelta(days=number) for number in range(len(kinds))]

@@ -84,12 +84,11 @@ def cut_name(name: str, limit_bytes: int) -> str:
 def copy_name(live: str, kind: CopyKind, at: datetime, taken: Iterable[str] = ()) -> str:
     """The name of a copy of `live` made at `at`, none of those `taken`: `<live>_before_20260301t020000z`.
 
-    A second one of the same second is numbered.
+    A second one of the same second is numbered, whatever its kind: which is the newest shall be known.
     """
-    names, number = frozenset(taken), 1
-    while (name := _stamped(live, kind, at.astimezone(UTC).strftime(_STAMP).lower(), number)) in names:
-        number += 1
-    return name
+    second = at.astimezone(UTC).replace(microsecond=0)
+    number = 1 + max((copy.number for copy in copies_of(live, taken) if copy.at == second), default=0)
+    return _stamped(live, kind, second.strftime(_STAMP).lower(), number)
 
 
 def _stamped(live: str, kind: str, stamp: str, number: int) -> str:
