@@ -14,25 +14,22 @@ import platform
 import shutil
 import sys
 from collections.abc import Sequence
-from datetime import date
 from pathlib import Path
 
 from psycopg import sql
 
-from backup_pipeline.demo import filler, place, servers
+from backup_pipeline.demo import place, servers
 from backup_pipeline.demo.servers import Servers
 from backup_pipeline.engines.postgres.server import connect
 from backup_pipeline.errors import BackupError
 from backup_pipeline.units import show_bytes
 from benchmarks import table
 from benchmarks.contenders import COMPARED, COUNTED, RESTORED, Bench, Contender
+from benchmarks.databases import LARGE_ROWS, SMALL_ROWS, bench_of
 from benchmarks.measure import CommandFailed, Cost, measure
 from benchmarks.table import Result
 
-LARGE_ROWS = 4_200_000
-SMALL_ROWS = 420_000
 QUICK_ROWS = (4_000, 2_000)
-TODAY = date(2026, 3, 1)
 
 
 def main() -> int:
@@ -55,8 +52,8 @@ def main() -> int:
 
 
 def _report(running: Servers, folder: Path, large_rows: int, small_rows: int, runs: int) -> None:
-    large, large_bytes = _bench(running, folder, large_rows)
-    small, small_bytes = _bench(running, folder, small_rows)
+    large, large_bytes = bench_of(running, folder, large_rows)
+    small, small_bytes = bench_of(running, folder, small_rows)
     machine = f"{os.cpu_count()} cores, Python {platform.python_version()}"
     print(f"{machine}, PostgreSQL {running.tools.version_text}, loopback; {runs} runs each\n")
     idle = max(measure(large.idle(), large.environment).peak_bytes for _ in range(runs))
@@ -79,23 +76,6 @@ def _report(running: Servers, folder: Path, large_rows: int, small_rows: int, ru
 
 def _ours(bench: Bench) -> list[Contender]:
     return [bench.backup(COUNTED), bench.backup(COMPARED), bench.prove(), bench.restore()]
-
-
-def _bench(running: Servers, folder: Path, rows: int) -> tuple[Bench, int]:
-    """The database of that many rows, made when it is not there yet, and its size."""
-    name = f"bench_{rows}"
-    with contextlib.closing(connect(running.postgres.endpoint(), statement_timeout_s=0)) as session:
-        query = "SELECT shobj_description(oid, 'pg_database') FROM pg_database WHERE datname = %s"
-        found = session.execute(query, [name]).fetchone()
-        if found is None or not str(found[0]).startswith("complete"):
-            print(f"making {name}", file=sys.stderr, flush=True)
-            session.execute(sql.SQL("DROP DATABASE IF EXISTS {}").format(sql.Identifier(name)))
-            filler.create_database(running.postgres.endpoint(), name)
-            filler.fill(running.database(name), rows=rows, today=TODAY)
-            session.execute(sql.SQL("COMMENT ON DATABASE {} IS 'complete'").format(sql.Identifier(name)))
-        session.execute("CHECKPOINT")
-        size = session.execute("SELECT pg_catalog.pg_database_size(%s)", [name]).fetchone()
-    return Bench(running, name, folder), int(str(size[0])) if size else 0
 
 
 def _measure(bench: Bench, contenders: Sequence[Contender], runs: int) -> list[Result]:
