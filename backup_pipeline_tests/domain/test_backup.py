@@ -1,7 +1,9 @@
 """Ids, their keys both ways, and which proof stands after another."""
 
+import re
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
+from itertools import product
 
 import pytest
 from hypothesis import given
@@ -50,10 +52,39 @@ def test_keys_are_read_both_ways() -> None:
     assert layout.catalog_key(ID).startswith(layout.catalog_prefix("app"))
 
 
+def made_again(key: str) -> set[str]:
+    """The keys that we would make for what a key is read as; none when it is nobody's."""
+    made = set()
+    if (entry := layout.parse_catalog_key(key)) is not None:
+        made.add(layout.catalog_key(*entry))
+    if (found := layout.parse_data_key(key)) is not None:
+        backup, tier, name = found
+        made.add(layout.data_prefix(backup, tier) + name)
+    if (lease := layout.parse_lease_key(key)) is not None:
+        made.add(layout.lease_key(*lease))
+    return made
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        *(layout.catalog_key(ID, beside) for beside in layout.Beside),
+        layout.data_prefix(ID, "daily") + "dump/toc.dat",
+        layout.lease_key(ID, "00ff"),
+    ],
+)
+def test_what_is_nearly_a_key_of_ours_is_nobodys_or_its_own(key: str) -> None:
+    assert made_again(key) == {key}
+    parts = [*re.split(r"(?<=[/.-])", key), ""]
+    for at, other in product(range(len(parts)), ["weekly/", "20260302T020000Z-", "0", "\u0662", "/", "\n"]):
+        for rest in (parts[at:], parts[at + 1 :]):  # put in, or put in the place of a part
+            near = "".join([*parts[:at], other, *rest])
+            assert made_again(near) <= {near}
+
+
 @given(st.text(max_size=60) | st.from_regex(r"(catalog|databases|leases)/[a-z./0-9TZ-]{0,60}"))
 def test_foreign_keys_are_nobodys(key: str) -> None:
-    for parse in (layout.parse_catalog_key, layout.parse_data_key, layout.parse_lease_key):
-        parse(key)
+    assert made_again(key) <= {key}
 
 
 def test_keys_with_a_hostile_tier_are_nobodys() -> None:

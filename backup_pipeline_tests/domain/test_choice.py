@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from backup_pipeline.domain.backup import Backup, CatalogListing, Verdict, newest_first
+from backup_pipeline.domain.backup import CatalogListing, Verdict, newest_first
 from backup_pipeline.domain.choice import find
 from backup_pipeline.errors import BackupNotFound
 from backup_pipeline_tests.domain import values
@@ -80,7 +80,9 @@ def test_none_proven_shows_what_there_is() -> None:
     assert "1 objects in the catalog cannot be read" in found.hint
 
 
-@pytest.mark.parametrize("backups", [(), BACKUPS])
-def test_an_empty_catalog_is_no_crash(backups: tuple[Backup, ...]) -> None:
-    if not backups:
-        assert error(CatalogListing(()), "latest").message == "there is no backup"
+@pytest.mark.parametrize("text", ["latest", "proven", "", "2026-03-01", "20260301T020000Z-aaaa"])
+def test_an_empty_catalog_is_no_crash(text: str) -> None:
+    for database, of in (("", ""), ("app/", " of app")):
+        found = error(CatalogListing(()), database + text)
+        assert found.message == f"there is no backup{of}"
+        assert "`backup-pipeline list`" in found.hint

@@ -472,14 +472,21 @@ def test_a_server_that_cannot_copy_says_so(moto: S3Server) -> None:
 # Conditions
 
 
-def test_put_if_absent_without_the_right_to_look(moto: S3Server) -> None:
+def test_put_if_absent_without_the_right_to_look() -> None:
     """Without s3:ListBucket a HEAD of a missing object is denied; the write must go ahead."""
+    written: list[Request] = []
 
     def answer(request: Request) -> Answer:
-        return Answer(403 if request.method == "HEAD" else 200, headers={"ETag": '"1"'})
+        if request.method == "HEAD":
+            return Answer(403)
+        written.append(request)
+        return Answer(headers={"ETag": '"1"'})
 
     with peers.answering(answer) as endpoint:
         open_store(config(endpoint)).put_if_absent("k", b"x")
+    assert [(request.method, request.path.rpartition("/")[2], request.body) for request in written] == [
+        ("PUT", "k", b"x")
+    ]
 
 
 def test_ranges_from_a_server_that_ignores_them() -> None:
