@@ -313,10 +313,9 @@ def test_leaving_ends_what_still_reads(database: Endpoint) -> None:
         with exported_snapshot(database) as snapshot:
             taking = pool.submit(fingerprint.take, prepared, snapshot)
             wait_until(lambda: watcher.execute(running.encode()).fetchone() == (True,))
-            began = time.monotonic()
-        with pytest.raises(ServerError, match=r"cannot read table public\.slow"):
-            taking.result(timeout=5)
-        assert time.monotonic() - began < 2
+        with pytest.raises(ServerError, match=r"cannot read table public\.slow") as caught:
+            taking.result(timeout=60)
+    assert isinstance(caught.value.__cause__, psycopg.errors.QueryCanceled)  # the server ended it at once
 
 
 @contextmanager
