@@ -4,7 +4,9 @@ The first of each validates the form and shows the plan; the others carry it out
 stays in the process: a plan may know where passwords are.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import dagster as dg
 
@@ -26,30 +28,16 @@ from backup_pipeline.orchestration.resources import Backups, now
 from backup_pipeline.orchestration.runs import Subject, report_to, tag_run
 from backup_pipeline.units import show_line
 
-
-@dataclass(frozen=True)
-class PlannedRestore:
-    """A restore that was shown and is to be carried out."""
-
-    database: str
-    plan: restore.Plan
+P = TypeVar("P")
 
 
 @dataclass(frozen=True)
-class PlannedUndo:
-    """An undo that was shown and is to be carried out."""
+class Planned(Generic[P]):
+    """What was shown and is to be carried out, unless it was only to be shown."""
 
     database: str
-    plan: undo.Plan
-
-
-@dataclass(frozen=True)
-class PlannedPrune:
-    """A prune that was shown, and whether that is all."""
-
-    database: str
-    plan: prune.Prune
-    dry_run: bool
+    plan: P
+    dry_run: bool = False
 
 
 @dg.op(out=dg.Out(dg.Any), description="Validates the form.")
@@ -118,30 +106,24 @@ def _show_listing(context: dg.OpExecutionContext, backups: Backups, database: st
     context.log_event(dg.AssetMaterialization([database, LISTING], metadata=metadata))
 
 
+def _say(context: dg.OpExecutionContext, lines: Sequence[str]) -> str:
+    """Put the lines into the run's log; they are returned as one text, for the metadata."""
+    for line in lines:
+        context.log.info(line)
+    return "\n".join(lines)
+
+
 @dg.op(out=dg.Out(dg.Any), description="Validates the form and shows the plan; touches nothing.")
 def plan_restore(
     context: dg.OpExecutionContext, backups: Backups, config: RestoreForm
-) -> dg.Output[PlannedRestore]:
+) -> dg.Output[Planned[restore.Plan]]:
     """Plan the restore that the form asks for."""
     tag_run(context, "restore", config.database)
-    request = RestoreRequest(
-        backup=config.backup,
-        into=config.into,
-        replace=config.replace,
-        confirm=config.confirm,
-        create_roles=config.create_roles,
-        without_owners=config.without_owners,
-        check=config.check,
-        jobs=config.jobs,
-        accept_failed=config.accept_failed,
-        accept_unverified=config.accept_unverified,
-    )
+    request = RestoreRequest(**config.model_dump(exclude={"database"}))
     with explained(context):
         plan = restore.plan(backups.open(config.database), request, clock=now)
     tag_run(context, "restore", config.database, id=str(plan.backup.id), tier=plan.backup.tier)
-    for line in plan.lines:
-        context.log.info(line)
-    return dg.Output(PlannedRestore(config.database, plan), metadata={"plan": "\n".join(plan.lines)})
+    return dg.Output(Planned(config.database, plan), metadata={"plan": _say(context, plan.lines)})
 
 
 @dg.op(
@@ -149,29 +131,30 @@ def plan_restore(
     out=dg.Out(dg.Nothing),
     description="Restores into a new database, checks it, and swaps it if the form asked for that.",
 )
-def carry_out_restore(context: dg.OpExecutionContext, backups: Backups, planned: PlannedRestore) -> None:
+def carry_out_restore(
+    context: dg.OpExecutionContext, backups: Backups, planned: Planned[restore.Plan]
+) -> None:
     """Do what the plan says."""
     with explained(context, retry=False):
         protected = backups.open(planned.database)
         result = restore.carry_out(protected, planned.plan, clock=now, report=report_to(context))
-    for line in result.lines:
-        context.log.info(line)
+    said = _say(context, result.lines)
     if result.kept_as:
         form = f"database {planned.database}, into {result.database}, copy_name {result.kept_as}"
         context.log.info(show_line(f"or launch undo_restore with {form}"))
-    context.add_output_metadata({"result": "\n".join(result.lines), "restore_s": round(result.restore_s, 3)})
+    context.add_output_metadata({"result": said, "restore_s": round(result.restore_s, 3)})
 
 
 @dg.op(out=dg.Out(dg.Any), description="Validates the form and shows the plan; touches nothing.")
-def plan_undo(context: dg.OpExecutionContext, backups: Backups, config: UndoForm) -> dg.Output[PlannedUndo]:
+def plan_undo(
+    context: dg.OpExecutionContext, backups: Backups, config: UndoForm
+) -> dg.Output[Planned[undo.Plan]]:
     """Plan the swap back; the name has to be typed, because a live database goes."""
     tag_run(context, "undo", config.database)
     request = undo.UndoRequest(into=config.into, copy=config.copy_name, confirm=config.confirm)
     with explained(context):
         plan = undo.plan(backups.open(config.database), request, clock=now)
-    for line in plan.lines:
-        context.log.info(line)
-    return dg.Output(PlannedUndo(config.database, plan), metadata={"plan": "\n".join(plan.lines)})
+    return dg.Output(Planned(config.database, plan), metadata={"plan": _say(context, plan.lines)})
 
 
 @dg.op(
@@ -179,29 +162,25 @@ def plan_undo(context: dg.OpExecutionContext, backups: Backups, config: UndoForm
     out=dg.Out(dg.Nothing),
     description="Swaps the copy with the live database, which is kept.",
 )
-def swap_back(context: dg.OpExecutionContext, backups: Backups, planned: PlannedUndo) -> None:
+def swap_back(context: dg.OpExecutionContext, backups: Backups, planned: Planned[undo.Plan]) -> None:
     """Do what the plan says."""
     with explained(context, retry=False):
         protected = backups.open(planned.database)
         result = undo.carry_out(protected, planned.plan, clock=now, report=report_to(context))
-    for line in result.lines:
-        context.log.info(line)
-    context.add_output_metadata({"result": "\n".join(result.lines)})
+    context.add_output_metadata({"result": _say(context, result.lines)})
 
 
 @dg.op(out=dg.Out(dg.Any), description="Validates the form and shows the plan; deletes nothing.")
 def plan_prune(
     context: dg.OpExecutionContext, backups: Backups, config: PruneForm
-) -> dg.Output[PlannedPrune]:
+) -> dg.Output[Planned[prune.Prune]]:
     """What the policy gives up, and why."""
     tag_run(context, "prune", config.database)
     with explained(context):
         protected = backups.open(config.database)
         plan = prune.plan(protected.store, protected.config, imports=protected.imports, now=now())
-    for line in plan.lines:
-        context.log.info(line)
-    planned = PlannedPrune(config.database, plan, config.dry_run)
-    return dg.Output(planned, metadata={"plan": "\n".join(plan.lines)})
+    planned = Planned(config.database, plan, dry_run=config.dry_run)
+    return dg.Output(planned, metadata={"plan": _say(context, plan.lines)})
 
 
 @dg.op(
@@ -209,7 +188,7 @@ def plan_prune(
     out=dg.Out(dg.Nothing),
     description="Deletes what the plan gives up, unless the form asked for the plan alone.",
 )
-def carry_out_prune(context: dg.OpExecutionContext, backups: Backups, planned: PlannedPrune) -> None:
+def carry_out_prune(context: dg.OpExecutionContext, backups: Backups, planned: Planned[prune.Prune]) -> None:
     """Do what the plan says."""
     if planned.dry_run:
         context.log.info("Nothing was deleted: dry_run is true. Launch again with dry_run: false to delete.")

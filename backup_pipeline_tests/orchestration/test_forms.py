@@ -1,12 +1,14 @@
 """The Launchpad's forms: flat, every default shown, and refused before the launch where that can be."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_type_hints
 
 import dagster as dg
 import pytest
 
+from backup_pipeline.actions.restore import RestoreRequest
 from backup_pipeline.orchestration.build import definitions_of
+from backup_pipeline.orchestration.forms import RestoreForm
 from backup_pipeline_tests.orchestration.configurations import configuration
 
 DEFAULTS: dict[str, dict[str, object]] = {
@@ -45,6 +47,11 @@ def filled(definitions: dg.Definitions, job: str, form: Mapping[str, Any]) -> di
 @pytest.mark.parametrize("job", DEFAULTS)
 def test_an_empty_form_means_the_defaults(definitions: dg.Definitions, job: str) -> None:
     assert filled(definitions, job, {}) == DEFAULTS[job]
+
+
+def test_a_restore_takes_what_its_form_asks_for() -> None:
+    asked = {name: field.annotation for name, field in RestoreForm.model_fields.items() if name != "database"}
+    assert asked.items() <= get_type_hints(RestoreRequest).items()
 
 
 @pytest.mark.parametrize("job", DEFAULTS)
