@@ -8,7 +8,7 @@ catalog_rebuild.py makes a lost catalog anew. What is deleted is decided in doma
 
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from backup_pipeline.domain.backup import (
@@ -80,6 +80,16 @@ class Marks:
     pinned: bool = False
     unreadable_verdict: str = ""
 
+    def on(self, backup: Backup) -> Backup:
+        """The backup with these marks."""
+        return replace(
+            backup,
+            proof=self.record.standing if self.record else None,
+            last_attempt=self.record.latest if self.record else None,
+            pinned=self.pinned,
+            unreadable_verdict=self.unreadable_verdict,
+        )
+
 
 def publish(store: Store, manifest: Manifest) -> Backup:
     """List a finished backup: the copy beside the objects first, the catalog's manifest last.
@@ -97,7 +107,7 @@ def publish(store: Store, manifest: Manifest) -> Backup:
             raise Busy(f"{manifest.id} is being collected by a prune, as objects that nobody published")
     _refuse_missing(store, manifest)
     _put_once(store, key, data)
-    return _backup(manifest, Marks())
+    return _backup(manifest)
 
 
 def load(store: Store, backup: BackupId) -> Backup:
@@ -109,7 +119,7 @@ def load(store: Store, backup: BackupId) -> Backup:
         raise BackupNotFound(
             f"there is no backup {backup}", hint="`backup-pipeline list` shows what there is."
         ) from None
-    return _backup(manifest, load_marks(store, backup))
+    return load_marks(store, backup).on(_backup(manifest))
 
 
 def load_marks(store: Store, backup: BackupId) -> Marks:
@@ -144,7 +154,7 @@ def list_backups(store: Store, database: str = "", *, fresh: bool = False) -> Ca
         if isinstance(manifest, Corrupt):
             unreadable.append((beside[Beside.MANIFEST].key, _reason(manifest)))
         elif isinstance(manifest, Manifest):  # else it was deleted since it was listed
-            backups.append(_backup(manifest, marks))
+            backups.append(marks.on(_backup(manifest)))
     return CatalogListing(newest_first(backups), tuple(sorted(unreadable)))
 
 
@@ -362,18 +372,14 @@ def _marks(
     return Marks(record if isinstance(record, ProofRecord) else None, Beside.PIN in beside)
 
 
-def _backup(manifest: Manifest, marks: Marks) -> Backup:
+def _backup(manifest: Manifest) -> Backup:
     return Backup(
         id=manifest.id,
         tier=manifest.tier,
         taken_at=manifest.id.taken_at,
         size_bytes=manifest.size_bytes,
         manifest=manifest,
-        proof=marks.record.standing if marks.record else None,
-        pinned=marks.pinned,
         expires_at=manifest.expires_at,
-        last_attempt=marks.record.latest if marks.record else None,
-        unreadable_verdict=marks.unreadable_verdict,
     )
 
 

@@ -33,7 +33,7 @@ def list_imported(imports: Store, store: Store, database: str, *, fresh: bool = 
     for info in imports.list(""):
         named = _named(info.key, database)
         if named is not None:
-            backup = _backup(info, named, marks.get(named, Marks()))
+            backup = marks.get(named, Marks()).on(_backup(info, named))
             backups.append(backup)
             if backup.unreadable_verdict:
                 unreadable.append((catalog_key(backup.id, Beside.VERDICT), backup.unreadable_verdict))
@@ -49,7 +49,7 @@ def load_imported(imports: Store, store: Store, backup: BackupId) -> Backup:
         info = imports.head(key)
     except ObjectNotFound:
         raise BackupNotFound(f"there is no imported dump {key}", detail={"store": imports.url}) from None
-    return _backup(info, backup, load_marks(store, backup))
+    return load_marks(store, backup).on(_backup(info, backup))
 
 
 def imported_key(backup: BackupId) -> str:
@@ -70,16 +70,12 @@ def _named(key: str, database: str) -> BackupId | None:
         return None
 
 
-def _backup(info: ObjectInfo, backup: BackupId, marks: Marks) -> Backup:
+def _backup(info: ObjectInfo, backup: BackupId) -> Backup:
     return Backup(
         id=backup,
         tier=backup.stamp[17:].removeprefix(IMPORTED_PREFIX),
         taken_at=backup.taken_at,
         size_bytes=info.size_bytes,
         manifest=None,
-        proof=marks.record.standing if marks.record else None,
-        pinned=marks.pinned,
         imported_key=info.key,
-        last_attempt=marks.record.latest if marks.record else None,
-        unreadable_verdict=marks.unreadable_verdict,
     )
