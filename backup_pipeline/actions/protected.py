@@ -3,7 +3,7 @@
 Made by cli.py and orchestration/ from the configuration; holds no connection and no decision.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Protocol
 
@@ -80,6 +80,4 @@ def open_protected(config: Config, name: str) -> Protected:
 
 def imports_config(store: StoreConfig, database: DatabaseConfig) -> StoreConfig:
     """Where dumps of an older layout lie: reached as the store is."""
-    from dataclasses import replace
-
     return replace(store, url=database.import_from)

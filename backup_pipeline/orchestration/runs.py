@@ -15,7 +15,6 @@ from backup_pipeline.actions.report import Lines, Report
 DATABASE_TAG = "backup/database"
 ACTION_TAG = "backup/action"
 TIER_TAG = "backup/tier"
-ID_TAG = "backup/id"
 SCHEDULED_TAG = "backup/scheduled_for"
 QUEUE_TAG = "backup/queue"
 RETRIES_TAG = "dagster/max_retries"
