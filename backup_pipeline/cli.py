@@ -20,7 +20,7 @@ from backup_pipeline.commands.context import Context, now, pass_context
 from backup_pipeline.commands.restore import restore, undo
 from backup_pipeline.config import StoreConfig
 from backup_pipeline.config_file import store_location
-from backup_pipeline.domain.backup import MANUAL_TIER, BackupId, Proof, Verdict
+from backup_pipeline.domain.backup import MANUAL_TIER, Backup, BackupId, Proof, Verdict
 from backup_pipeline.errors import EXIT_CODES, BackupError
 from backup_pipeline.storage import catalog, catalog_rebuild
 from backup_pipeline.units import show_count, show_line
@@ -153,6 +153,11 @@ def _show(protected: Protected, backup_id: BackupId, *, as_json: bool) -> None:
     else:
         where = (protected.imports or protected.store).url if found.manifest is None else protected.store.url
         terminal.print_table(terminal.backup_details(found, where, now()))
+    _exit_failed(found)
+
+
+def _exit_failed(found: Backup) -> None:
+    """Let a script know of a backup that is known to be wrong."""
     if found.verdict is Verdict.FAILED:
         raise SystemExit(7)
 
@@ -168,7 +173,12 @@ def prove(context: Context, database: str, wanted: str, as_json: bool) -> None:
     found = backups.find(protected, wanted)
     with terminal.reporting(quiet=context.quiet) as report:
         proof = proving.prove(protected, found.id, clock=now, report=report)
-    _show(protected, found.id, as_json=as_json)
+    found = backups.load(protected, found.id)
+    if as_json:
+        terminal.print_json(terminal.proof_record(found, proof))
+    else:
+        terminal.print_table(terminal.proof_details(found, proof))
+    _exit_failed(found)
     _exit_unproven(protected, found.id, proof)
 
 

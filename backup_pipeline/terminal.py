@@ -4,6 +4,7 @@ Called by cli.py; decides nothing.
 """
 
 import contextlib
+import dataclasses
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -16,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from backup_pipeline.actions.report import Lines, Progress, Report
-from backup_pipeline.domain.backup import Backup, Verdict
+from backup_pipeline.domain.backup import Backup, Proof, Verdict
 from backup_pipeline.units import show_bytes, show_line, show_seconds
 
 _STYLES = {
@@ -88,14 +89,22 @@ def backup_record(backup: Backup) -> dict[str, object]:
         "imported": manifest is None,
         "copied_from": str(manifest.copied_from) if manifest and manifest.copied_from else None,
         "duration_s": manifest.duration_s if manifest else None,
+        "proof": _proof_values(proof) if proof else None,
+        "last_attempt": _proof_values(backup.last_attempt) if backup.last_attempt else None,
     }
+
+
+def proof_record(backup: Backup, proof: Proof) -> dict[str, object]:
+    """One proof of a backup as JSON for scripts; `standing` is the verdict that the backup has after it."""
+    return {"id": str(backup.id), **_proof_values(proof), "standing": str(backup.verdict)}
+
+
+def _proof_values(proof: Proof) -> dict[str, object]:
+    return dataclasses.asdict(proof) | {"verdict": str(proof.verdict), "at": proof.at.isoformat()}
 
 
 def backup_details(backup: Backup, where: str, now: datetime) -> Table:
     """Everything of one backup that helps to decide whether to restore it."""
-    table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column()
     rows: list[tuple[str, str]] = [
         ("backup", str(backup.id)),
         ("tier", backup.tier + (", pinned" if backup.pinned else "")),
@@ -128,16 +137,42 @@ def backup_details(backup: Backup, where: str, now: datetime) -> Table:
     else:
         rows.append(("stored", f"{where}/{backup.imported_key} (older layout, no manifest)"))
     rows.append(("verdict", str(backup.verdict)))
-    if proof := backup.proof:
-        rows.append(
-            (
-                "proof",
-                f"{proof.at:%Y-%m-%d %H:%M:%S} UTC by {proof.by}, in {show_seconds(proof.restore_s)}",
-            )
-        )
-        rows += [("checked", line) for line in proof.checked]
-        rows += [("DIFFERENT", line) for line in proof.differences]
-        rows += [("note", line) for line in proof.notes]
+    if backup.proof:
+        rows += _proof_rows(backup.proof)
+    if last := backup.last_attempt:
+        rows += [("last attempt", f"{last.verdict}, {_made(last)}"), *_found_rows(last)]
+    return _two_columns(rows)
+
+
+def proof_details(backup: Backup, proof: Proof) -> Table:
+    """What one proof came to, and, where another one stands after it, which."""
+    rows = [("backup", str(backup.id)), ("verdict", str(proof.verdict)), *_proof_rows(proof)]
+    if backup.proof and backup.proof != proof:
+        rows.append(("stands", f"{backup.verdict}, {_made(backup.proof)}"))
+    return _two_columns(rows)
+
+
+def _proof_rows(proof: Proof) -> list[tuple[str, str]]:
+    return [("proof", f"{_made(proof)}, in {show_seconds(proof.restore_s)}"), *_found_rows(proof)]
+
+
+def _made(proof: Proof) -> str:
+    return f"{proof.at:%Y-%m-%d %H:%M:%S} UTC by {proof.by}"
+
+
+def _found_rows(proof: Proof) -> list[tuple[str, str]]:
+    different = "MISSING" if proof.verdict is Verdict.NOT_PROVABLE else "DIFFERENT"
+    return [
+        *(("checked", line) for line in proof.checked),
+        *((different, line) for line in proof.differences),
+        *(("note", line) for line in proof.notes),
+    ]
+
+
+def _two_columns(rows: Sequence[tuple[str, str]]) -> Table:
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column()
     for name, value in rows:
         table.add_row(name, Text(value))
     return table

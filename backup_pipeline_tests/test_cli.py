@@ -288,6 +288,31 @@ def test_json_can_be_read_by_scripts(run: Run, place: Path) -> None:
     assert listed[0]["proven_at"] is not None
 
 
+def test_a_proof_that_could_not_be_made_does_not_show_the_old_one(run: Run, place: Path) -> None:
+    backup = only(place)
+    assert run("--quiet", "prove", "app").code == 0
+    text = (place / "backups.toml").read_text()
+    (place / "backups.toml").write_text(re.sub(r'bin_dir = ".*"', 'bin_dir = "/nowhere"', text))
+    failed = run("--quiet", "prove", "app")
+    assert failed.code == 8
+    assert re.search(r"^verdict +not provable$", failed.out, re.MULTILINE)
+    assert "/nowhere" in failed.out
+    assert re.search(r"^stands +proven, ", failed.out, re.MULTILINE)
+    again = run("--quiet", "prove", "app", "--json")
+    assert again.code == 8
+    record = json.loads(again.out)
+    assert (record["id"], record["verdict"], record["standing"]) == (backup, "not provable", "proven")
+    assert "/nowhere" in " ".join(record["differences"])
+    assert {"checked", "notes", "at", "by"} <= record.keys()
+    shown = run("show", backup)
+    assert re.search(r"^verdict +proven$", shown.out, re.MULTILINE)
+    assert re.search(r"^last attempt +not provable, ", shown.out, re.MULTILINE)
+    assert "/nowhere" in shown.out
+    shown_record = json.loads(run("show", backup, "--json").out)
+    assert shown_record["verdict"] == shown_record["proof"]["verdict"] == "proven"
+    assert shown_record["last_attempt"]["differences"] == record["differences"]
+
+
 def test_what_a_person_reads(run: Run, place: Path) -> None:
     backup = only(place)
     assert backup in run("list").out
