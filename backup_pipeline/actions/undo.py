@@ -10,14 +10,11 @@ import time
 from dataclasses import dataclass
 from datetime import datetime
 
-from psycopg import pq
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
-
 from backup_pipeline.actions.protected import Clock, Protected
 from backup_pipeline.actions.report import Report
 from backup_pipeline.actions.target import PROGRAM, maintenance, sessions_in, size_of
 from backup_pipeline.engines.postgres import swap
-from backup_pipeline.engines.postgres.endpoint import Endpoint
+from backup_pipeline.engines.postgres.endpoint import Endpoint, without_secrets
 from backup_pipeline.engines.postgres.server import Connection, connect, server_errors
 from backup_pipeline.engines.postgres.swap import CopyKind, DatabaseCopy
 from backup_pipeline.errors import Refused
@@ -152,19 +149,11 @@ def command_to_swap_in(
     """
     words, note = [*program, "undo", protected.name, "--into", live, "--copy", copy], ""
     if to is not None:
-        shown = _without_secrets(to.dsn)
-        note = "" if shown == to.dsn else " (its password is not shown; add it, or set PGPASSWORD)"
+        shown = without_secrets(to.dsn)
+        known = shown == to.dsn and to.password is None
+        note = "" if known else " (its password is not shown: give it in PGPASSWORD)"
         words += ["--to", shown]
     return shlex.join(words), note
-
-
-def _without_secrets(dsn: str) -> str:
-    """`dsn` as it is, or, when a password is in it, the same as key=value pairs without."""
-    secrets = {item.keyword.decode() for item in pq.Conninfo.get_defaults() if item.dispchar == b"*"}
-    given = conninfo_to_dict(dsn)
-    if not secrets & given.keys():
-        return dsn
-    return make_conninfo("", **{name: value for name, value in given.items() if name not in secrets})
 
 
 def _lines(

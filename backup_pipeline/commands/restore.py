@@ -16,15 +16,17 @@ from backup_pipeline.actions import undo as undoing
 from backup_pipeline.actions.protected import Clock, Protected
 from backup_pipeline.actions.report import Report
 from backup_pipeline.commands.context import Context, now, pass_context
-from backup_pipeline.engines.postgres.endpoint import Endpoint
+from backup_pipeline.engines.postgres.endpoint import given_by_hand
 from backup_pipeline.errors import Refused
+
+_TO = "Another server; else restore_dsn. Its password comes from PGPASSWORD, a passfile or a service file."
 
 
 @click.command()
 @click.argument("database")
 @click.option("--backup", default="proven", show_default=True, help='An id, "proven" or "latest".')
 @click.option("--into", default="", help="The new database's name.")
-@click.option("--to", default="", metavar="DSN", help="Another server; else restore_dsn.")
+@click.option("--to", default="", metavar="DSN", help=_TO)
 @click.option(
     "--create-roles",
     is_flag=True,
@@ -60,7 +62,7 @@ def restore(
     context: Context, /, database: str, to: str, jobs: int | None, dry_run: bool, **asked: Any
 ) -> None:
     """Restore into a new database; with --replace, swap it with the live one."""
-    protected, server = context.protected(database), Endpoint(to) if to else None
+    protected, server = context.protected(database), given_by_hand(to, "--to") if to else None
     request = restoring.RestoreRequest(to=server, jobs=jobs or 0, program=context.program, **asked)
     _perform(context, protected, request, restoring, overwrites=request.replace, dry_run=dry_run)
 
@@ -68,7 +70,7 @@ def restore(
 @click.command()
 @click.argument("database")
 @click.option("--into", default="", metavar="NAME", help="The live database; else the configured one.")
-@click.option("--to", default="", metavar="DSN", help="Another server; else restore_dsn.")
+@click.option("--to", default="", metavar="DSN", help=_TO)
 @click.option(
     "--copy",
     default="",
@@ -82,7 +84,7 @@ def undo(context: Context, /, database: str, to: str, dry_run: bool, **asked: An
     """Swap back the database that the last `restore --replace` put aside, or another copy."""
     if not asked["into"]:
         context.configured(database)
-    protected, server = context.protected(database), Endpoint(to) if to else None
+    protected, server = context.protected(database), given_by_hand(to, "--to") if to else None
     request = undoing.UndoRequest(to=server, program=context.program, **asked)
     _perform(context, protected, request, undoing, overwrites=True, dry_run=dry_run)
 

@@ -33,6 +33,7 @@ _KEEPALIVES = {
 _SOCKET_FOLDERS = ("/var/run/postgresql", "/tmp")  # noqa: S108 - where builds listen
 # Where operators keep connections and passwords. No other variable of ours reaches a session or a tool.
 _HONOURED = ("PGSERVICE", "PGSERVICEFILE", "PGSYSCONFDIR", "PGPASSFILE")
+_PASSWORD = "PGPASSWORD"  # noqa: S105 - a variable's name
 # What libpq takes from no variable, and whoever lists processes may see.
 _SHOWABLE = ("tcp_user_timeout", "oauth_issuer", "oauth_client_id", "oauth_scope", *_KEEPALIVES)
 # libpq refuses "" for these, and has no default of its own to give back.
@@ -149,6 +150,33 @@ class Endpoint:
         if self.password is not None:
             wanted["password"] = self.password.reveal()
         return wanted
+
+
+def given_by_hand(dsn: str, key: str) -> Endpoint:
+    """The endpoint of a DSN that a person gave with the option `key`: without a password in it,
+    PGPASSWORD's is taken, because a password in a command line is seen by all on the machine.
+
+    A service file says its own. Raises ConfigError for a DSN that libpq cannot read.
+    """
+    endpoint = Endpoint(dsn)
+    given = endpoint._given
+    if _PASSWORD not in os.environ or "password" in given or _service(given):
+        return endpoint
+    return Endpoint(dsn, Secret(env=_PASSWORD, key=key))
+
+
+def without_secrets(dsn: str) -> str:
+    """`dsn` as it is, or, when a password or key is in it, the same as key=value pairs without."""
+    secrets = secret_options()
+    given = conninfo_to_dict(dsn)
+    if not secrets & given.keys():
+        return dsn
+    return make_conninfo("", **{name: value for name, value in given.items() if name not in secrets})
+
+
+def secret_options() -> frozenset[str]:
+    """The keywords of a DSN whose values libpq hides when they are typed."""
+    return frozenset(item.keyword.decode() for item in pq.Conninfo.get_defaults() if item.dispchar == b"*")
 
 
 def _service(given: Mapping[str, str]) -> str:

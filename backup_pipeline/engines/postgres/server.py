@@ -114,10 +114,15 @@ OUT_OF_LOCKS_HINT = (
     "each table, all at the same time."
 )
 
+_UNGIVEN_HINT = (
+    "Give the password in the configuration, in a passfile or in a service file; for a server that a command "
+    "names with --to or --dsn, in PGPASSWORD."
+)
+
 _HINTS = (
     # (SQLSTATE, part of libpq's message, what to do); libpq gives no SQLSTATE for a connection that failed.
-    ("28P01", "password authentication failed", "Check the role's name and password in the configuration."),
-    ("", "no password supplied", "Give the password in the configuration, or in a passfile or service file."),
+    ("28P01", "password authentication failed", "Check the role's name and its password."),
+    ("", "no password supplied", _UNGIVEN_HINT),
     ("", "no pg_hba.conf entry", "Allow this host, role and database in the server's pg_hba.conf."),
     ("", "authentication failed", "Check the role's name and how pg_hba.conf lets it in."),
     ("3D000", "does not exist", "Check the database's and the role's name; `psql -l` lists the databases."),
