@@ -56,7 +56,8 @@ def cli(
 @click.option(
     "--dsn",
     default="",
-    help="The database to protect; else what PGHOST, PGPORT, PGUSER, PGDATABASE say; else the local server.",
+    help="The database to protect; else what PGHOST, PGPORT, PGUSER, PGDATABASE say; else the local server. "
+    "Its password comes from PGPASSWORD, a passfile or a service file.",
 )
 @click.option(
     "--store", "store_url", default="", help="Where backups go; else a folder beside the configuration."

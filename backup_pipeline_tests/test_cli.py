@@ -592,6 +592,74 @@ def test_init_takes_the_server_from_libpq_s_variables(
     }
 
 
+def test_init_takes_the_password_of_its_dsn_from_pgpassword(
+    run: Run, guarded: LocalCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MY_SHOP_PASSWORD", raising=False)
+    monkeypatch.setenv("PGPASSWORD", SECRET)
+    done = run("init", "--dsn", f"postgresql://postgres@127.0.0.1:{guarded.port}/My%20Shop")
+    assert done.code == 0, done.out + done.err
+    text = (tmp_path / "backups.toml").read_text()
+    assert tomllib.loads(text)["databases"]["my-shop"]["password"] == {"env": "MY_SHOP_PASSWORD"}
+    assert SECRET not in text
+
+
+def test_init_writes_no_secret_of_any_kind_and_only_for_its_owner(
+    run: Run, guarded: LocalCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MY_SHOP_PASSWORD", raising=False)
+    server = f"postgresql://postgres:{SECRET}@127.0.0.1:{guarded.port}/My%20Shop"
+    done = run("init", "--dsn", f"{server}?sslpassword={SECRET}")
+    assert done.code == 0, done.out + done.err
+    assert "sslpassword" in done.out
+    path = tmp_path / "backups.toml"
+    assert SECRET not in path.read_text()
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (("--store", "/srv/backups"), r"nothing was written: .*store\.url: expected"),
+        (("--output", "nowhere/b.toml"), "there is no folder"),
+        (("--output", "nowhere/b.toml", "--store", "s3://bucket"), "there is no folder"),
+        (("--output", "file/b.toml", "--store", "s3://bucket"), "there is no folder"),
+    ],
+)
+def test_init_that_cannot_write_leaves_nothing(
+    run: Run,
+    guarded: LocalCluster,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    args: tuple[str, ...],
+    said: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    dsn = f"postgresql://postgres:{SECRET}@127.0.0.1:{guarded.port}/My%20Shop"
+    done = run("init", "--dsn", dsn, *args)
+    assert done.code == 3, done.err
+    assert re.search(said, done.err)
+    assert "HINT: " in done.err
+    assert "wrote" not in done.out
+    assert [item.name for item in tmp_path.iterdir()] == ["file"]
+
+
+def test_init_tells_a_command_that_finds_its_file(
+    run: Run, guarded: LocalCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    dsn = f"postgresql://postgres:{SECRET}@127.0.0.1:{guarded.port}/My%20Shop"
+    output = tmp_path / "else where.toml"
+    done = run("init", "--dsn", dsn, "--output", str(output))
+    assert done.code == 0, done.out + done.err
+    (line,) = (line for line in done.out.splitlines() if line.startswith("next: "))
+    words = shlex.split(line.removeprefix("next: "))
+    assert words == ["backup-pipeline", "--config", str(output), "backup", "my-shop"]
+
+
 def test_init_where_no_server_is(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     done = run("init", "--dsn", f"postgresql://x:{SECRET}@127.0.0.1:1")

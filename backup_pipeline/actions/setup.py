@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,16 +18,19 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from backup_pipeline.actions import target
 from backup_pipeline.actions.dump import try_store
 from backup_pipeline.actions.protected import Protected
-from backup_pipeline.engines.postgres.endpoint import Endpoint
+from backup_pipeline.config import CONFIG_NAME, CONFIG_VARIABLE
+from backup_pipeline.config_file import parse
+from backup_pipeline.engines.postgres.endpoint import Endpoint, given_by_hand, secret_options
 from backup_pipeline.engines.postgres.lock import NEUTRAL_DATABASE
 from backup_pipeline.engines.postgres.preflight import Check, CheckStatus, check_source
 from backup_pipeline.engines.postgres.server import Connection, connect, read_server_info
 from backup_pipeline.engines.postgres.tools import SERVER, find_tools
-from backup_pipeline.errors import BackupError, Refused, ServerError, ToolError
-from backup_pipeline.storage.directory import create_root
+from backup_pipeline.errors import BackupError, ConfigError, Refused, ServerError, ToolError
+from backup_pipeline.storage.directory import create_root, folder_of
 from backup_pipeline.units import show_line
 
 STORE_FOLDER = "backups"
+_STORE_HINT = "Name the store with --store: s3://bucket/prefix, or file:///folder."
 _LARGEST = 3
 _VARIABLES = {
     "PGHOST": "host",
@@ -60,15 +64,16 @@ def initialise(path: Path, *, dsn: str, store_url: str) -> Written:
     """Write a commented configuration to `path` for what `dsn`, else the variables of libpq, reach.
 
     What they say is written, because nothing else of ours reads them; but no password. Without a
-    database it covers all of the server. Raises Refused when the file exists, ServerError when no
-    server is reached.
+    database it covers all of the server. Raises Refused when the file exists, ConfigError when it cannot
+    be written or `store_url` cannot be used, ServerError when no server is reached: nothing is written then.
     """
     if path.exists():
         raise Refused(f"{path} exists and is not overwritten", hint="Name another file with --output.")
-    dsn = dsn or _from_environment()
-    given = Endpoint(dsn)
-    parts = conninfo_to_dict(dsn)
-    password = parts.pop("password", None)
+    if not path.parent.is_dir():
+        raise ConfigError(f"there is no folder {path.parent}", hint="Make it, or name another file.")
+    given = given_by_hand(dsn, "--dsn") if dsn else Endpoint(_from_environment())
+    parts = conninfo_to_dict(given.dsn)
+    password = given.password.reveal() if given.password else parts.get("password")
     server = given if parts.get("dbname") else given.with_database(NEUTRAL_DATABASE)
     with contextlib.closing(connect(server, purpose="init")) as session:
         version = read_server_info(session).version_text
@@ -76,22 +81,50 @@ def initialise(path: Path, *, dsn: str, store_url: str) -> Written:
     found = [_look(server.with_database(name), names) for name in names]
     if not found:
         raise Refused(f"no database to protect on {server.shown}", hint="Create one, or name one in --dsn.")
-    store = store_url or f"file:{STORE_FOLDER}"
     lines = [f"found PostgreSQL {version} on {server.shown}: {', '.join(names)}"]
-    if store.startswith("file:"):
-        folder = path.parent / store.removeprefix("file:").removeprefix("//")
-        create_root(folder)
-        lines.append(f"backups go to {folder}; use another disk or an S3 bucket for real ones")
     variable = f"{_name(found[0].name).upper().replace('-', '_')}_PASSWORD" if password else ""
     if password:
         os.environ.setdefault(variable, str(password))
         lines.append(f"the password is not written: set {variable} wherever backup-pipeline runs")
-    text = _text(found, {key: str(value) for key, value in parts.items()}, store, variable)
-    with path.open("x", encoding="utf-8") as file:
-        file.write(text)
+    if hidden := sorted((parts.keys() & secret_options()) - {"password"}):
+        lines.append(f"not written, being secret: {', '.join(hidden)}; say it in a service file")
+    plain = {key: str(value) for key, value in parts.items() if key not in secret_options()}
+    text = _text(found, plain, store_url or f"file:{STORE_FOLDER}", variable)
+    store = _store_of(text, path)
+    if store.startswith("file:"):
+        folder = folder_of(store)
+        create_root(folder)
+        lines.append(f"backups go to {folder}; use another disk or an S3 bucket for real ones")
+    _write(path, text)
     lines.append(f"wrote {path}")
-    lines.append(f"next: backup-pipeline backup {found[0].name}")
+    lines.append(f"next: {shlex.join([*_program(path), 'backup', found[0].name])}")
     return Written(path, tuple(lines))
+
+
+def _store_of(text: str, path: Path) -> str:
+    """The store's URL, once the whole text is known to be good: a dead file would bar the next attempt."""
+    try:
+        return parse(text, path).store.url
+    except ConfigError as error:
+        raise ConfigError(f"nothing was written: {error.message}", hint=error.hint or _STORE_HINT) from error
+
+
+def _write(path: Path, text: str) -> None:
+    """Make the file, for its owner alone. Raises ConfigError."""
+    try:
+        made = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with open(made, "w", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: cannot be written: {error.strerror}", hint="Name another file with --output."
+        ) from error
+
+
+def _program(path: Path) -> tuple[str, ...]:
+    """What begins a command that reads this configuration."""
+    found = Path(os.environ.get(CONFIG_VARIABLE) or CONFIG_NAME).absolute() == path
+    return ("backup-pipeline",) if found else ("backup-pipeline", "--config", str(path))
 
 
 def check(protected: Protected) -> Iterator[str]:
