@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from cronsim import CronSim, CronSimError
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
@@ -339,11 +339,10 @@ def _local(text: str, path: Path) -> str:
 
 def store_location(url: str, path: Path) -> str:
     """The store's URL; the folder of a file: URL is meant from the folder of `path`."""
-    return (
-        f"file://{_local(url.removeprefix('file:').removeprefix('//'), path)}"
-        if url.startswith("file:")
-        else url
-    )
+    if not url.startswith("file:"):
+        return url
+    folder = Path(quote(str(path.parent))) / url.removeprefix("file:").removeprefix("//")
+    return f"file://{folder}"
 
 
 def _store(table: _StoreTable, path: Path) -> StoreConfig:

@@ -647,6 +647,29 @@ def test_init_that_cannot_write_leaves_nothing(
     assert [item.name for item in tmp_path.iterdir()] == ["file"]
 
 
+@pytest.mark.parametrize("folder", ["pc%20x", "sp ace", "h#sh", "qu?ry"])
+def test_init_and_check_mean_the_same_folder(
+    run: Run, guarded: LocalCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str
+) -> None:
+    (tmp_path / folder).mkdir()
+    monkeypatch.chdir(tmp_path / folder)
+    dsn = f"postgresql://postgres:{SECRET}@127.0.0.1:{guarded.port}/My%20Shop"
+    done = run("init", "--dsn", dsn)
+    assert done.code == 0, done.out + done.err
+    assert {item.name for item in (tmp_path / folder).iterdir()} == {"backups", "backups.toml"}
+    assert run("--store", "file:backups", "list").code == 0
+
+
+def test_init_reads_a_store_s_url_as_all_others_do(
+    run: Run, guarded: LocalCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    dsn = f"postgresql://postgres:{SECRET}@127.0.0.1:{guarded.port}/My%20Shop"
+    done = run("init", "--dsn", dsn, "--store", f"file://{tmp_path}/u%20v")
+    assert done.code == 0, done.out + done.err
+    assert (tmp_path / "u v").is_dir()
+
+
 def test_init_tells_a_command_that_finds_its_file(
     run: Run, guarded: LocalCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,6 +8,7 @@ import pytest
 from backup_pipeline.config import CONFIG_VARIABLE, Secret, find, load
 from backup_pipeline.config_file import parse
 from backup_pipeline.errors import ConfigError
+from backup_pipeline.storage.directory import folder_of
 
 PATH = Path("/etc/backups.toml")
 MINIMAL = """
@@ -205,6 +206,13 @@ def test_secrets_are_read_late_and_never_shown(monkeypatch: pytest.MonkeyPatch, 
 def test_paths_are_meant_from_the_file(tmp_path: Path) -> None:
     config = parse(changed(**{"file:///srv/backups": "file:store"}), tmp_path / "backups.toml")
     assert config.store.url == f"file://{tmp_path}/store"
+
+
+@pytest.mark.parametrize("folder", ["pc%20x", "sp ace", "h#sh"])
+def test_a_path_in_the_file_is_quoted_and_the_file_s_own_folder_is_not(tmp_path: Path, folder: str) -> None:
+    path = tmp_path / folder / "backups.toml"
+    config = parse(changed(**{"file:///srv/backups": "file:sto%20re"}), path)
+    assert folder_of(config.store.url) == tmp_path / folder / "sto re"
 
 
 def test_the_file_is_found_by_option_then_variable_then_folder(
