@@ -30,7 +30,7 @@ class Secret:
     value: str = field(default="", repr=False)
     env: str = ""
     file: str = ""
-    key: str = ""  # where in the configuration it stands
+    key: str = ""  # where it stands: the configuration's file, and the key in it
 
     def reveal(self) -> str:
         """The value. Raises ConfigError when its variable is not set or its file not readable."""

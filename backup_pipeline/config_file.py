@@ -321,15 +321,16 @@ def _place(url: str) -> str:
 
 
 def _secret(source: str | _FromEnv | _FromFile | None, key: str, path: Path) -> Secret | None:
+    where = f"{path}: {key}"
     match source:
         case None:
             return None
         case str():
-            return Secret(value=source, key=key)
+            return Secret(value=source, key=where)
         case _FromEnv():
-            return Secret(env=source.env, key=key)
+            return Secret(env=source.env, key=where)
         case _FromFile():
-            return Secret(file=_local(source.file, path), key=key)
+            return Secret(file=_local(source.file, path), key=where)
 
 
 def _local(text: str, path: Path) -> str:

@@ -187,7 +187,6 @@ def test_a_secret_in_a_dsn_is_refused_and_not_shown(dsn: str) -> None:
 
 
 def test_secrets_are_read_late_and_never_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "secret").write_text("hunter2\n")
     config = parse(
         MINIMAL + 'password = { env = "APP_PASSWORD" }\nrestore_password = { file = "secret" }\n',
         tmp_path / "backups.toml",
@@ -195,8 +194,13 @@ def test_secrets_are_read_late_and_never_shown(monkeypatch: pytest.MonkeyPatch, 
     database = config.database("app")
     assert database.password is not None
     assert database.restore_password is not None
-    with pytest.raises(ConfigError, match=r"databases\.app\.password: .* APP_PASSWORD is not set"):
+    with pytest.raises(ConfigError, match=r"databases\.app\.password: .* APP_PASSWORD is not set") as unset:
         database.password.reveal()
+    assert unset.value.message.startswith(f"{tmp_path}/backups.toml: ")
+    with pytest.raises(ConfigError, match=r"databases\.app\.restore_password: .*/secret: ") as unread:
+        database.restore_password.reveal()
+    assert unread.value.message.startswith(f"{tmp_path}/backups.toml: ")
+    (tmp_path / "secret").write_text("hunter2\n")
     monkeypatch.setenv("APP_PASSWORD", "hunter2")
     assert database.password.reveal() == database.restore_password.reveal() == "hunter2"
     assert "hunter2" not in repr(config)
