@@ -222,9 +222,9 @@ def pin(context: Context, backup_id: str) -> None:
 def unpin(context: Context, backup_id: str) -> None:
     """Leave a backup to the retention again."""
     protected = context.owner_of(backup_id)
-    found = backups.find(protected, backup_id)
-    catalog.unpin(protected.store, found.id)
-    click.echo(f"{found.id} is no longer pinned.")
+    pinned = backups.find_pinned(protected, backup_id)
+    catalog.unpin(protected.store, pinned)
+    click.echo(f"{pinned} is no longer pinned.")
 
 
 @cli.command()

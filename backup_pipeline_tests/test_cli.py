@@ -413,6 +413,23 @@ def test_pins_and_prunes(run: Run, place: Path) -> None:
     assert first not in run("list").out
 
 
+def test_a_pin_without_its_manifest_is_lifted(run: Run, place: Path) -> None:
+    backup = only(place)
+    assert run("pin", backup).code == 0
+    for manifest in [
+        *(place / "store").rglob("manifest.json"),
+        *(place / "store").glob("catalog/app/*Z-*.json"),
+    ]:
+        manifest.unlink()
+    assert "unpin it" in run("prune", "--dry-run").out
+    assert run("unpin", backup[:-1]).code == 9
+    done = run("unpin", backup)
+    assert done.code == 0, done.err
+    assert "no longer pinned" in done.out
+    assert "pin" not in " ".join(stored(DirectoryStore(place / "store")))
+    assert run("unpin", backup).code == 9
+
+
 def test_a_lost_catalog_is_rebuilt(run: Run, place: Path) -> None:
     backup = only(place)
     shown = run("show", backup, "--json").out

@@ -3,13 +3,14 @@
 Called by every door that lists, finds or names a backup. Reading manifests is storage/catalog.py's.
 """
 
+import contextlib
 from collections.abc import Iterable
 from datetime import datetime
 
 from backup_pipeline.actions.protected import Protected
 from backup_pipeline.domain.backup import Backup, BackupId, CatalogListing, newest_first
 from backup_pipeline.domain.choice import find as choose
-from backup_pipeline.errors import BackupNotFound
+from backup_pipeline.errors import BackupNotFound, ConfigError
 from backup_pipeline.storage import catalog, imported
 from backup_pipeline.storage.store import Store
 
@@ -41,6 +42,21 @@ def find(protected: Protected, text: str) -> Backup:
     Raises BackupNotFound naming the nearest.
     """
     return choose(listing(protected), text)
+
+
+def find_pinned(protected: Protected, text: str) -> BackupId:
+    """The backup to unpin: as `find`, or by its whole id where only its pin is left of it.
+
+    Raises BackupNotFound.
+    """
+    try:
+        return find(protected, text).id
+    except BackupNotFound:
+        with contextlib.suppress(ConfigError):  # not a whole id
+            backup = BackupId.parse(text)
+            if catalog.has_pin(protected.store, backup):
+                return backup
+        raise
 
 
 def dump_sizes(protected: Protected, backup: Backup) -> tuple[int, tuple[int, ...]]:

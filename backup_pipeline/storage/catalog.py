@@ -247,6 +247,12 @@ def unpin(store: Store, backup: BackupId) -> None:
         )
 
 
+def has_pin(store: Store, backup: BackupId) -> bool:
+    """Whether a pin of this backup lies in the store, be its manifest there or not."""
+    keys = (catalog_key(backup, Beside.PIN), *_copies_of_pin(store, backup))
+    return any(exists(store, key) for key in keys)
+
+
 def read_or_none(store: Store, key: str) -> bytes | None:
     """The whole of a small object, None when there is none."""
     try:
