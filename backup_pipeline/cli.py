@@ -25,7 +25,7 @@ from backup_pipeline.errors import EXIT_CODES, BackupError
 from backup_pipeline.storage import catalog, catalog_rebuild
 from backup_pipeline.units import show_count, show_line
 
-_EPILOG = "\b\nExit codes:\n" + "\n".join(f"  {code:>2}  {meaning}" for code, meaning in EXIT_CODES)
+_EPILOG = "\b\nExit codes:\n" + "\n".join(f"  {code:>3}  {meaning}" for code, meaning in EXIT_CODES)
 
 
 @click.group(epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
@@ -267,7 +267,7 @@ def main() -> None:
         error.show()
         sys.exit(error.exit_code)
     except click.exceptions.Abort:
-        click.echo("aborted: nothing was left half done", err=True)
+        click.echo("aborted: what was finished stays, and the command may be run again", err=True)
         sys.exit(130)
     except BackupError as error:
         click.echo(f"ERROR: {error}", err=True)

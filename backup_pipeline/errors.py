@@ -140,5 +140,7 @@ EXIT_CODES: tuple[tuple[int, str], ...] = (
     (8, "not proven: something is missing here, or contents were not compared though asked for"),
     (9, "no such backup"),
     (10, "busy: another run holds the database"),
+    (130, "aborted by Ctrl-C"),
+    (143, "ended by SIGTERM"),
 )
 """What each exit code of `backup-pipeline` means; the documentation is held against it by a test."""

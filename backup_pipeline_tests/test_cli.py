@@ -12,6 +12,7 @@ import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -151,7 +152,7 @@ def test_the_help_names_every_exit_code(run: Run) -> None:
     done = run("--help")
     assert done.code == 0
     for code, meaning in EXIT_CODES:
-        assert f"{code:>2}  {meaning}" in done.out
+        assert f"{code:>3}  {meaning}" in done.out
     for name in cli.cli.commands:
         assert re.search(rf"^  {name}\s", done.out, re.MULTILINE)
 
@@ -239,7 +240,7 @@ def test_busy_is_exit_code_10(run: Run, place: Path, shared: Box) -> None:
 
 
 def test_every_exit_code_is_tested() -> None:
-    by_hand = {0, 7, 8, 10}
+    by_hand = {0, 7, 8, 10, 130, 143}
     assert {code for code, _ in EXIT_CODES} - {1} == by_hand | {code for code, _, _ in FAILURES.values()}
 
 
@@ -428,6 +429,27 @@ def test_a_pin_without_its_manifest_is_lifted(run: Run, place: Path) -> None:
     assert "no longer pinned" in done.out
     assert "pin" not in " ".join(stored(DirectoryStore(place / "store")))
     assert run("unpin", backup).code == 9
+
+
+def test_an_interrupted_prune_says_what_is_true(
+    run: Run, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = only(place)
+    for _ in range(2):
+        assert run("--quiet", "backup", "app", "--tier", "daily", "--no-prove").code == 0
+    said = click.echo
+
+    def interrupted(message: object = None, **options: Any) -> None:
+        said(message, **options)
+        if str(message).startswith("deleted "):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(click, "echo", interrupted)
+    done = run("prune")
+    assert done.code == 130
+    assert f"deleted {first}" in done.out
+    assert "half done" not in done.err
+    assert "aborted: what was finished stays" in done.err
 
 
 def test_a_lost_catalog_is_rebuilt(run: Run, place: Path) -> None:
