@@ -44,6 +44,10 @@ def cli(
     context: click.Context, config: str | None, store_url: str | None, endpoint: str, region: str, quiet: bool
 ) -> None:
     """PostgreSQL backups that are proven, or do not count."""
+    if not store_url and (endpoint or region):
+        raise click.UsageError(f"{'--endpoint' if endpoint else '--region'} is only read with --store")
+    if store_url and config:
+        raise click.UsageError("--store does without a configuration: leave out --config")
     store = (
         StoreConfig(store_location(store_url, Path.cwd() / "backups.toml"), endpoint, region)
         if store_url

@@ -537,6 +537,22 @@ def test_with_nothing_left_but_the_store(
 
 
 @pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (("--endpoint", "https://s3.example.net"), "--endpoint"),
+        (("--region", "eu-central-1"), "--region"),
+        (("--store", "file:store", "--config", "backups.toml"), "--config"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(
+    run: Run, place: Path, given: tuple[str, ...], said: str
+) -> None:
+    done = run(*given, "list")
+    assert done.code == 2
+    assert said in done.err
+
+
+@pytest.mark.parametrize(
     "args",
     [
         ("prune",),
