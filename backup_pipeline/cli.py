@@ -4,9 +4,11 @@ Parses, opens, calls one action, shows its result, and turns errors into exit co
 (errors.EXIT_CODES). Results go to standard output, what happens meanwhile to standard error.
 """
 
+import dataclasses
 import signal
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import click
@@ -16,7 +18,7 @@ from backup_pipeline.actions import backups, dump, setup
 from backup_pipeline.actions import prove as proving
 from backup_pipeline.actions import prune as pruning
 from backup_pipeline.actions.protected import Protected
-from backup_pipeline.commands.context import Context, now, pass_context
+from backup_pipeline.commands.context import Context, json_option, now, pass_context
 from backup_pipeline.commands.restore import restore, undo
 from backup_pipeline.config import StoreConfig
 from backup_pipeline.config_file import store_location
@@ -81,31 +83,41 @@ def init(context: Context, dsn: str, store_url: str, output: str) -> None:
 
 @cli.command()
 @click.argument("database", required=False)
+@json_option
 @pass_context
-def check(context: Context, database: str | None) -> None:
-    """Try everything that a backup needs, and change nothing."""
-    _check(context, context.configured(database))
+def check(context: Context, database: str | None, as_json: bool) -> None:
+    """Try everything that a backup needs; all that is written is a scratch object in the store."""
+    _check(context, context.configured(database), as_json=as_json)
 
 
-def _check(context: Context, names: Sequence[str]) -> None:
-    worst: BackupError | None = None
+def _check(context: Context, names: Sequence[str], *, as_json: bool = False) -> None:
+    """Show each thing as soon as it is known, or all in the end as JSON."""
+    failed: BackupError | None = None
+    looked: list[dict[str, object]] = []
+    show = (lambda _line: None) if as_json else click.echo
     for name in names:
-        click.echo(f"{name}:")
+        show(f"{name}:")
+        found: list[dict[str, object]] = []
+        looked.append({"database": name, "checks": found, "error": None})
         try:
-            for line in setup.check(context.protected(name)):
-                click.echo(f"  {line}")
+            for item in setup.check(context.protected(name)):
+                found.append(dataclasses.asdict(item))
+                show(f"  {setup.in_words(item)}")
         except BackupError as error:
-            click.echo("  FAILED: " + str(error).replace("\n", "\n  "))
-            worst = error
-    if worst:
-        raise SystemExit(worst.exit_code)
+            show("  FAILED: " + str(error).replace("\n", "\n  "))
+            looked[-1]["error"] = error.message
+            failed = error
+    if as_json:
+        terminal.print_json(looked)
+    if failed:
+        raise SystemExit(failed.exit_code)
 
 
 @cli.command()
 @click.argument("database")
 @click.option("--tier", default=MANUAL_TIER, show_default=True, help="Take it as a backup of this tier.")
 @click.option("--prove/--no-prove", "wanted", default=None, help="Prove it now, or not; else as configured.")
-@click.option("--json", "as_json", is_flag=True, help="The result as JSON, for scripts.")
+@json_option
 @pass_context
 def backup(context: Context, database: str, tier: str, wanted: bool | None, as_json: bool) -> None:
     """Take a dump, and prove it. Without --tier it expires by itself."""
@@ -122,7 +134,7 @@ def backup(context: Context, database: str, tier: str, wanted: bool | None, as_j
 
 @cli.command("list")
 @click.argument("database", required=False, default="")
-@click.option("--json", "as_json", is_flag=True, help="The result as JSON, for scripts.")
+@json_option
 @pass_context
 def list_(context: Context, database: str, as_json: bool) -> None:
     """Show the backups that exist in the store, newest first."""
@@ -143,7 +155,7 @@ def list_(context: Context, database: str, as_json: bool) -> None:
 
 @cli.command()
 @click.argument("backup_id", metavar="ID")
-@click.option("--json", "as_json", is_flag=True, help="The result as JSON, for scripts.")
+@json_option
 @pass_context
 def show(context: Context, backup_id: str, as_json: bool) -> None:
     """Everything that is known of one backup."""
@@ -170,7 +182,7 @@ def _exit_failed(found: Backup) -> None:
 @cli.command()
 @click.argument("database")
 @click.option("--backup", "wanted", default="latest", show_default=True, help='An id or "latest".')
-@click.option("--json", "as_json", is_flag=True, help="The result as JSON, for scripts.")
+@json_option
 @pass_context
 def prove(context: Context, database: str, wanted: str, as_json: bool) -> None:
     """Restore into an empty server and compare row for row; record the verdict."""
@@ -196,17 +208,24 @@ def _exit_unproven(protected: Protected, backup_id: BackupId, proof: Proof | Non
 @cli.command()
 @click.argument("database", required=False)
 @click.option("--dry-run", is_flag=True, help="Show the plan and stop.")
+@json_option
 @pass_context
-def prune(context: Context, database: str | None, dry_run: bool) -> None:
+def prune(context: Context, database: str | None, dry_run: bool, as_json: bool) -> None:
     """Delete what the retention no longer keeps."""
+    records: list[dict[str, object]] = []
     for name in context.configured(database):
         protected = context.protected(name)
         plan = pruning.plan(protected.store, protected.config, imports=protected.imports, now=now())
-        if dry_run:
+        records.append(terminal.prune_record(plan))
+        if not dry_run:
+            log = partial(click.echo, err=as_json)
+            done = pruning.carry_out(protected.store, plan, imports=protected.imports, clock=now, log=log)
+            records[-1] |= terminal.pruned_record(done)
+        elif not as_json:
             for line in plan.lines:
                 click.echo(line)
-        else:
-            pruning.carry_out(protected.store, plan, imports=protected.imports, clock=now, log=click.echo)
+    if as_json:
+        terminal.print_json(records)
 
 
 @cli.command()
@@ -232,29 +251,38 @@ def unpin(context: Context, backup_id: str) -> None:
 
 
 @cli.command()
+@json_option
 @pass_context
-def probe(context: Context) -> None:
+def probe(context: Context, as_json: bool) -> None:
     """Try what the store really does, on scratch keys, and print it."""
     from backup_pipeline.storage import bucket  # boto3 costs half a second
 
     results = bucket.probe(context.store())
-    for result in results:
-        click.echo(f"{result.status:<8} {result.name}: {result.found}")
-        if result.consequence:
-            click.echo(f"         {result.consequence}")
+    if as_json:
+        terminal.print_json([dataclasses.asdict(result) for result in results])
+    else:
+        for result in results:
+            click.echo(f"{result.status:<8} {result.name}: {result.found}")
+            if result.consequence:
+                click.echo(f"         {result.consequence}")
     if any(result.status == "failed" for result in results):
         raise SystemExit(5)
 
 
 @cli.command()
+@json_option
 @pass_context
-def rebuild(context: Context) -> None:
+def rebuild(context: Context, as_json: bool) -> None:
     """Write a lost catalog anew from the copies that lie beside the backups."""
     rebuilt = catalog_rebuild.rebuild(context.store())
-    for item in rebuilt.backups:
-        click.echo(f"rebuilt {item}")
     for key, reason in rebuilt.refused:
         click.echo(show_line(f"NOT REBUILT {key}: {reason}"), err=True)
+    if as_json:
+        refused = [{"key": key, "reason": reason} for key, reason in rebuilt.refused]
+        terminal.print_json({"rebuilt": [str(item) for item in rebuilt.backups], "refused": refused})
+        return
+    for item in rebuilt.backups:
+        click.echo(f"rebuilt {item}")
     click.echo(f"{show_count(len(rebuilt.backups), 'manifest')} rebuilt")
 
 

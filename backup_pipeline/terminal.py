@@ -16,6 +16,7 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
+from backup_pipeline.actions.prune import Prune, Pruned
 from backup_pipeline.actions.report import Lines, Progress, Report
 from backup_pipeline.domain.backup import Backup, Proof, Verdict
 from backup_pipeline.units import show_bytes, show_line, show_seconds
@@ -101,6 +102,32 @@ def proof_record(backup: Backup, proof: Proof) -> dict[str, object]:
 
 def _proof_values(proof: Proof) -> dict[str, object]:
     return dataclasses.asdict(proof) | {"verdict": str(proof.verdict), "at": proof.at.isoformat()}
+
+
+def prune_record(plan: Prune) -> dict[str, object]:
+    """What a prune of one database would do, as JSON for scripts."""
+    return {
+        "database": plan.database,
+        "decisions": [
+            {"id": str(each.backup.id), "tier": each.backup.tier, "keep": each.keep, "reasons": each.reasons}
+            for each in plan.plan.decisions
+        ],
+        "unreadable": [{"key": key, "reason": reason} for key, reason in plan.plan.unreadable],
+        "unlisted": [
+            {"id": str(each.objects.id), "keep": each.keep, "reason": each.reason} for each in plan.orphans
+        ],
+    }
+
+
+def pruned_record(done: Pruned) -> dict[str, object]:
+    """What a prune of one database did, as JSON for scripts."""
+    return {
+        "deleted": [str(backup) for backup in done.deleted],
+        "kept_after_all": [{"id": str(backup), "reason": why} for backup, why in done.kept_after_all],
+        "collected": done.collected,
+        "freed_bytes": done.freed_bytes,
+        "locked": done.locked,
+    }
 
 
 def backup_details(backup: Backup, where: str, now: datetime) -> Table:

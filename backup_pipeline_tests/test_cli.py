@@ -314,6 +314,59 @@ def test_a_proof_that_could_not_be_made_does_not_show_the_old_one(run: Run, plac
     assert shown_record["last_attempt"]["differences"] == record["differences"]
 
 
+def test_a_restore_and_its_undo_as_json(run: Run, place: Path, shared: Box) -> None:
+    backup, name = only(place), shared.endpoint.database
+    asked = ("--quiet", "restore", "app", "--backup", "latest", "--check", "counts", "--json")
+    planned = json.loads(run(*asked, "--dry-run").out)
+    assert (planned["backup"], planned["kept_as"]) == (backup, None)
+    done = json.loads(run(*asked).out)
+    assert done["backup"] == backup
+    assert done["kept_as"] is None
+    assert {name, done["database"]} == shared.databases()
+    assert done["restore_s"] > 0
+    assert any("restored" in line for line in done["lines"])
+    replaced = json.loads(run(*asked, "--replace", "--confirm", name).out)
+    assert (replaced["database"], replaced["kept_as"]) == (name, replaced["kept_as"])
+    assert replaced["kept_as"] in shared.databases()
+    undo = ("--quiet", "undo", "app", "--into", name, "--json")
+    planned = json.loads(run(*undo, "--dry-run").out)
+    assert (planned["database"], planned["copy"]) == (name, replaced["kept_as"])
+    undone = json.loads(run(*undo, "--confirm", name).out)
+    assert undone["database"] == name
+    assert undone["kept_as"] in shared.databases()
+
+
+def test_a_prune_as_json(run: Run, place: Path) -> None:
+    first = only(place)
+    for _ in range(2):
+        assert run("--quiet", "backup", "app", "--tier", "daily", "--no-prove").code == 0
+    (planned,) = json.loads(run("prune", "--dry-run", "--json").out)
+    assert planned["database"] == "app"
+    assert [(item["id"], item["keep"]) for item in planned["decisions"]][-1] == (first, False)
+    assert all(item["reasons"] for item in planned["decisions"])
+    (done,) = json.loads(run("prune", "--json").out)
+    assert done["deleted"] == [first]
+    assert done["freed_bytes"] > 0
+    assert (done["kept_after_all"], done["locked"]) == ([], {})
+
+
+def test_check_probe_and_rebuild_as_json(run: Run, place: Path) -> None:
+    (checked,) = json.loads(run("check", "--json").out)
+    assert checked["database"] == "app"
+    assert {item["name"] for item in checked["checks"]} >= {"store", "proof", "restore"}
+    assert {item["status"] for item in checked["checks"]} <= {"ok", "warning"}
+    text = (place / "backups.toml").read_text().replace("public.customer", "public.nothing")
+    (place / "backups.toml").write_text(text)
+    failed = run("check", "--json")
+    assert failed.code == 4
+    (checked,) = json.loads(failed.out)
+    assert "failed" in {item["status"] for item in checked["checks"]}
+    probed = json.loads(run("probe", "--json").out)
+    assert {"name", "status", "found", "consequence"} == probed[0].keys()
+    shutil.rmtree(place / "store" / "catalog")
+    assert json.loads(run("rebuild", "--json").out) == {"rebuilt": [only(place)], "refused": []}
+
+
 def test_what_a_person_reads(run: Run, place: Path) -> None:
     backup = only(place)
     assert backup in run("list").out

@@ -127,8 +127,8 @@ def _program(path: Path) -> tuple[str, ...]:
     return ("backup-pipeline",) if found else ("backup-pipeline", "--config", str(path))
 
 
-def check(protected: Protected) -> Iterator[str]:
-    """Look at source, store, scratch and target; a line for each thing, as soon as it is known.
+def check(protected: Protected) -> Iterator[Check]:
+    """Look at source, store, scratch and target, and yield each thing as soon as it is known.
 
     Raises the first failure at the end, after everything was looked at.
     """
@@ -143,21 +143,22 @@ def check(protected: Protected) -> Iterator[str]:
         )
     except BackupError as error:
         found = (Check("source", CheckStatus.FAILED, error.message, error.hint),)
-    yield from map(_line, found)
+    yield from found
     failures += [
         ServerError(item.found, hint=item.hint) for item in found if item.status is CheckStatus.FAILED
     ]
     for name, look in (("store", _check_store), ("proof", _check_proof), ("restore", _check_restore)):
         try:
-            yield _line(look(protected))
+            yield look(protected)
         except BackupError as error:
             failures.append(error)
-            yield _line(Check(name, CheckStatus.FAILED, error.message, error.hint))
+            yield Check(name, CheckStatus.FAILED, error.message, error.hint)
     if failures:
         raise failures[0]
 
 
-def _line(item: Check) -> str:
+def in_words(item: Check) -> str:
+    """A line for one thing that was looked at, and one for what to do."""
     hint = f"\n           {show_line(item.hint)}" if item.hint and item.status is not CheckStatus.OK else ""
     return f"{item.status:<8} {item.name}: {show_line(item.found)}{hint}"
 

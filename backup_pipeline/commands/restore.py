@@ -15,7 +15,7 @@ from backup_pipeline.actions import restore as restoring
 from backup_pipeline.actions import undo as undoing
 from backup_pipeline.actions.protected import Clock, Protected
 from backup_pipeline.actions.report import Report
-from backup_pipeline.commands.context import Context, now, pass_context
+from backup_pipeline.commands.context import Context, json_option, now, pass_context
 from backup_pipeline.engines.postgres.endpoint import given_by_hand
 from backup_pipeline.errors import Refused
 
@@ -57,14 +57,34 @@ _TO = "Another server; else restore_dsn. Its password comes from PGPASSWORD, a p
     "--accept-unverified", is_flag=True, help="Open an imported dump though pg_restore has a known hole."
 )
 @click.option("--dry-run", is_flag=True, help="Show the plan and stop.")
+@json_option
 @pass_context
 def restore(
-    context: Context, /, database: str, to: str, jobs: int | None, dry_run: bool, **asked: Any
+    context: Context,
+    /,
+    database: str,
+    to: str,
+    jobs: int | None,
+    dry_run: bool,
+    as_json: bool,
+    **asked: Any,
 ) -> None:
     """Restore into a new database; with --replace, swap it with the live one."""
     protected, server = context.protected(database), given_by_hand(to, "--to") if to else None
     request = restoring.RestoreRequest(to=server, jobs=jobs or 0, program=context.program, **asked)
-    _perform(context, protected, request, restoring, overwrites=request.replace, dry_run=dry_run)
+    how = _How(overwrites=request.replace, dry_run=dry_run, as_json=as_json)
+    plan, result = _perform(context, protected, request, restoring, how)
+    if as_json:
+        terminal.print_json(
+            {
+                "backup": str(plan.backup.id),
+                "database": plan.decided.target,
+                "kept_as": result.kept_as or None if result else None,
+                "restore_s": result.restore_s if result else None,
+                "plan": plan.lines,
+                "lines": result.lines if result else (),
+            }
+        )
 
 
 @click.command()
@@ -79,14 +99,36 @@ def restore(
 )
 @click.option("--confirm", default="", metavar="NAME", help="The live database's name, typed.")
 @click.option("--dry-run", is_flag=True, help="Show the plan and stop.")
+@json_option
 @pass_context
-def undo(context: Context, /, database: str, to: str, dry_run: bool, **asked: Any) -> None:
+def undo(context: Context, /, database: str, to: str, dry_run: bool, as_json: bool, **asked: Any) -> None:
     """Swap back the database that the last `restore --replace` put aside, or another copy."""
     if not asked["into"]:
         context.configured(database)
     protected, server = context.protected(database), given_by_hand(to, "--to") if to else None
     request = undoing.UndoRequest(to=server, program=context.program, **asked)
-    _perform(context, protected, request, undoing, overwrites=True, dry_run=dry_run)
+    how = _How(overwrites=True, dry_run=dry_run, as_json=as_json)
+    plan, result = _perform(context, protected, request, undoing, how)
+    if as_json:
+        terminal.print_json(
+            {
+                "database": plan.live,
+                "copy": plan.copy.name,
+                "kept_as": result.kept_as or None if result else None,
+                "took_s": result.took_s if result else None,
+                "plan": plan.lines,
+                "lines": result.lines if result else (),
+            }
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class _How:
+    """How a request is gone about, and shown."""
+
+    overwrites: bool
+    dry_run: bool
+    as_json: bool
 
 
 class _Lines(Protocol):
@@ -99,34 +141,43 @@ class _Lines(Protocol):
 R = TypeVar("R", restoring.RestoreRequest, undoing.UndoRequest)
 R_contra = TypeVar("R_contra", contravariant=True)
 P = TypeVar("P", bound=_Lines)
+T = TypeVar("T", bound=_Lines)
+T_co = TypeVar("T_co", bound=_Lines, covariant=True)
 
 
-class _Verb(Protocol[R_contra, P]):
+class _Verb(Protocol[R_contra, P, T_co]):
     """What actions/restore.py and actions/undo.py both are."""
 
     def name_to_confirm(self, protected: Protected, request: R_contra, /) -> str: ...
     def plan(self, protected: Protected, request: R_contra, /, *, clock: Clock) -> P: ...
-    def carry_out(self, protected: Protected, planned: P, /, *, clock: Clock, report: Report) -> _Lines: ...
+    def carry_out(self, protected: Protected, planned: P, /, *, clock: Clock, report: Report) -> T_co: ...
 
 
 def _perform(
-    context: Context, protected: Protected, request: R, verb: _Verb[R, P], *, overwrites: bool, dry_run: bool
-) -> None:
+    context: Context, protected: Protected, request: R, verb: _Verb[R, P, T], how: _How
+) -> tuple[P, T | None]:
     """Show the plan; have the name typed where a live database goes and a person sits there; carry it out.
 
+    As JSON, standard output is the caller's: a plan is then shown to a person who is asked, and else not.
     Raises Refused when another name is typed.
     """
-    ask = overwrites and not request.confirm and not dry_run and sys.stdin.isatty()
-    if ask or (overwrites and dry_run):  # the plan is shown first, the name typed after it
+    ask = how.overwrites and not request.confirm and not how.dry_run and sys.stdin.isatty()
+    if ask or (how.overwrites and how.dry_run):  # the plan is shown first, the name typed after it
         request = dataclasses.replace(request, confirm=verb.name_to_confirm(protected, request))
     plan = verb.plan(protected, request, clock=now)
-    for line in plan.lines:
-        click.echo(line)
-    if dry_run:
-        return
-    if ask and click.prompt("Type the name of the database to replace") != request.confirm:
+    if ask or not how.as_json:
+        _echo(plan, err=how.as_json)
+    if how.dry_run:
+        return plan, None
+    if ask and click.prompt("Type the name of the database to replace", err=how.as_json) != request.confirm:
         raise Refused("the name that was typed is another one", hint="Nothing was touched.")
     with terminal.reporting(quiet=context.quiet) as report:
         result = verb.carry_out(protected, plan, clock=now, report=report)
-    for line in result.lines:
-        click.echo(line)
+    if not how.as_json:
+        _echo(result)
+    return plan, result
+
+
+def _echo(said: _Lines, *, err: bool = False) -> None:
+    for line in said.lines:
+        click.echo(line, err=err)

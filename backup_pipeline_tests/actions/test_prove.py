@@ -435,7 +435,7 @@ def test_the_source_itself_is_no_scratch_server(proven: Box) -> None:
     found = prove.prove(itself, weekly(proven).id, clock=now, report=proven.said)
     assert found.verdict is Verdict.NOT_PROVABLE
     assert "is the cluster that the backup was taken from" in found.differences[0]
-    (said,) = (line for line in setup.check(itself) if " proof: " in line)
+    (said,) = (setup.in_words(item) for item in setup.check(itself) if item.name == "proof")
     assert said.startswith("warning")
     assert "is the cluster that backups are taken from" in said
 
