@@ -1,14 +1,26 @@
 """What the documents quote, the code says."""
 
 import ast
+import os
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
+
+from backup_pipeline import process
+from backup_pipeline.cli import cli
+from backup_pipeline.engines.postgres.cluster import LocalCluster
+from backup_pipeline.errors import EXIT_CODES
+from backup_pipeline_tests.actions.box import ask, execute
+from backup_pipeline_tests.servers import postgres as servers
 
 CHECKOUT = Path(__file__).parents[1]
 RESTORE = (CHECKOUT / "docs" / "restore.md").read_text(encoding="utf-8")
+README = (CHECKOUT / "README.md").read_text(encoding="utf-8")
+PAGES = (CHECKOUT / "README.md", *sorted((CHECKOUT / "docs").rglob("*.md")))
 REFUSALS = re.findall(r"^\| (`.*?) \|", RESTORE.partition("## When it refuses")[2], re.MULTILINE)
 
 
@@ -36,3 +48,98 @@ def test_a_refusal_that_the_restore_page_explains_is_one_of_ours(said: str, refu
     for quoted in re.findall(r"`([^`]+)`", refusal):
         for piece in filter(None, map(str.strip, re.split(r"…|: ", quoted))):
             assert piece in said
+
+
+# --- the command line ----------------------------------------------------------------------
+
+
+def commands(text: str) -> Iterator[str]:
+    """The whole commands that a page tells: in blocks, and in code within a line."""
+    joined = text.replace("\\\n", " ")
+    yield from re.findall(r"^    [^#\n]*?\bbackup-pipeline ([a-z-].*)$", joined, re.MULTILINE)
+    yield from re.findall(r"`backup-pipeline ([^`]+)`", joined)
+
+
+def parsed(words: list[str]) -> str:
+    """The command that these words name, once all of them are understood. Nothing is run."""
+    context = click.Context(cli, info_name="backup-pipeline")
+    name, *rest = cli.make_parser(context).parse_args(words)[1]
+    command = cli.commands[name]
+    command.make_context(name, rest, parent=context)
+    return name
+
+
+def options(name: str) -> set[str]:
+    return {word for parameter in cli.commands[name].params for word in parameter.opts if word[:2] == "--"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_that_a_page_tells_is_understood(page: Path) -> None:
+    for told in commands(page.read_text(encoding="utf-8")):
+        try:
+            parsed(shlex.split(told, comments=True))
+        except (click.UsageError, KeyError) as error:
+            pytest.fail(f"backup-pipeline {told}: {error}")
+
+
+def test_the_readme_and_the_restore_page_do_tell_commands() -> None:
+    assert {parsed(shlex.split(told, comments=True)) for told in commands(README)} >= {
+        "init",
+        "check",
+        "undo",
+    }
+    assert len(list(commands(RESTORE))) > 5
+
+
+def test_the_readme_s_table_is_the_command_line() -> None:
+    table = README.partition("## The command line")[2].partition("Exit codes:")[0]
+    cells = re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
+    told = [re.sub(r"[\[\]]", "", told) for cell in cells for told in re.findall(r"`([^`]+)`", cell)]
+    assert sorted(parsed(shlex.split(words)) for words in told) == sorted(cli.commands)
+    without = {name for name in cli.commands if "--json" not in options(name)}
+    (sentence,) = (line for line in table.splitlines() if line.startswith("`--json`"))
+    assert set(re.findall(r"`([a-z]+)`", sentence)) == without
+
+
+def test_the_readme_s_exit_codes_are_those_of_the_program() -> None:
+    rows = re.findall(r"^\| (\d+) \| (.*) \|$", README.partition("Exit codes:")[2], re.MULTILINE)
+    assert [(int(code), meaning) for code, meaning in rows] == list(EXIT_CODES)
+
+
+# --- without this software -----------------------------------------------------------------
+
+
+def test_the_roles_are_restored_with_the_commands_that_are_told(
+    postgres: LocalCluster, tmp_path: Path
+) -> None:
+    names = ("agentweave_owner", "reader", "restorer")
+    execute(postgres.endpoint(), "".join(f"CREATE ROLE {name} LOGIN;" for name in names))
+    try:
+        execute(
+            postgres.endpoint(),
+            "GRANT agentweave_owner TO restorer; GRANT pg_read_all_data TO reader;"
+            "GRANT agentweave_owner TO reader; ALTER ROLE reader SET search_path = app",
+        )
+        dumped = bash("pg_dumpall --globals-only > globals.sql", postgres, tmp_path)
+        assert "GRANT agentweave_owner TO restorer" in (tmp_path / "globals.sql").read_text(), dumped
+    finally:
+        execute(postgres.endpoint(), "".join(f"DROP ROLE {name};" for name in names))
+    told = RESTORE.partition("First the roles")[2].partition("Then the database")[0]
+    script = "\n".join(re.findall(r"^    (.*)$", told, re.MULTILINE))
+    by_hand = "sed -i /restorer/d memberships.sql"
+    assert "editor memberships.sql" in script
+    with servers.running_cluster(servers.bin_dir_17()) as bare:
+        bash(script.replace("editor memberships.sql", by_hand), bare, tmp_path)
+        member = "SELECT pg_has_role('reader', 'agentweave_owner', 'MEMBER')"
+        assert ask(bare.endpoint(), member) is True
+        roles = "SELECT count(*) FROM pg_roles WHERE rolname IN ('agentweave_owner', 'reader', 'restorer')"
+        assert ask(bare.endpoint(), roles) == 2
+
+
+def bash(script: str, server: LocalCluster, folder: Path) -> str:
+    """Run a script of the page as its reader does, on a server."""
+    environment = {**server.endpoint().environment(), "PATH": f"{server.bin_dir}:{os.environ['PATH']}"}
+    command = process.Command(
+        ("bash", "-euo", "pipefail", "-c", script), environment=environment, cwd=str(folder)
+    )
+    return process.run(command, timeout_s=60).stdout
