@@ -31,5 +31,5 @@ def test_a_unit_is_what_the_instructions_prepare(unit: Path) -> None:
     assert (Path(sys.executable).parent / program.name).exists()
     steps = (CHECKOUT / "docs" / "operations.md").read_text(encoding="utf-8")
     assert f"--home-dir {said['ReadWritePaths']} --shell /usr/sbin/nologin {said['User']}" in steps
-    assert f"cp -r . {program.parents[2]}" in steps
+    assert f"tar -x -C {program.parents[2]}\n" in steps
     assert said["EnvironmentFile"].removeprefix("-") in steps
