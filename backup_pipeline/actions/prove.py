@@ -249,6 +249,7 @@ def _load(
     """
     try:
         restore.create_database(scratch.endpoint, scratch.database, properties)
+        restore.try_properties(scratch.endpoint, scratch.database, properties)
     except Refused as error:
         raise NotProvable(error.message, detail=error.detail, hint=error.hint) from error
     try:

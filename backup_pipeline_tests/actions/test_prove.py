@@ -429,6 +429,35 @@ def test_what_is_missing_here_makes_it_not_provable(proven: Box, what: str, name
     assert catalog.load(proven.store, backup.id).verdict is Verdict.NOT_PROVABLE
 
 
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize(
+    ("setting", "named"),
+    [
+        ("lc_monetary=xx_XX.UTF-8", 'invalid value for parameter "lc_monetary"'),
+        ('session_preload_libraries="no_such_library"', 'could not access file "no_such_library"'),
+    ],
+)
+def test_a_setting_that_this_server_cannot_take_is_not_provable_before_the_load(
+    proven: Box, monkeypatch: pytest.MonkeyPatch, setting: str, named: str, own: bool
+) -> None:
+    base = record(daily(proven))
+    database = replace(base.source.database, settings=(("", setting), ("", "work_mem=8MB")))
+    backup = publish_as(proven, replace(base, source=replace(base.source, database=database)))
+
+    def loaded(*_args: object, **_options: object) -> None:
+        raise AssertionError("the load was begun")
+
+    monkeypatch.setattr(load, "load", loaded)
+    place = replace(proven.protected.scratch, dsn=None) if own else proven.protected.scratch
+    protected = replace(proven.protected, scratch=place)
+    found = prove.prove(protected, backup.id, clock=now, report=proven.said)
+    assert found.verdict is Verdict.NOT_PROVABLE
+    assert named in "\n".join(found.differences)
+    assert "server runs on this machine" not in "\n".join(found.differences)
+    assert "another server" in found.differences[-1]
+    assert not found.notes
+
+
 def test_the_source_itself_is_no_scratch_server(proven: Box) -> None:
     scratch = replace(proven.protected.scratch, dsn=Secret(proven.cluster.endpoint().dsn))
     itself = replace(proven.protected, scratch=scratch)

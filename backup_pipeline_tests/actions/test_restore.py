@@ -398,10 +398,24 @@ def test_a_property_that_may_not_be_set_is_found_before_the_load(live: Box, plai
     finally:
         live.execute(f'ALTER DATABASE "{live.endpoint.database}" RESET log_statement')
     said = Said()
-    with pytest.raises(ServerError, match="cannot be made like its source"):
+    with pytest.raises(Refused, match="cannot be made like its source"):
         run(live, to=plain, without_owners=True, report=said)
     assert not [line for line in said.lines if line.startswith("gathering")]
     assert live.databases() == {live.endpoint.database}
+
+
+def test_a_library_that_no_session_could_load_is_found_before_the_load(
+    live: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish_newer(live, 1, settings=(("", 'session_preload_libraries="no_such_library"'),))
+
+    def loaded(*_args: object, **_options: object) -> None:
+        raise AssertionError("the load was begun")
+
+    monkeypatch.setattr(pg_restore, "load", loaded)
+    with untouched(live), pytest.raises(Refused, match="no_such_library") as failure:
+        run(live)
+    assert "another server" in failure.value.hint
 
 
 # --- to another server ---------------------------------------------------------------------
@@ -663,8 +677,8 @@ def test_what_is_being_restored_is_not_pruned(live: Box) -> None:
     assert backup.id in pruned_away(live).deleted  # as soon as nobody uses it
 
 
-def publish_newer(box: Box, minutes: int) -> None:
-    """A copy of the backup, which says that it was taken later."""
+def publish_newer(box: Box, minutes: int, **properties: Any) -> None:
+    """A copy of the backup, which says that it was taken later, of a database of these properties."""
     record = only_oldest(box).manifest
     assert record is not None
     taken_at = record.snapshot_at + timedelta(minutes=minutes)
@@ -674,7 +688,8 @@ def publish_newer(box: Box, minutes: int) -> None:
     )
     for old, item in zip(record.objects, objects, strict=True):
         box.store.copy(old.key, item.key)
-    moved = replace(record, id=new, objects=objects, snapshot_at=taken_at, scheduled_for=None)
+    source = replace(record.source, database=replace(record.source.database, **properties))
+    moved = replace(record, id=new, objects=objects, snapshot_at=taken_at, scheduled_for=None, source=source)
     catalog.publish(box.store, moved)
 
 

@@ -367,6 +367,30 @@ def test_a_database_that_holds_anything_is_not_loaded_into(
         load(admin, database.database, archive, tools=tools)
 
 
+def test_settings_are_tried_and_taken_back(admin: Endpoint, database: Endpoint) -> None:
+    execute(admin, 'CREATE ROLE "r tried"')
+    settings = (("", "work_mem=9MB"), ("r tried", "work_mem=7MB"))
+    there = "SELECT count(*) FROM pg_db_role_setting WHERE setdatabase <> 0"
+    before = fetch(admin, there)
+    restore.try_properties(admin, database.database, replace(plain(database), settings=settings))
+    assert fetch(admin, there) == before
+    missing = (*settings, ("", 'session_preload_libraries="no_such_library"'))
+    with pytest.raises(Refused, match='could not access file "no_such_library"'):
+        restore.try_properties(admin, database.database, replace(plain(database), settings=missing))
+    assert fetch(admin, there) == before
+    with pytest.raises(Refused, match='unrecognized configuration parameter "no_such"'):
+        restore.try_properties(
+            admin, database.database, replace(plain(database), settings=(("", "no_such=1"),))
+        )
+
+
+def test_a_session_that_fails_anyway_is_no_fault_of_the_settings(admin: Endpoint, database: Endpoint) -> None:
+    settled = replace(plain(database), settings=(("", "work_mem=9MB"),))
+    execute(admin, f'ALTER DATABASE "{database.database}" ALLOW_CONNECTIONS false')
+    with pytest.raises(ServerError, match="not currently accepting connections"):
+        restore.try_properties(admin, database.database, settled)
+
+
 def test_a_taken_name_is_refused(admin: Endpoint, database: Endpoint) -> None:
     with pytest.raises(Refused, match="exists already"):
         restore.create_database(admin, database.database, plain(database))

@@ -41,6 +41,12 @@ _NO_LOCALE = (
     psycopg.errors.InvalidParameterValue,
     psycopg.errors.FeatureNotSupported,
 )
+_CANNOT_HAVE = (psycopg.ProgrammingError, psycopg.DataError, psycopg.NotSupportedError)
+_MAY_NOT = (
+    "Restore as a superuser or a member of the owner; a setting that the server does not know needs GRANT SET"
+    " ON PARAMETER."
+)
+_LACKS = "Install on that server's machine what the statement names, or choose another server."
 
 
 def temporary_name(target: str, token: str) -> str:
@@ -179,16 +185,50 @@ def apply_properties(endpoint: Endpoint, name: str, properties: DatabaseProperti
 
 
 def try_properties(endpoint: Endpoint, name: str, properties: DatabaseProperties) -> None:
-    """Do what `apply_properties` does to the new database `name`, and take it back.
+    """Do what `apply_properties` does to the new database `name`, enter it then, and take it all back.
 
-    So that a property which this role may not set is found before the load, not at its end. Raises
-    ServerError.
+    So that what this server cannot take, or this role may not set, is found before the load and not
+    after it. Raises Refused for that; ServerError.
     """
     with _session(endpoint) as session, server_errors(endpoint, f"cannot set the properties of {name}"):
-        _apply(session, name, properties, keep=False)
+        _apply(session, name, properties, keep=False, failure=Refused)
+        if properties.settings:
+            _try_settings(endpoint.with_database(name), session, properties)
 
 
-def _apply(session: Connection, name: str, properties: DatabaseProperties, *, keep: bool = True) -> None:
+def _try_settings(own: Endpoint, session: Connection, properties: DatabaseProperties) -> None:
+    """Open a session of the kind that the settings make: they may preload what is not there."""
+    only_settings = replace(_only_grants(properties), grants=None, settings=properties.settings)
+    _apply(session, own.database, only_settings)
+    try:
+        connect(own, purpose=PURPOSE).close()
+    except ServerError as error:
+        _reset(session, own.database, properties)
+        connect(own, purpose=PURPOSE).close()  # it is to fail by the settings, and not anyway
+        raise Refused(
+            f"no session can be opened under the settings of the database: {error.message}",
+            detail=error.detail,
+            hint="Install on that server's machine what they name, or choose another server.",
+        ) from error
+    _reset(session, own.database, properties)
+
+
+def _reset(session: Connection, name: str, properties: DatabaseProperties) -> None:
+    database = sql.Identifier(name)
+    session.execute(sql.SQL("ALTER DATABASE {} RESET ALL").format(database))
+    for role in {role for role, _ in properties.settings if role}:
+        reset = sql.SQL("ALTER ROLE {} IN DATABASE {} RESET ALL")
+        session.execute(reset.format(sql.Identifier(role), database))
+
+
+def _apply(
+    session: Connection,
+    name: str,
+    properties: DatabaseProperties,
+    *,
+    keep: bool = True,
+    failure: type[ServerError | Refused] = ServerError,
+) -> None:
     owner = sql.SQL("SET LOCAL ROLE {}").format(sql.Identifier(properties.owner))
     if is_temporary(name):
         properties = replace(properties, comment=marked(properties.comment))
@@ -203,12 +243,12 @@ def _apply(session: Connection, name: str, properties: DatabaseProperties, *, ke
                 session.execute(statement)
                 if as_owner:
                     session.execute("RESET ROLE")
-            except psycopg.errors.InsufficientPrivilege as error:
-                raise ServerError(
+            except _CANNOT_HAVE as error:
+                may_not = isinstance(error, psycopg.errors.InsufficientPrivilege)
+                raise failure(
                     f"database {name} cannot be made like its source: {error.diag.message_primary}",
                     detail={"statement": _VALUE.sub(r"\1 …", text)},
-                    hint="Restore as a superuser or a member of the owner; a setting that the server does not"
-                    " know needs GRANT SET ON PARAMETER.",
+                    hint=_MAY_NOT if may_not else _LACKS,
                 ) from error
 
 
