@@ -77,6 +77,11 @@ def available() -> bool:
     return version() >= _SINCE_RENAMES
 
 
+def keeps_from_network() -> bool:
+    """Whether this kernel can keep a child from TCP connections, where there is no namespace for it."""
+    return version() >= _SINCE_NETWORK
+
+
 def version() -> int:
     """Of the kernel's Landlock; 0 without."""
     if sys.platform != "linux":

@@ -46,6 +46,8 @@ from backup_pipeline.storage import catalog, leases
 from backup_pipeline.units import show_seconds
 
 _ANOTHER_SERVER = "Install or preload it there, or name a server and role that have it with [scratch] dsn."
+_REACHES = {Blame.FILES: "reads files of its machine", Blame.NETWORK: "connects to another server"}
+_MAY_REACH = "Name a server that may, and is for nothing but proofs, with [scratch] dsn."
 _WITH_NETWORK = (
     "the scratch server was not cut off from the network, which this system does not allow: "
     "what the dump runs could have reached other machines"
@@ -269,6 +271,9 @@ def _load(
             case Blame.SERVER:
                 said = f"the scratch server lacks what this backup needs: {error.message}"
                 raise NotProvable(said, detail=error.detail, hint=_ANOTHER_SERVER) from error
+            case Blame.FILES | Blame.NETWORK as reach:
+                said = f"restoring this backup {_REACHES[reach]}, which a scratch server of ours may not"
+                raise NotProvable(f"{said}: {error.message}", detail=error.detail, hint=_MAY_REACH) from error
             case Blame.CLIENT:
                 said = f"pg_restore {tools.version_text} cannot read this backup: {error.message}"
                 raise NotProvable(said, detail=error.detail, hint=error.hint) from error

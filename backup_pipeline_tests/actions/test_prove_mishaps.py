@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,14 +14,16 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
+from backup_pipeline import confinement
 from backup_pipeline.actions import prove
 from backup_pipeline.actions.protected import Protected
 from backup_pipeline.config import Secret
 from backup_pipeline.domain.backup import Verdict
-from backup_pipeline.engines.postgres.cluster import LocalCluster
+from backup_pipeline.engines.postgres.cluster import LocalCluster, runs_as, server_identity
 from backup_pipeline.engines.postgres.scratch import DATABASE_PREFIX
 from backup_pipeline.errors import ToolError
 from backup_pipeline_tests.actions.box import Box, a_box, execute, now, our_children, stored
+from backup_pipeline_tests.servers.postgres import bin_dir_17
 
 MakesBox = Callable[[str], Box]
 
@@ -80,6 +83,57 @@ def test_a_mishap_is_raised_and_records_nothing(failing: MakesBox, what: str) ->
         with pytest.raises(ToolError, match="pg_restore failed"):
             prove.prove(protected, backup.id, clock=now, report=box.said)
     assert stored(box.store) == before
+
+
+FILES = """
+CREATE EXTENSION file_fdw SCHEMA public; CREATE SERVER files FOREIGN DATA WRAPPER file_fdw;
+CREATE FOREIGN TABLE public.lines (n int) SERVER files OPTIONS (filename '{file}', format 'csv');
+CREATE MATERIALIZED VIEW public.kept AS SELECT n FROM public.lines
+"""
+FAR = """
+CREATE EXTENSION postgres_fdw SCHEMA public;
+CREATE SERVER far FOREIGN DATA WRAPPER postgres_fdw OPTIONS (host '{host}', dbname '{database}');
+CREATE USER MAPPING FOR postgres SERVER far OPTIONS (user 'postgres', password 'x');
+CREATE FOREIGN TABLE public.there (id int) SERVER far OPTIONS (schema_name 'public', table_name 'customer');
+CREATE MATERIALIZED VIEW public.kept AS SELECT id FROM public.there;
+ALTER SERVER far OPTIONS (SET host '192.0.2.1')
+"""
+"""Filled at the source through its socket, and then of an address that no machine has."""
+
+
+def confined() -> bool:
+    without_network = runs_as(Path(bin_dir_17()) / "postgres", server_identity(), network=False)
+    return confinement.available() and without_network
+
+
+@pytest.mark.skipif(not confined(), reason="takes a Linux with Landlock that lets this user make a namespace")
+def test_what_reaches_for_files_is_not_provable_in_a_confined_server(box: Box) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "lines.csv"
+        file.write_text("1\n2\n")
+        file.chmod(0o644)
+        file.parent.chmod(0o711)
+        box.execute(FILES.format(file=file))
+        backup = box.take()
+        proof = prove.prove(alone(box), backup.id, clock=now, report=box.said)
+        assert proof.verdict is Verdict.NOT_PROVABLE
+        assert "reads files of its machine" in proof.differences[0]
+        assert f'could not open file "{file}"' in proof.differences[0]
+        assert "[scratch] dsn" in proof.differences[-1]
+        named = prove.prove(box.protected, backup.id, clock=now, report=box.said)
+        assert named.verdict is Verdict.PROVEN
+
+
+@pytest.mark.skipif(not confined(), reason="takes a Linux with Landlock that lets this user make a namespace")
+def test_what_reaches_for_another_server_is_not_provable_in_a_confined_server(box: Box) -> None:
+    host = box.endpoint.conninfo["host"]
+    box.execute(FAR.format(host=host, database=box.endpoint.database))
+    backup = box.take()
+    proof = prove.prove(alone(box), backup.id, clock=now, report=box.said)
+    assert proof.verdict is Verdict.NOT_PROVABLE
+    assert "connects to another server" in proof.differences[0]
+    assert 'could not connect to server "far"' in proof.differences[0]
+    assert "[scratch] dsn" in proof.differences[-1]
 
 
 def test_a_killed_pg_restore_records_nothing(failing: MakesBox) -> None:

@@ -113,3 +113,37 @@ def test_what_a_role_may_not_do_and_what_nobody_can_read() -> None:
     assert blame(refused, superuser=True) is Blame.BACKUP
     foreign = ToolError(f"pg_restore failed: {QUERY}FEHLER:  Relation »t« existiert bereits")
     assert blame(foreign, english=False) is Blame.MISHAP
+
+
+REACHING = {
+    Blame.FILES: (
+        ('could not open file "/srv/rates.csv" for reading: Permission denied', "42501"),
+        ('could not open file "/srv/rates.csv": Permission denied', "42501"),
+        ('could not open directory "/srv": Permission denied', "42501"),
+        ('could not stat file "/srv/rates.csv": Permission denied', "42501"),
+    ),
+    Blame.NETWORK: (
+        ('could not connect to server "far"', "08001"),
+        ("could not establish connection", "08001"),
+        ("it went wrong", "08001"),
+    ),
+}
+
+
+@pytest.mark.parametrize("wanted", REACHING)
+def test_what_reaches_out_of_a_confined_server_is_no_fault_of_the_backup(wanted: Blame) -> None:
+    elsewhere = Blame.MISHAP if wanted is Blame.NETWORK else Blame.BACKUP
+    for message, state in REACHING[wanted]:
+        error = ToolError(f"pg_restore failed: {QUERY}ERROR:  {message}")
+        log = f"{state} ERROR:  {message}\n"
+        assert blame(error, log=log, hidden=True, cut_off=True) is wanted
+        assert blame(error, log=log) is elsewhere
+
+
+def test_a_connection_that_the_scratch_server_itself_lost_is_a_mishap() -> None:
+    for said in CASES[Blame.MISHAP]:
+        assert blame(ToolError(f"pg_restore failed: {said}"), hidden=True, cut_off=True) is Blame.MISHAP
+    denied = ToolError(
+        f'pg_restore failed: {COPY}ERROR:  invalid input syntax for type int: "Permission denied"'
+    )
+    assert blame(denied, hidden=True, cut_off=True) is Blame.BACKUP

@@ -18,6 +18,8 @@ class Blame(StrEnum):
 
     BACKUP = "backup"  # it does not restore
     SERVER = "server"  # the scratch server lacks something that the backup needs
+    FILES = "files"  # it reads files, which the scratch server is kept from
+    NETWORK = "network"  # it connects to another server, and the scratch server is cut off
     CLIENT = "client"  # this pg_restore cannot read it
     MISHAP = "mishap"  # no space, a server that went, a signal: another attempt may succeed
 
@@ -33,6 +35,7 @@ _CRASH = re.compile(r"\(PID \d+\) was terminated by signal|^\w{5} PANIC: ", re.M
 _MISHAP_STATES = ("08", "40", "53", "57", "58")  # connection, rollback, resources, operator, system
 _LACKING_STATE = "F0"  # a file of text search
 _REFUSED_STATE = "42501"
+_UNREACHED_STATE = "08001"
 
 _MISHAP = re.compile(
     r".*: (?:No space left on device|Disk quota exceeded|Input/output error|Read-only file system"
@@ -47,6 +50,8 @@ _LACKING = re.compile(
     r'|extension ".*" (?:is not available|has no installation script|must be preloaded).*'
     r"|.*shared_preload_libraries.*|can only create extension in database.*"
 )
+_KEPT_FROM = re.compile(r"could not .*: Permission denied")
+_UNREACHED = re.compile(r"could not (?:connect to server|establish connection)")
 _REFUSED = re.compile(r"permission denied.*|must be .*")
 
 _MISHAP_OF_CLIENT = re.compile(
@@ -58,11 +63,20 @@ _MISHAP_OF_CLIENT = re.compile(
 _UNREADABLE = re.compile(r"unsupported version|support compression")
 
 
-def blame(error: ToolError, *, log: str = "", superuser: bool = True, english: bool = True) -> Blame:
+def blame(
+    error: ToolError,
+    *,
+    log: str = "",
+    superuser: bool = True,
+    english: bool = True,
+    hidden: bool = False,
+    cut_off: bool = False,
+) -> Blame:
     """Judge `error`, of a load whose archive's digests were right.
 
     `log` is all that the server wrote since it began, "" where it is not known. `superuser` says that
-    nothing was forbidden to the load; `english`, that the server's messages can be told apart.
+    nothing was forbidden to the load; `english`, that the server's messages can be told apart; `hidden`
+    and `cut_off`, that the server was kept from files, and from other machines.
     """
     match = _SAID.match(error.message)
     if match is None or _CRASH.search(log) or _CONNECTING.match(match["said"]):
@@ -75,12 +89,22 @@ def blame(error: ToolError, *, log: str = "", superuser: bool = True, english: b
     if sql is None:
         return _of_client(match["said"])
     message, state = sql["message"], _state(sql["message"], log)
+    if hidden and _KEPT_FROM.match(message):
+        return Blame.FILES
+    if cut_off and (state == _UNREACHED_STATE or _UNREACHED.match(message)):
+        return Blame.NETWORK
+    found = _of_server(message, state, superuser=superuser)
+    return Blame.SERVER if found is Blame.BACKUP and at_extension else found
+
+
+def _of_server(message: str, state: str, *, superuser: bool) -> Blame:
+    """What the server says of a statement, or of itself."""
     refused = not superuser and (state == _REFUSED_STATE or _REFUSED.match(message))
     if refused or state.startswith(_LACKING_STATE) or _LACKING.match(message):
         return Blame.SERVER
     if state.startswith(_MISHAP_STATES) or _MISHAP.match(message):
         return Blame.MISHAP
-    return Blame.SERVER if at_extension else Blame.BACKUP
+    return Blame.BACKUP
 
 
 def _of_client(said: str) -> Blame:

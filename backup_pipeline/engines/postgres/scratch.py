@@ -16,7 +16,7 @@ from pathlib import Path
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from backup_pipeline import spool
+from backup_pipeline import confinement, spool
 from backup_pipeline.engines.postgres.blame import LOG_LINE_PREFIX, Blame, blame
 from backup_pipeline.engines.postgres.cluster import LocalCluster, await_end, remove_socket_folder, server_in
 from backup_pipeline.engines.postgres.endpoint import Endpoint
@@ -68,7 +68,14 @@ class Scratch:
     def blame(self, error: ToolError) -> Blame:
         """Judge a load that failed here. Raises ServerError when the server has gone meanwhile."""
         log = self.log.read_text(encoding="utf-8", errors="replace") if self.log else ""
-        found = blame(error, log=log, superuser=self.superuser, english=self.english)
+        found = blame(
+            error,
+            log=log,
+            superuser=self.superuser,
+            english=self.english,
+            hidden=self.hidden,
+            cut_off=self.cut_off or (self.hidden and confinement.keeps_from_network()),
+        )
         if found is Blame.BACKUP:
             connect(self.endpoint, purpose="scratch").close()
         return found
