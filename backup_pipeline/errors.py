@@ -54,6 +54,12 @@ class ServerError(BackupError):
     retryable = True
 
 
+class OutcomeUnknown(ServerError):
+    """A server was told to change something, and whether it did could not be seen."""
+
+    retryable = False
+
+
 class ToolError(BackupError):
     """A client tool is missing, too old, or ended with an error."""
 

@@ -14,7 +14,7 @@ from backup_pipeline.actions.report import Report
 from backup_pipeline.engines.postgres import swap
 from backup_pipeline.engines.postgres.endpoint import Endpoint
 from backup_pipeline.engines.postgres.swap import CopyKind
-from backup_pipeline.errors import BackupError
+from backup_pipeline.errors import BackupError, OutcomeUnknown
 from backup_pipeline.units import show_count, show_seconds
 
 
@@ -41,21 +41,23 @@ def publish(protected: Protected, place: Place, copy: str, now: datetime, report
     """Rename the database `copy` to its name, in one step that happens whole or not at all.
 
     What refuses that does not cost the copy: it is kept under another name, which the error tells.
-    Raises Refused, Busy, ServerError.
+    Raises Refused, Busy, ServerError; OutcomeUnknown, when the copy may have its name.
     """
+    kept = ""
     try:
-        return _rename(protected, place, copy, now, report)
+        if place.replaces:
+            report.say(f"swapping: {place.name} is kept under another name, its sessions are ended")
+            kept = undo.new_copy_name(place.server, place.name, CopyKind.BEFORE, now)
+        return _rename(protected, place, copy, kept)
     except BackupError as error:
-        _keep(protected, place, copy, now, error)
+        _keep(protected, place, copy, kept, now, error)
         raise
 
 
-def _rename(protected: Protected, place: Place, copy: str, now: datetime, report: Report) -> Published:
+def _rename(protected: Protected, place: Place, copy: str, kept: str) -> Published:
     if not place.replaces:
         swap.publish(place.server, copy, place.name)
         return Published()
-    report.say(f"swapping: {place.name} is kept under another name, its sessions are ended")
-    kept = undo.new_copy_name(place.server, place.name, CopyKind.BEFORE, now)
     wait_s = protected.config.lock_timeout.total_seconds()
     done = swap.swap(place.server, place.name, copy, kept, wait_s=wait_s)
     lines = (
@@ -67,16 +69,33 @@ def _rename(protected: Protected, place: Place, copy: str, now: datetime, report
     return Published(kept, lines)
 
 
-def _keep(protected: Protected, place: Place, copy: str, now: datetime, error: BackupError) -> None:
+def _keep(
+    protected: Protected, place: Place, copy: str, kept: str, now: datetime, error: BackupError
+) -> None:
     """Rename the finished copy, so that it outlives `error`, and let that say how to go on."""
     try:
+        there = undo.databases_of(place.server)
+        if copy not in there and place.name in there:  # it was renamed, and only the answer was lost
+            _tell_renamed(protected, place, kept, error, f"is complete, and called {place.name}")
+            return
         name = undo.new_copy_name(place.server, place.name, CopyKind.FINISHED, now)
         swap.publish(place.server, copy, name)
     except BackupError as second:
-        error.detail["the restored copy"] = f"could not be kept: {second.message}"
+        if isinstance(error, OutcomeUnknown):
+            _tell_renamed(protected, place, kept, error, f"is complete, and called {place.name} or {copy}")
+        else:
+            error.detail["the restored copy"] = f"could not be kept: {second.message}"
         return
     command, note = undo.command_to_swap_in(protected, place.name, name, to=place.to, program=place.program)
     drop = sql.SQL("DROP DATABASE {};").format(sql.Identifier(name)).as_string()
     error.detail["the restored copy"] = f"is complete, and kept as {name}"
     told = f"Nothing has to be restored again: `{command}` swaps the copy in{note}, `{drop}` drops it."
     error.hint = f"{error.hint} {told}".strip()
+
+
+def _tell_renamed(protected: Protected, place: Place, kept: str, error: BackupError, said: str) -> None:
+    error.detail["the restored copy"] = said
+    if kept:
+        error.detail["the restored copy"] = f"{said}; what was live is then kept as {kept}"
+        (line,) = undo.swap_back_lines(protected, place.name, kept, to=place.to, program=place.program)
+        error.hint = f"{error.hint} If {kept} exists, the swap was made: {line}.".strip()

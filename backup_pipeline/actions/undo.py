@@ -100,7 +100,8 @@ def plan(protected: Protected, request: UndoRequest, *, clock: Clock) -> Plan:
 def carry_out(protected: Protected, planned: Plan, *, clock: Clock, report: Report) -> UndoResult:
     """Swap as planned; what was live meanwhile is kept under another name.
 
-    Raises Refused, Busy, ServerError; both databases then have the names that they had.
+    Raises Refused, Busy, ServerError; both databases then have the names that they had, but for
+    OutcomeUnknown, which names what each may be called.
     """
     target, live, copy, begun_s = planned.target, planned.live, planned.copy, time.monotonic()
     said = f"{live} is now the database that was {_WAS[copy.kind]} at {copy.at:%Y-%m-%dT%H:%M:%SZ}"
@@ -124,12 +125,16 @@ def carry_out(protected: Protected, planned: Plan, *, clock: Clock, report: Repo
 
 def new_copy_name(target: Endpoint, live: str, kind: CopyKind, at: datetime) -> str:
     """A name for a copy of `live` that is free on the server. Raises ServerError."""
+    return swap.copy_name(live, kind, at, databases_of(target))
+
+
+def databases_of(target: Endpoint) -> tuple[str, ...]:
+    """The names of the server's databases. Raises ServerError."""
     with (
         contextlib.closing(connect(target, purpose="undo")) as session,
         server_errors(target, "cannot list the databases"),
     ):
-        there = [str(name) for (name,) in session.execute("SELECT datname FROM pg_catalog.pg_database")]
-    return swap.copy_name(live, kind, at, there)
+        return tuple(str(name) for (name,) in session.execute("SELECT datname FROM pg_catalog.pg_database"))
 
 
 def swap_back_lines(

@@ -16,6 +16,7 @@ from backup_pipeline.actions.restore import RestoreRequest, RestoreResult
 from backup_pipeline.config import Secret, TierConfig
 from backup_pipeline.domain.backup import Backup, ObjectRole
 from backup_pipeline.engines.postgres import load as pg_restore
+from backup_pipeline.engines.postgres import rename
 from backup_pipeline.engines.postgres.cluster import LocalCluster
 from backup_pipeline.engines.postgres.endpoint import Endpoint
 from backup_pipeline.engines.postgres.lock import advisory_lock
@@ -72,8 +73,8 @@ def live(shop: Box, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
         for extra in databases(shop.cluster, name) - {name}:
             if ask(admin, f"SELECT oid FROM pg_database WHERE datname = {sql.quote(extra)}") == oid:
                 drop(session, name)
-                rename = sql.SQL("ALTER DATABASE {} RENAME TO {}")
-                session.execute(rename.format(sql.Identifier(extra), sql.Identifier(name)))
+                back = sql.SQL("ALTER DATABASE {} RENAME TO {}")
+                session.execute(back.format(sql.Identifier(extra), sql.Identifier(name)))
             else:
                 drop(session, extra)
     assert ask(shop.endpoint, "SELECT oid FROM pg_database WHERE datname = current_database()") == oid
@@ -652,6 +653,66 @@ def test_a_name_that_is_taken_meanwhile_is_not_taken_over(live: Box) -> None:
     assert live.databases() == {live.endpoint.database, name, copy}
     assert ask(live.cluster.endpoint(name), "SELECT to_regclass('public.orders')") is None
     assert f'`DROP DATABASE "{copy}";` drops it' in failure.value.hint
+
+
+class AnswerLost:
+    """Makes a rename's commit lose its answer, and the server refuse `away` connections after that."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, away: int) -> None:
+        self.lost, self.away = False, away
+        end, self._connect = psycopg.Transaction.__exit__, connect
+
+        def ending(transaction: Any, *failure: Any) -> Any:
+            ended = end(transaction, *failure)
+            name = transaction.connection.info.parameter_status("application_name")
+            if name == "backup_pipeline rename" and not self.lost and failure[0] is None:
+                self.lost = True
+                raise psycopg.OperationalError("server closed the connection unexpectedly")
+            return ended
+
+        monkeypatch.setattr(psycopg.Transaction, "__exit__", ending)
+        monkeypatch.setattr(rename, "connect", self.connect)
+
+    def connect(self, *args: Any, **options: Any) -> Connection:
+        """As server.connect."""
+        if self.lost and self.away:
+            self.away -= 1
+            raise ServerError("cannot connect: the database system is starting up")
+        return self._connect(*args, **options)
+
+
+def test_a_swap_whose_answer_is_lost_is_asked_about_until_the_server_answers(
+    live: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = live.endpoint.database
+    lost = AnswerLost(monkeypatch, away=3)
+    done = run(live, replace=True, confirm=name, check="none")
+    assert (lost.lost, lost.away) == (True, 0)
+    assert (orders(live.endpoint), orders(live.cluster.endpoint(done.kept_as))) == (1000, 600)
+
+
+@pytest.mark.parametrize("back", [False, True], ids=["server still away", "server back at once"])
+def test_a_swap_that_may_have_been_made_is_told_as_such(
+    live: Box, monkeypatch: pytest.MonkeyPatch, back: bool
+) -> None:
+    name = live.endpoint.database
+    monkeypatch.setattr(rename, "_ANSWER_TIMEOUT_S", 0.5)
+    lost = AnswerLost(monkeypatch, away=10**6)
+    if not back:
+        monkeypatch.setattr(undo, "connect", lost.connect)
+    with pytest.raises(ServerError, match=f"whether {name} and .* were renamed is not known") as failure:
+        run(live, replace=True, confirm=name, check="none")
+    assert lost.lost
+    monkeypatch.undo()
+    (kept,) = live.databases() - {name}
+    assert orders(live.endpoint) == 1000
+    told = str(failure.value)
+    assert f": {name} or {kept}" in told
+    assert "could not be kept" not in told
+    assert (f"the restored copy: is complete, and called {name}; " in told) is back
+    assert f"`backup-pipeline undo app --into {name} --copy {kept}` swaps it back" in failure.value.hint
+    swap_back(live.protected)
+    assert orders(live.endpoint) == 600
 
 
 # --- beside a prune ------------------------------------------------------------------------

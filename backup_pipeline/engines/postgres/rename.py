@@ -25,7 +25,7 @@ from backup_pipeline.domain.unfinished import is_marked, unmarked
 from backup_pipeline.engines.postgres.endpoint import APPLICATION, Endpoint
 from backup_pipeline.engines.postgres.lock import NEUTRAL_DATABASE
 from backup_pipeline.engines.postgres.server import Connection, connect, server_errors
-from backup_pipeline.errors import Refused, ServerError
+from backup_pipeline.errors import OutcomeUnknown, Refused, ServerError
 
 NAME_BYTES = 63
 """The longest name that PostgreSQL keeps (NAMEDATALEN - 1); it cuts longer ones without an error."""
@@ -37,6 +37,7 @@ _PURPOSE = "rename"
 _ATTEMPTS = 3
 _LOCK_TIMEOUT_S = 10.0
 _STATEMENT_TIMEOUT_S = 30.0
+_ANSWER_TIMEOUT_S = 30.0
 _POLL_S = 0.02
 _OURS = (f"{APPLICATION} {_PURPOSE}", f"{APPLICATION} {SWAP_PURPOSE}")  # on their way out already
 _IN_THE_WAY = (
@@ -184,7 +185,7 @@ def rename(endpoint: Endpoint, session: Connection, renames: Sequence[tuple[Rena
 
     What was unfinished is finished then: the mark of it goes.
     Tried again, a few times, when sessions outlive the server's five seconds. Raises ServerError, and
-    then nothing was changed.
+    then nothing was changed; OutcomeUnknown when the server was lost at the commit and stayed away.
     """
     names, ended = _named(database for database, _ in renames), 0
     for attempt in range(1, _ATTEMPTS + 1):
@@ -211,7 +212,9 @@ def rename(endpoint: Endpoint, session: Connection, renames: Sequence[tuple[Rena
                     hint="Find them in pg_stat_activity, end them or stop what holds them, and try again.",
                 ) from error
         except psycopg.OperationalError as error:
-            if _took_effect(endpoint, session.info.backend_pid, renames):
+            pid = session.info.backend_pid
+            session.close()  # its end is waited for
+            if _took_effect(endpoint, pid, renames):
                 return ended + len(clearing.ended)
             raise ServerError(
                 f"the session that renamed {names} was lost; nothing was changed",
@@ -237,19 +240,38 @@ def _unmark(session: Connection, database: Renamable) -> None:
 
 
 def _took_effect(endpoint: Endpoint, renamer_pid: int, renames: Sequence[tuple[Renamable, str]]) -> bool:
-    """Ask whether a commit whose answer was lost was made, once its session is gone."""
+    """Whether a commit whose answer was lost was made. The server may be away for a moment.
+
+    Raises OutcomeUnknown, naming what each database may be called.
+    """
+    deadline = time.monotonic() + _ANSWER_TIMEOUT_S
+    while True:
+        try:
+            return _names_are(endpoint, renamer_pid, renames, deadline)
+        except ServerError as error:
+            if time.monotonic() > deadline:
+                names = _named(database for database, _ in renames)
+                each = {f"database of oid {it.oid}": f"{it.name} or {name}" for it, name in renames}
+                raise OutcomeUnknown(
+                    f"whether {names} were renamed is not known: the server was lost at the commit",
+                    detail={"server": endpoint.shown, **each, "said": error.message},
+                    hint="When the server answers, `psql -l` shows the names.",
+                ) from error
+        time.sleep(_POLL_S)
+
+
+def _names_are(
+    endpoint: Endpoint, renamer_pid: int, renames: Sequence[tuple[Renamable, str]], deadline: float
+) -> bool:
+    """Whether the databases have their new names, once the session that renamed them is gone."""
+    alive = "SELECT FROM pg_catalog.pg_stat_activity WHERE pid = %s AND application_name = %s"
     with (
         contextlib.closing(rename_session(endpoint)) as session,
         server_errors(endpoint, "cannot see the names"),
     ):
-        deadline = time.monotonic() + _STATEMENT_TIMEOUT_S
-        alive = "SELECT FROM pg_catalog.pg_stat_activity WHERE pid = %s AND application_name = %s"
         while session.execute(alive, [renamer_pid, f"{APPLICATION} {_PURPOSE}"]).fetchone() is not None:
             if time.monotonic() > deadline:
-                raise ServerError(
-                    f"the connection to the session that renames, pid {renamer_pid}, was lost and it goes on",
-                    hint="Wait until it is gone from pg_stat_activity; `psql -l` then shows the names.",
-                )
+                raise ServerError(f"the session that renames, pid {renamer_pid}, goes on without us")
             time.sleep(_POLL_S)
         query = "SELECT oid, datname FROM pg_catalog.pg_database WHERE oid = ANY(%s)"
         found = session.execute(query, [[database.oid for database, _ in renames]]).fetchall()

@@ -176,7 +176,7 @@ def swap(endpoint: Endpoint, live: str, new: str, kept: str, *, wait_s: float = 
 
     Raises Refused, with nothing touched, when a database is missing, `kept` is taken, the role lacks
     a right, or prepared transactions block it; Busy when a dump holds `live`; ServerError when
-    sessions would not end. Whatever is raised, both names are as they were.
+    sessions would not end. Both names are as they were then, but for OutcomeUnknown: see `rename`.
     """
     with (
         advisory_lock(endpoint, live, purpose=SWAP_PURPOSE, wait_s=wait_s, renames=True),
