@@ -33,10 +33,16 @@ from backup_pipeline.engines.postgres.event_triggers import without_event_trigge
 from backup_pipeline.engines.postgres.globals import Globals, Role, parse_globals
 from backup_pipeline.engines.postgres.lock import NEUTRAL_DATABASE
 from backup_pipeline.engines.postgres.properties import read_properties
-from backup_pipeline.engines.postgres.roles import RolePlan, create_roles, existing_roles, plan_roles
+from backup_pipeline.engines.postgres.roles import (
+    NO_ROLES,
+    RolePlan,
+    create_roles,
+    existing_roles,
+    plan_roles,
+)
 from backup_pipeline.engines.postgres.server import Connection, connect
 from backup_pipeline.engines.postgres.tools import Tools, find_tools
-from backup_pipeline.errors import ConfigError, ProofFailed
+from backup_pipeline.errors import BackupError, ConfigError, ProofFailed
 from backup_pipeline.spool import private_folder
 from backup_pipeline.storage import leases
 from backup_pipeline.storage.store import Store
@@ -150,9 +156,10 @@ def plan(protected: Protected, request: RestoreRequest, *, clock: Clock) -> Plan
         if grant and expected and any(each.kind == "EVENT TRIGGER" for each in expected.schema_before):
             note = f"event triggers of the copy run before it is compared: as a superuser, {grant}"
             facts = replace(facts, notes=(*facts.notes, note))
-        created = _plan_roles(session, backup, known).create if known and facts.missing_roles else ()
+        roles = _plan_roles(session, backup, known) if known and facts.missing_roles else NO_ROLES
+        facts = replace(facts, undescribed_roles=roles.absent)
     decided = plan_restore(listing, replace(request, backup=str(backup.id)), facts, now=clock())
-    return Plan(request, server, decided, tools, expected, known, created)
+    return Plan(request, server, decided, tools, expected, known, roles.create)
 
 
 def _client_major(protected: Protected, backup: Backup) -> int:
@@ -213,10 +220,13 @@ def carry_out(protected: Protected, planned: Plan, *, clock: Clock, report: Repo
             report.say(f"warning: {lease.unshielded}")
         source = _bring(protected, planned, spool, report)
         # From here on nothing is needed of the store: its bytes are here, and verified.
-        said = _create_missing_roles(planned, report)
-        with restore.temporary_database(
-            planned.target, decided.target, source.properties, tell=report.say
-        ) as temporary:
+        roles = _create_missing_roles(planned, report)
+        with (
+            roles.told_of(),
+            restore.temporary_database(
+                planned.target, decided.target, source.properties, tell=report.say
+            ) as temporary,
+        ):
             unknown = _fill(protected, planned, source, temporary, report)
             checked = _check(protected, planned, source, temporary, report)
             restore_s = time.monotonic() - begun_s
@@ -230,7 +240,7 @@ def carry_out(protected: Protected, planned: Plan, *, clock: Clock, report: Repo
             *checked,
             *(f"note: {line}" for line in decided.left_out),
             *unknown,
-            *said,
+            *roles.lines,
             *named.lines,
         ),
     )
@@ -331,15 +341,42 @@ def _plan_roles(session: Connection, backup: Backup, known: Globals) -> RolePlan
     return plan_roles(known, needed=needed, existing=existing_roles(session))
 
 
-def _create_missing_roles(planned: Plan, report: Report) -> tuple[str, ...]:
+@dataclass(frozen=True)
+class _Roles:
+    """What was created before the load, and the statements that are for a person to decide on."""
+
+    created: tuple[str, ...] = ()
+    left: tuple[str, ...] = ()
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        return tuple(f"left to you: {statement}" for statement in self.left)
+
+    @contextlib.contextmanager
+    def told_of(self) -> Iterator[None]:
+        """Let an error say what stays: the next attempt finds these roles there, and is silent."""
+        try:
+            yield
+        except BackupError as error:
+            if self.created:
+                error.detail["roles that were created and stay"] = ", ".join(self.created)
+            if self.left:
+                error.detail["left to you"] = " ".join(self.left)
+            raise
+
+
+def _create_missing_roles(planned: Plan, report: Report) -> _Roles:
     if not planned.created or planned.known_roles is None:
-        return ()
+        return _Roles()
     with contextlib.closing(connect(planned.target, purpose="restore")) as session:
         wanted = _plan_roles(session, planned.backup, planned.known_roles)
         left = create_roles(session, wanted)
+    made = _Roles(tuple(role.name for role in wanted.create), (*wanted.withheld, *left))
     for role in wanted.create:
         report.say(f"created role {_shown_role(role)}")
-    return tuple(f"left to you: {statement}" for statement in (*wanted.withheld, *left))
+    for line in made.lines:
+        report.say(line)
+    return made
 
 
 def _shown_role(role: Role) -> str:

@@ -43,7 +43,8 @@ class TargetFacts:
     client_version_text: str
     databases: tuple[str, ...]
     live: str = ""  # the database that is replaced, and after which a new one is named; "": the backup's
-    missing_roles: tuple[str, ...] = ()  # that the backup needs and the server lacks, as the next two
+    missing_roles: tuple[str, ...] = ()  # that the backup needs and the server lacks
+    undescribed_roles: tuple[str, ...] = ()  # of those, what the backup's globals do not have either
     missing_extensions: tuple[str, ...] = ()
     missing_tablespaces: tuple[str, ...] = ()
     need_bytes: int | None = None  # None: not known, as with the next
@@ -182,7 +183,15 @@ def _check_roles(request: RestoreRequest, facts: TargetFacts, found: _Findings) 
     if not roles:
         return
     if request.create_roles:
-        found.warnings.append(f"these roles are created: {roles}")
+        known = [role for role in facts.missing_roles if role not in facts.undescribed_roles]
+        if known:
+            found.warnings.append(f"these roles are created: {', '.join(known)}")
+        if facts.undescribed_roles and not request.without_owners:
+            unknown = ", ".join(facts.undescribed_roles)
+            found.refuse(
+                f"roles are missing on {facts.server} that the backup's globals do not have: {unknown}",
+                "Create them there, or leave out owners and grants (--without-owners).",
+            )
     elif request.without_owners:
         found.warnings.append(f"these roles are missing: {roles}")
     else:

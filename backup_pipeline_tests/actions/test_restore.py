@@ -451,6 +451,32 @@ def test_missing_roles_are_refused_then_created(live: Box, elsewhere: LocalClust
     )
 
 
+def test_a_restore_that_fails_tells_of_the_roles_that_it_made(
+    live: Box, elsewhere: LocalCluster, tampered: Callable[[str], None]
+) -> None:
+    live.execute(f'ALTER ROLE "{live.owner}" CREATEDB; ALTER ROLE "{live.owner}" SET my.key TO \'geheim\'')
+    try:
+        backup = live.take("daily")
+    finally:
+        live.execute(f'ALTER ROLE "{live.owner}" NOCREATEDB; ALTER ROLE "{live.owner}" RESET ALL')
+    tampered("DELETE FROM public.orders")
+    said = Said()
+    with pytest.raises(ProofFailed) as failure:
+        run(live, backup=str(backup.id), to=elsewhere.endpoint(), create_roles=True, report=said)
+    assert failure.value.detail["roles that were created and stay"] == f"{live.owner}, {live.reader}"
+    left = f'ALTER ROLE "{live.owner}" WITH CREATEDB;'
+    assert failure.value.detail["left to you"] == left
+    assert f"left to you: {left}" in said.lines
+    assert "geheim" not in "\n".join(said.lines)
+
+
+def test_roles_that_the_backup_does_not_describe_are_refused(live: Box, elsewhere: LocalCluster) -> None:
+    publish_newer(live, 1, owner="role_of_nowhere")
+    with pytest.raises(Refused, match="the backup's globals do not have: role_of_nowhere") as failure:
+        run(live, to=elsewhere.endpoint(), create_roles=True)
+    assert "--without-owners" in failure.value.hint
+
+
 def test_roles_get_the_passwords_that_the_backup_holds(live: Box, elsewhere: LocalCluster) -> None:
     live.execute(f"ALTER ROLE \"{live.owner}\" PASSWORD 'geheim'")
     backup = live.take("daily", protected=live.configured(role_passwords=True))

@@ -159,6 +159,17 @@ def test_missing_roles_can_be_created_or_left_out() -> None:
     assert f"note: {made.left_out[0]}" in made.lines
 
 
+def test_roles_that_nobody_describes_cannot_be_created() -> None:
+    facts = replace(FACTS, missing_roles=("app_owner", "gone"), undescribed_roles=("gone",))
+    found = refusal(RestoreRequest(create_roles=True), facts)
+    assert found.message.endswith(
+        "roles are missing on db.example:5432 that the backup's globals do not have: gone"
+    )
+    assert "--without-owners" in found.hint
+    made = plan(RestoreRequest(create_roles=True, without_owners=True), facts)
+    assert made.warnings[0] == "these roles are created: app_owner"
+
+
 def test_what_is_different_but_possible_is_told() -> None:
     facts = replace(
         FACTS, missing_tablespaces=("fast",), free_bytes=None, notes=("extension pgcrypto will be 1.4",)

@@ -27,6 +27,9 @@ class RolePlan:
     absent: tuple[str, ...]
 
 
+NO_ROLES = RolePlan((), (), (), ())
+
+
 def plan_roles(known: Globals, *, needed: Iterable[str], existing: Iterable[str]) -> RolePlan:
     """Decide which roles to create: those `needed`, and whoever acts through them.
 
