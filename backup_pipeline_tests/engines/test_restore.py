@@ -233,7 +233,7 @@ def test_an_operator_who_is_no_superuser_restores_and_swaps(
             restore.apply_properties(operator, "target", source.database)
         assert "GRANT SET ON PARAMETER" in caught.value.hint
         shown = str(caught.value.detail["statement"])
-        assert shown == 'ALTER ROLE "r \'app\'" IN DATABASE "target" SET "my.setting" TO …'
+        assert shown == 'ALTER ROLE "r \'app\'" IN DATABASE "target" SET "my.setting" TO \'…\''
     execute(admin, 'GRANT SET ON PARAMETER my.setting TO "r operator"')
     # Large objects and tables of the source's superuser stay the operator's: only a superuser gives to one.
     with restore.temporary_database(operator, "target", source.database) as name:
@@ -382,6 +382,19 @@ def test_settings_are_tried_and_taken_back(admin: Endpoint, database: Endpoint) 
         restore.try_properties(
             admin, database.database, replace(plain(database), settings=(("", "no_such=1"),))
         )
+
+
+@pytest.mark.parametrize("role", ["", "r 'it' SET a TO b"])
+def test_a_setting_that_cannot_be_set_is_named_without_its_value(
+    admin: Endpoint, database: Endpoint, role: str
+) -> None:
+    execute(admin, "CREATE ROLE \"r 'it' SET a TO b\"")
+    settings = (("", "search_path=a, b"), (role, "no_such=geheim SET a TO geheim\ngeheim"))
+    with pytest.raises(Refused) as caught:
+        restore.try_properties(admin, database.database, replace(plain(database), settings=settings))
+    whose = f'ALTER ROLE "{role}" IN DATABASE' if role else "ALTER DATABASE"
+    assert caught.value.detail["statement"] == f'{whose} "{database.database}" SET "no_such" TO \'…\''
+    assert "geheim" not in str(caught.value)
 
 
 def test_a_session_that_fails_anyway_is_no_fault_of_the_settings(admin: Endpoint, database: Endpoint) -> None:

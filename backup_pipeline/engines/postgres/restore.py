@@ -6,7 +6,6 @@ never holds half a database, whatever is killed. pg_restore itself is load.py's.
 """
 
 import contextlib
-import re
 import secrets
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -35,7 +34,6 @@ from backup_pipeline.stderr import without_values
 PURPOSE = "restore"
 """What pg_stat_activity and a refused second run show of a restore."""
 
-_VALUE = re.compile(r"^(ALTER (?:ROLE .+ IN )?DATABASE .+ SET .+? TO) .*", re.DOTALL)  # some are secrets
 _NO_LOCALE = (
     psycopg.errors.WrongObjectType,
     psycopg.errors.InvalidParameterValue,
@@ -232,9 +230,10 @@ def _apply(
     owner = sql.SQL("SET LOCAL ROLE {}").format(sql.Identifier(properties.owner))
     if is_temporary(name):
         properties = replace(properties, comment=marked(properties.comment))
+    shown = statements(_without_values(properties), name)
     with session.transaction(force_rollback=not keep):
-        for statement in statements(properties, name):
-            text = statement.as_string(session)
+        for statement, told in zip(statements(properties, name), shown, strict=True):
+            text = told.as_string(session)
             # PostgreSQL would choose as grantor any role of ours that has a grant option.
             as_owner = text.startswith(("GRANT ", "REVOKE "))
             try:
@@ -247,9 +246,15 @@ def _apply(
                 may_not = isinstance(error, psycopg.errors.InsufficientPrivilege)
                 raise failure(
                     f"database {name} cannot be made like its source: {error.diag.message_primary}",
-                    detail={"statement": _VALUE.sub(r"\1 …", text)},
+                    detail={"statement": text},
                     hint=_MAY_NOT if may_not else _LACKS,
                 ) from error
+
+
+def _without_values(properties: DatabaseProperties) -> DatabaseProperties:
+    """The same to be shown: the values of some settings are secrets."""
+    named = ((role, setting.partition("=")[0]) for role, setting in properties.settings)
+    return replace(properties, settings=tuple((role, f"{parameter}=…") for role, parameter in named))
 
 
 def analyze(endpoint: Endpoint, name: str, *, timeout_s: float = 0.0) -> tuple[str, ...]:

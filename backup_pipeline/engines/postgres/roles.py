@@ -72,7 +72,8 @@ def existing_roles(conn: Connection) -> frozenset[str]:
 
 
 def create_roles(conn: Connection, plan: RolePlan) -> tuple[str, ...]:
-    """Create what `plan` holds, in one transaction; return statements that were left out.
+    """Create what `plan` holds, in one transaction; return statements that were left out, to be shown:
+    without the values of settings, some of which are secrets.
 
     Memberships are granted by the current role; the grantors of the source are not rebuilt.
     Settings that only a superuser may give are left out, and so are
@@ -168,7 +169,7 @@ def _apply_settings(conn: Connection, role: Role) -> list[str]:
             with conn.transaction():
                 conn.execute(statement)
         except (psycopg.ProgrammingError, psycopg.DataError, psycopg.NotSupportedError):
-            left.append(statement.as_string(conn) + ";")
+            left.append(f"ALTER ROLE {_quoted(role.name)} SET {_quoted(name)} TO …; (as in globals.sql)")
     return left
 
 
