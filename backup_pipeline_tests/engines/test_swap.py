@@ -155,6 +155,16 @@ def test_the_newest_copy_of_one_second_is_known_whatever_the_kinds() -> None:
     assert choose_copy("app", copies_of("app", [undone, again])).name == again
 
 
+def test_the_newest_copy_is_known_whatever_clocks_their_makers_have() -> None:
+    ahead = copy_name("app", CopyKind.BEFORE, AT + timedelta(hours=2))
+    late = copy_name("app", CopyKind.BEFORE, AT, [ahead])
+    assert late == f"{ahead}_2"
+    assert choose_copy("app", copies_of("app", [ahead, late])).name == late
+    undone = copy_name("app", CopyKind.UNDONE, AT, [ahead])  # the undo took `late` away
+    with pytest.raises(Refused, match="undone already"):
+        choose_copy("app", copies_of("app", [ahead, undone]))
+
+
 def copies(*kinds: CopyKind) -> tuple[DatabaseCopy, ...]:
     """Copies of these kinds, newest first."""
     ages = [AT - timedelta(days=number) for number in range(len(kinds))]

@@ -84,10 +84,12 @@ def cut_name(name: str, limit_bytes: int) -> str:
 def copy_name(live: str, kind: CopyKind, at: datetime, taken: Iterable[str] = ()) -> str:
     """The name of a copy of `live` made at `at`, none of those `taken`: `<live>_before_20260301t020000z`.
 
-    A second one of the same second is numbered, whatever its kind: which is the newest shall be known.
+    Which is the newest shall be known, whatever clocks their makers have: it is never stamped below
+    another copy, and a second one of the same second is numbered, whatever its kind.
     """
-    second = at.astimezone(UTC).replace(microsecond=0)
-    number = 1 + max((copy.number for copy in copies_of(live, taken) if copy.at == second), default=0)
+    copies = copies_of(live, taken)
+    second = max((at.astimezone(UTC).replace(microsecond=0), *(copy.at for copy in copies)))
+    number = 1 + max((copy.number for copy in copies if copy.at == second), default=0)
     return _stamped(live, kind, second.strftime(_STAMP).lower(), number)
 
 
