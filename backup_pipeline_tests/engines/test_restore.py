@@ -640,6 +640,30 @@ def test_a_slow_index_is_no_stall(admin: Endpoint, tools: Tools, tmp_path: Path,
     assert time.monotonic() - began > 4
 
 
+def test_a_size_that_cannot_be_measured_ends_no_load_that_is_at_work(
+    admin: Endpoint, tools: Tools, tmp_path: Path, database: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    execute(
+        database,
+        "CREATE FUNCTION public.wait(i int) RETURNS int LANGUAGE plpgsql IMMUTABLE AS $$ BEGIN"
+        " IF pg_catalog.current_setting('application_name') LIKE '%restore'"
+        " THEN PERFORM pg_catalog.pg_sleep(1.2); END IF; RETURN i; END $$",
+        "CREATE TABLE public.t AS SELECT i FROM pg_catalog.generate_series(1, 4) i",
+        "CREATE INDEX ON public.t (public.wait(i))",
+    )
+    archive = dump(database, tmp_path / "dump", tools)
+    run = psycopg.Connection.execute
+
+    def slow(session: Any, query: Any, *values: Any, **options: Any) -> Any:
+        if "pg_database_size" in str(query):  # as on a disk so slow that it never ends in time
+            raise psycopg.errors.QueryCanceled
+        return run(session, query, *values, **options)
+
+    monkeypatch.setattr(psycopg.Connection, "execute", slow)
+    with restore.temporary_database(admin, "target", plain(database)) as name:
+        load(admin, name, archive, tools=tools, limits=LoadLimits(stall_s=3))
+
+
 CHILD = """
 import sys
 from pathlib import Path

@@ -312,17 +312,22 @@ def _pulse(endpoint: Endpoint, name: str, interval_s: float) -> Iterator[_Pulse]
 
 
 def _sample(session: Connection, name: str, pulse: _Pulse) -> None:
+    # By itself: the size of a database of very many files may take longer than a statement may.
+    working = session.execute(
+        "SELECT FROM pg_catalog.pg_stat_activity WHERE datname = %s AND state = 'active'"
+        " AND COALESCE(wait_event_type, '') NOT IN ('Client', 'Lock') LIMIT 1",
+        [name],
+    ).fetchone()
+    if working is not None:
+        pulse.alive_at = time.monotonic()
     row = session.execute(
         "SELECT CASE WHEN pg_catalog.has_database_privilege(oid, 'CONNECT')"
-        " THEN pg_catalog.pg_database_size(oid) END,"
-        " EXISTS (SELECT FROM pg_catalog.pg_stat_activity a WHERE a.datid = d.oid AND a.state = 'active'"
-        " AND COALESCE(a.wait_event_type, '') NOT IN ('Client', 'Lock'))"
-        " FROM pg_catalog.pg_database d WHERE datname = %s",
+        " THEN pg_catalog.pg_database_size(oid) END FROM pg_catalog.pg_database WHERE datname = %s",
         [name],
     ).fetchone()
     if row is None:
         return
-    size, working = row
-    if working or size != pulse.size_bytes:
+    size_bytes = None if row[0] is None else int(str(row[0]))
+    if size_bytes != pulse.size_bytes:
         pulse.alive_at = time.monotonic()
-    pulse.size_bytes = None if size is None else int(str(size))
+    pulse.size_bytes = size_bytes
