@@ -53,7 +53,8 @@ _WITH_NETWORK = (
     "what the dump runs could have reached other machines"
 )
 _WITH_FILES = (
-    "the scratch server was not kept from this machine's files, which takes a Linux with Landlock: "
+    "the scratch server was not kept from this machine's files, which takes a Linux with Landlock, and a "
+    "PostgreSQL whose libraries lie beside it or in the system's folders: "
     "what the dump runs could have read what its user may read"
 )
 

@@ -87,7 +87,7 @@ def test_proofs_beside_each_other_on_one_server_do_not_meet(proven: Box, other: 
 
 
 def test_a_network_that_could_not_be_cut_off_is_said(proven: Box, monkeypatch: pytest.MonkeyPatch) -> None:
-    def forbidden(*_args: object, network: bool = True) -> bool:
+    def forbidden(*_args: object, network: bool = True, **_options: object) -> bool:
         return network
 
     monkeypatch.setattr(cluster, "runs_as", forbidden)

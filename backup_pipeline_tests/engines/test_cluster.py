@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from backup_pipeline import confinement
 from backup_pipeline.config import Secret
 from backup_pipeline.engines.postgres import cluster as clusters
 from backup_pipeline.engines.postgres.cluster import (
@@ -216,6 +217,18 @@ def test_programs_that_the_servers_user_cannot_read_are_copied(folder: Path) -> 
 
 
 @pytest.mark.skipif(not AS_ROOT, reason="needs root: the server runs as another user only then")
+@pytest.mark.skipif(not confinement.available(), reason="takes a Linux with Landlock")
+def test_a_server_that_cannot_run_confined_runs_without(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As where its libraries lie neither beside it nor in the system's folders.
+    monkeypatch.setattr(confinement, "SYSTEM", ())
+    cluster = LocalCluster(bin_dir_17(), folder / "c", relaxed=True, confined=True)
+    with started(cluster):
+        assert value(cluster.endpoint(), "SELECT 1") == 1
+        assert not cluster.hidden
+
+
 def test_a_folder_that_the_servers_user_may_not_enter_is_refused(tmp_path: Path) -> None:
     tmp_path.chmod(0o700)
     with pytest.raises(ToolError, match=f"may not enter {tmp_path}") as refused:

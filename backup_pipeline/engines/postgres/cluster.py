@@ -164,10 +164,12 @@ class LocalCluster:
         settings["listen_addresses"] = "" if self.port is None else "127.0.0.1"
         settings["port"] = str(self.port or 5432)
         settings["unix_socket_directories"] = f'"{self._socket_folder}"'
-        self.hidden = self.confined and confinement.available()
+        postgres = self._program("postgres")
+        place = self._confinement(postgres) if self.confined and confinement.available() else None
+        # Libraries that lie elsewhere, as Nix has them, are out of reach then.
+        self.hidden = place is not None and runs_as(Path(postgres), identity, confinement=place)
         if self.hidden:
             settings["dynamic_shared_memory_type"] = "mmap"  # in its own folder
-        postgres = self._program("postgres")
         self.cut_off = not self.network and runs_as(Path(postgres), identity, network=False)
         argv = postgres_argv(postgres, self.data, settings)
         command = Command(
@@ -175,7 +177,7 @@ class LocalCluster:
             identity=identity,
             cwd="/",
             network=not self.cut_off,
-            confinement=self._confinement(postgres) if self.hidden else None,
+            confinement=place if self.hidden else None,
         )
         with self.log.open("ab") as log:
             self._server = process.start(command, stderr=log, parent_death_signal=self._stop_signal)
@@ -322,10 +324,17 @@ def server_identity() -> Identity | None:
     return Identity(uid, next(gid for gid in _PRIVATE_GIDS if gid not in taken))
 
 
-def runs_as(program: Path, identity: Identity | None, *, network: bool = True) -> bool:
-    """Whether `identity` can run `program`, with the libraries that it needs; and without network."""
+def runs_as(
+    program: Path,
+    identity: Identity | None,
+    *,
+    network: bool = True,
+    confinement: Confinement | None = None,
+) -> bool:
+    """Whether `identity` can run `program`, with the libraries that it needs; without network; confined."""
     with contextlib.suppress(ToolError):
-        command = Command((str(program), "--version"), identity=identity, cwd="/", network=network)
+        argv = (str(program), "--version")
+        command = Command(argv, identity=identity, cwd="/", network=network, confinement=confinement)
         return process.run(command, timeout_s=20.0, check=False).returncode == 0
     return False
 
