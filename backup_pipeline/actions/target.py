@@ -44,7 +44,7 @@ def look(target: Endpoint, session: Connection, tools: Tools, wanted: Wanted) ->
     info = read_server_info(session)
     source = wanted.backup.manifest.source if wanted.backup.manifest else None
     lacking = missing_requirements(session, source) if source else None
-    databases = _names(session, "SELECT datname FROM pg_catalog.pg_database")
+    databases = database_names(session)
     replaced = (wanted.database or wanted.live) if wanted.replace else ""
     problems = [*_of_requirements(lacking), *_of_tools(tools, wanted)]
     notes = list(lacking.notes if lacking else ())
@@ -137,6 +137,12 @@ def signal_grant(session: Connection) -> str:
     return sql.SQL("GRANT pg_signal_backend TO {};").format(sql.Identifier(str(row[0]))).as_string(session)
 
 
+def database_names(session: Connection) -> tuple[str, ...]:
+    """The names of all databases of the server."""
+    rows = session.execute("SELECT datname FROM pg_catalog.pg_database")
+    return tuple(sorted(str(name) for (name,) in rows))
+
+
 def exists(session: Connection, database: str) -> bool:
     """Whether the server has this database."""
     query = "SELECT FROM pg_catalog.pg_database WHERE datname = %s"
@@ -159,7 +165,3 @@ def size_of(session: Connection, database: str) -> int | None:
         [database],
     ).fetchone()
     return None if row is None or row[0] is None else int(str(row[0]))
-
-
-def _names(session: Connection, query: str) -> tuple[str, ...]:
-    return tuple(sorted(str(name) for (name,) in session.execute(query.encode())))

@@ -12,7 +12,7 @@ from datetime import datetime
 
 from backup_pipeline.actions.protected import Clock, Protected
 from backup_pipeline.actions.report import Report
-from backup_pipeline.actions.target import PROGRAM, maintenance, sessions_in, size_of
+from backup_pipeline.actions.target import PROGRAM, database_names, maintenance, sessions_in, size_of
 from backup_pipeline.engines.postgres import swap
 from backup_pipeline.engines.postgres.endpoint import Endpoint, without_secrets
 from backup_pipeline.engines.postgres.server import Connection, connect, server_errors
@@ -83,7 +83,7 @@ def plan(protected: Protected, request: UndoRequest, *, clock: Clock) -> Plan:
         contextlib.closing(connect(target, purpose="undo")) as session,
         server_errors(target, f"cannot look for copies of {live}"),
     ):
-        there = [str(name) for (name,) in session.execute("SELECT datname FROM pg_catalog.pg_database")]
+        there = database_names(session)
         copy = swap.choose_copy(live, swap.copies_of(live, there), request.copy)
         for name in (copy.name, *([live] if live in there else [])):
             swap.check_swap(target, session, name)
@@ -134,7 +134,7 @@ def databases_of(target: Endpoint) -> tuple[str, ...]:
         contextlib.closing(connect(target, purpose="undo")) as session,
         server_errors(target, "cannot list the databases"),
     ):
-        return tuple(str(name) for (name,) in session.execute("SELECT datname FROM pg_catalog.pg_database"))
+        return database_names(session)
 
 
 def swap_back_lines(
