@@ -9,12 +9,10 @@ from datetime import datetime
 
 from backup_pipeline.domain.backup import Backup, CatalogListing, Source, Verdict
 from backup_pipeline.domain.choice import PROVEN, find
+from backup_pipeline.domain.names import NAME_BYTES, cut_name
 from backup_pipeline.domain.unfinished import is_temporary
 from backup_pipeline.errors import Refused
 from backup_pipeline.units import show_bytes, show_count, show_seconds
-
-NAME_BYTES = 63
-"""PostgreSQL cuts longer names off, without an error."""
 
 _PROTECTED = ("postgres", "template0", "template1")
 
@@ -53,7 +51,6 @@ class TargetFacts:
     may_create: bool = True  # whether the role may create databases
     problems: tuple[tuple[str, str], ...] = ()  # (problem, fix) found by the one who asked
     notes: tuple[str, ...] = ()  # what is worth knowing, and no reason to refuse
-    engine: str = "postgresql"
 
 
 @dataclass(frozen=True)
@@ -63,7 +60,6 @@ class RestorePlan:
     backup: Backup
     target: str  # the database that holds the backup in the end
     kept_name: str  # how the replaced database is called afterwards, to be shown; "" when none is replaced
-    missing_roles: tuple[str, ...]  # to be created first; empty without create_roles
     without_owners: bool
     without_tablespaces: bool
     left_out: tuple[str, ...]  # what the copy lacks, in sentences for the plan and for the result
@@ -97,9 +93,9 @@ def plan_restore(
     found = _Findings(list(facts.problems))
     _check_verdict(backup, request, found)
     _check_target(target, request, facts, found)
-    if facts.engine != (manifest.engine if manifest else "postgresql"):
-        found.refuse(f"{backup.id} is not a backup of {facts.engine}", "Choose another target.")
-    elif manifest and manifest.engine == "postgresql":
+    if manifest and manifest.engine != "postgresql":
+        found.refuse(f"{backup.id} is a backup of {manifest.engine}, not of PostgreSQL", "Choose another.")
+    elif manifest:
         _check_versions(manifest.source, facts, found)
     _check_roles(request, facts, found)
     _check_contents(facts, found)
@@ -112,7 +108,6 @@ def plan_restore(
         backup=backup,
         target=target,
         kept_name=f"{target}_before_<time>" if replaces else "",
-        missing_roles=facts.missing_roles if request.create_roles else (),
         without_owners=request.without_owners or manifest is None,
         without_tablespaces=bool(facts.missing_tablespaces),
         left_out=_left_out(backup, request, target if replaces else ""),
@@ -139,20 +134,19 @@ def _check_verdict(backup: Backup, request: RestoreRequest, found: _Findings) ->
 
 
 def _check_target(target: str, request: RestoreRequest, facts: TargetFacts, found: _Findings) -> None:
-    if facts.engine == "postgresql":
-        size_bytes = len(target.encode("utf-8", "replace"))
-        if size_bytes > NAME_BYTES:
-            problem = f"the name {target} has {size_bytes} bytes, PostgreSQL takes {NAME_BYTES}"
-            found.refuse(problem, "Choose a shorter name.")
-        if "\0" in target or target in _PROTECTED:
-            found.refuse(f"{target!r} cannot be restored into", "Choose another name.")
-        if is_temporary(target):
-            found.refuse(f"{target} is what an unfinished database is called", "Choose another name.")
-        if not facts.may_create:
-            found.refuse(
-                f"the role may not create databases on {facts.server}",
-                "Grant it CREATEDB: ALTER ROLE … CREATEDB.",
-            )
+    size_bytes = len(target.encode("utf-8", "replace"))
+    if size_bytes > NAME_BYTES:
+        problem = f"the name {target} has {size_bytes} bytes, PostgreSQL takes {NAME_BYTES}"
+        found.refuse(problem, "Choose a shorter name.")
+    if "\0" in target or target in _PROTECTED:
+        found.refuse(f"{target!r} cannot be restored into", "Choose another name.")
+    if is_temporary(target):
+        found.refuse(f"{target} is what an unfinished database is called", "Choose another name.")
+    if not facts.may_create:
+        found.refuse(
+            f"the role may not create databases on {facts.server}",
+            "Grant it CREATEDB: ALTER ROLE … CREATEDB.",
+        )
     if target not in facts.databases:
         return
     if not request.replace:
@@ -280,17 +274,13 @@ def _lines(plan: RestorePlan, facts: TargetFacts, now: datetime) -> tuple[str, .
 
 
 def _new_name(live: str, backup: Backup, taken: tuple[str, ...]) -> str:
-    return _free_name(live, f"_restored_{backup.id.stamp[:16].lower()}", taken)
-
-
-def _free_name(base: str, suffix: str, taken: tuple[str, ...]) -> str:
-    """`base` and `suffix` in at most NAME_BYTES, numbered where that is taken."""
-    number = 1
+    """`live` with the backup's time, numbered where that is taken."""
+    suffix, number = f"_restored_{backup.id.stamp[:16].lower()}", 1
     while True:
         end = suffix if number == 1 else f"{suffix}_{number}"
-        cut = base.encode()[: NAME_BYTES - len(end)].decode("utf-8", "ignore")
-        if cut + end not in taken:
-            return cut + end
+        name = cut_name(live, NAME_BYTES - len(end)) + end
+        if name not in taken:
+            return name
         number += 1
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import re
 import secrets
 import signal
 import subprocess
@@ -17,10 +16,10 @@ import psycopg
 import pytest
 from psycopg import sql
 
+from backup_pipeline.domain.names import NAME_BYTES
 from backup_pipeline.engines.postgres.cluster import LocalCluster
 from backup_pipeline.engines.postgres.endpoint import Endpoint
 from backup_pipeline.engines.postgres.lock import advisory_lock
-from backup_pipeline.engines.postgres.rename import NAME_BYTES
 from backup_pipeline.engines.postgres.server import Connection, connect
 from backup_pipeline.engines.postgres.swap import (
     CopyKind,
@@ -28,7 +27,6 @@ from backup_pipeline.engines.postgres.swap import (
     choose_copy,
     copies_of,
     copy_name,
-    cut_name,
     left_behind,
     publish,
     read_copy,
@@ -194,13 +192,6 @@ def test_what_is_no_copy_is_not_swapped_in(named: str) -> None:
     with pytest.raises(BackupNotFound) as caught:
         choose_copy("app", found, named)
     assert found[0].name in str(caught.value)
-
-
-def test_a_cut_name_never_splits_a_character() -> None:
-    for limit in range(20, 40):
-        cut = cut_name("é" * 40, limit)
-        assert len(cut.encode()) <= limit
-        assert re.fullmatch(r"é+~[0-9a-f]{8}", cut)
 
 
 # --- swaps ---------------------------------------------------------------------------------

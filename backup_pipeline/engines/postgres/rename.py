@@ -21,14 +21,12 @@ from dataclasses import dataclass, field
 import psycopg
 from psycopg import sql
 
+from backup_pipeline.domain.names import NAME_BYTES
 from backup_pipeline.domain.unfinished import is_marked, unmarked
 from backup_pipeline.engines.postgres.endpoint import APPLICATION, Endpoint
 from backup_pipeline.engines.postgres.lock import NEUTRAL_DATABASE
 from backup_pipeline.engines.postgres.server import Connection, connect, server_errors
 from backup_pipeline.errors import OutcomeUnknown, Refused, ServerError
-
-NAME_BYTES = 63
-"""The longest name that PostgreSQL keeps (NAMEDATALEN - 1); it cuts longer ones without an error."""
 
 SWAP_PURPOSE = "swap"
 """What pg_stat_activity shows of sessions that look before a swap."""

@@ -14,6 +14,7 @@ import psycopg
 from psycopg import sql
 
 from backup_pipeline.domain.backup import DatabaseProperties
+from backup_pipeline.domain.names import NAME_BYTES, cut_name
 from backup_pipeline.domain.unfinished import (
     MARKING_LIMIT,
     NAME_INFIX,
@@ -25,9 +26,8 @@ from backup_pipeline.domain.unfinished import (
 from backup_pipeline.engines.postgres.endpoint import Endpoint
 from backup_pipeline.engines.postgres.lock import NEUTRAL_DATABASE, advisory_lock
 from backup_pipeline.engines.postgres.properties import create_statement, statements
-from backup_pipeline.engines.postgres.rename import NAME_BYTES, check_name
+from backup_pipeline.engines.postgres.rename import check_name
 from backup_pipeline.engines.postgres.server import Connection, connect, server_errors
-from backup_pipeline.engines.postgres.swap import cut_name
 from backup_pipeline.errors import BackupError, Busy, Refused, ServerError
 from backup_pipeline.stderr import without_values
 

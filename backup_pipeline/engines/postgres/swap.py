@@ -7,7 +7,6 @@ gets past the sessions in the way is rename.py's.
 """
 
 import contextlib
-import hashlib
 import re
 import time
 from collections.abc import Iterable
@@ -17,10 +16,10 @@ from enum import StrEnum
 
 import psycopg
 
+from backup_pipeline.domain.names import NAME_BYTES, cut_name
 from backup_pipeline.engines.postgres.endpoint import Endpoint
 from backup_pipeline.engines.postgres.lock import advisory_lock
 from backup_pipeline.engines.postgres.rename import (
-    NAME_BYTES,
     SWAP_PURPOSE,
     check_rights,
     find_renamable,
@@ -67,18 +66,6 @@ class SwapReport:
     sessions_ended: int
     held_s: float  # for which new connections waited
     left_behind: tuple[str, ...]
-
-
-def cut_name(name: str, limit_bytes: int) -> str:
-    """`name`, or, when it is longer than that, as much of it as fits, ending in a digest of the whole.
-
-    Never splits a character, and two long names with one beginning stay two.
-    """
-    encoded = name.encode()
-    if len(encoded) <= limit_bytes:
-        return name
-    digest = hashlib.sha256(encoded).hexdigest()[:8]
-    return f"{encoded[: limit_bytes - 9].decode(errors='ignore')}~{digest}"
 
 
 def copy_name(live: str, kind: CopyKind, at: datetime, taken: Iterable[str] = ()) -> str:
