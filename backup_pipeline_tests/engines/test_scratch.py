@@ -16,6 +16,7 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from backup_pipeline import confinement
+from backup_pipeline.engines.postgres import scratch as scratch_module
 from backup_pipeline.engines.postgres.cluster import LocalCluster, runs_as, server_identity
 from backup_pipeline.engines.postgres.endpoint import Endpoint
 from backup_pipeline.engines.postgres.scratch import (
@@ -257,6 +258,25 @@ def test_roles_of_a_killed_proof_are_dropped_but_nobody_elses(postgres: LocalClu
             create_roles(scratch, ["somebodys"])
         assert roles(server, "of_a_dead_proof", "somebodys") == ["somebodys"]
         session.execute("DROP ROLE somebodys")
+
+
+def test_roles_are_dropped_where_the_server_is_slow_to_end_a_session(
+    postgres: LocalCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with contextlib.ExitStack() as late:
+
+        def connect_so(endpoint: Endpoint, *, autocommit: bool = True, purpose: str) -> Connection:
+            session = connect(endpoint, autocommit=autocommit, purpose=purpose)
+            if not autocommit:  # what it holds is free only a while after it was closed
+                late.callback(session.close)
+                monkeypatch.setattr(session, "close", lambda: None)
+            return session
+
+        server = postgres.endpoint()
+        monkeypatch.setattr(scratch_module, "connect", connect_so)
+        with scratch_server(17, existing=server) as scratch:
+            create_roles(scratch, ["of_a_slow_server"])
+        assert roles(server, "of_a_slow_server") == []
 
 
 def test_a_template_with_a_subscription_is_dropped_too(postgres: LocalCluster) -> None:

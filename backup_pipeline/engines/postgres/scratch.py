@@ -286,6 +286,8 @@ def _sharing_roles(endpoint: Endpoint) -> Iterator[None]:
         with server_errors(neutral, "cannot lock the roles"):
             session.execute("SELECT pg_catalog.pg_advisory_xact_lock_shared(%s)", [_ROLES_IN_USE])
         yield
+        with contextlib.suppress(psycopg.Error):  # a session that was lost holds nothing
+            session.rollback()  # closing alone does not wait until the server has let go of the lock
 
 
 def _drop_roles(endpoint: Endpoint) -> None:
