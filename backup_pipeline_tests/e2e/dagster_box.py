@@ -20,12 +20,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import dagster as dg
+
 CHECKOUT = Path(__file__).parents[2]
 LOCATION = "backup_pipeline"
 START_WITHIN_S = 90.0
 FINISHED = {"SUCCESS", "FAILURE", "CANCELED"}
 
 T = TypeVar("T")
+_FAILURES_DONE = f"EVENT_LOG_CONSUMER_CURSOR-{dg.DagsterEventType.RUN_FAILURE.value}"
 
 
 @dataclass(frozen=True)
@@ -154,6 +157,14 @@ class DagsterBox:
                 return found
             time.sleep(0.3)
         raise AssertionError(f"waited {timeout_s:g} s for {what}")
+
+    def failures_handled(self, run_id: str) -> bool:
+        """Whether the daemon has been through the failures up to this run's, starting again what it will."""
+        with dg.DagsterInstance.from_config(str(self.home)) as instance:
+            newest = instance.fetch_run_status_changes(dg.DagsterEventType.RUN_FAILURE, limit=20).records
+            failed = [record.storage_id for record in newest if record.run_id == run_id]
+            done = instance.daemon_cursor_storage.get_cursor_values({_FAILURES_DONE})
+        return bool(failed) and int(done.get(_FAILURES_DONE, 0)) >= failed[0]
 
     def checks(self, *path: str) -> list[dict[str, Any]]:
         """The newest evaluations of an asset's checks."""
