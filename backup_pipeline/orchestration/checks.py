@@ -140,8 +140,15 @@ def _key(backup: Backup) -> dg.AssetKey:
 def show_on_asset(
     context: dg.OpExecutionContext, protected: Protected, backup: Backup, result: dg.AssetCheckResult
 ) -> None:
-    """Let the check of the backup's asset show a result that another job found."""
+    """Let the check of the backup's asset show a result that another job found: of the tier's newest alone.
+
+    A failed newest backup stays red, whatever is found of an older one.
+    """
     if not has_asset(protected, backup):
+        return
+    newest = newest_of(protected, backup.tier)
+    if newest.id != backup.id:
+        context.log.info(f"the check of {backup.tier} stays as it is: it speaks of the newest, {newest.id}")
         return
     evaluation = dg.AssetCheckEvaluation(
         asset_key=_key(backup),

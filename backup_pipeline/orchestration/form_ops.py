@@ -93,7 +93,7 @@ def _prove(context: dg.OpExecutionContext, backups: Backups, backup: Backup) -> 
     with explained(context):
         protected = backups.open(backup.id.database)
         result = prove_one(context, protected, backup)
-    show_on_asset(context, protected, backup, result)
+        show_on_asset(context, protected, backup, result)
     if not result.passed:
         raise proof_failure(result)
     context.log.info(f"{result.description}")

@@ -15,6 +15,7 @@ from backup_pipeline.engines.postgres.cluster import LocalCluster
 from backup_pipeline.engines.postgres.endpoint import Endpoint
 from backup_pipeline.engines.postgres.server import connect
 from backup_pipeline.orchestration.build import definitions_of
+from backup_pipeline.orchestration.checks import check_key
 from backup_pipeline_tests.orchestration.configurations import configuration
 
 DAILY = dg.AssetKey(["shop", "daily"])
@@ -64,6 +65,13 @@ class Box:
     def backups(self) -> tuple[Backup, ...]:
         """What exists in the store, newest first."""
         return listing(open_protected(self.config, "shop")).backups
+
+    def check(self) -> dg.AssetCheckEvaluation:
+        """What the check of the daily asset shows now."""
+        key = check_key("shop", "daily")
+        record = self.instance.event_log_storage.get_latest_asset_check_execution_by_key([key])[key]
+        assert record.evaluation is not None
+        return record.evaluation
 
     def tags(self, result: dg.ExecuteInProcessResult) -> dict[str, str]:
         """The audit that a run left behind."""
@@ -227,6 +235,35 @@ def test_a_proof_by_hand_shows_on_the_asset(make: MakeBox) -> None:
     assert evaluation.asset_key == DAILY
     assert evaluation.passed
     assert box.backups()[0].verdict is Verdict.PROVEN
+
+
+def test_an_older_proof_by_hand_leaves_the_failed_newest_red(
+    make: MakeBox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box = make()
+    assert box.backup().success
+    break_what_is_published(monkeypatch, make.folder / "store")
+    assert not box.backup().success
+    newest, older = box.backups()
+    for wanted in ("proven", older.id.stamp):
+        result = box.form("verify_restore", backup=wanted)
+        assert result.success
+        assert result.get_asset_check_evaluations() == []
+    assert not box.check().passed
+    assert (box.check().description or "").startswith(f"{newest.id} (daily) FAILED its proof")
+
+
+def test_an_older_failure_by_hand_leaves_the_proven_newest_green(make: MakeBox) -> None:
+    box = make(LATER)
+    with pytest.MonkeyPatch.context() as breaking:
+        break_what_is_published(breaking, make.folder / "store")
+        assert box.backup().success
+    assert box.backup().success
+    newest, older = box.backups()
+    assert box.form("verify_restore").success
+    assert not box.form("verify_restore", backup=older.id.stamp).success
+    assert box.check().passed
+    assert (box.check().description or "").startswith(f"{newest.id} (daily) restored")
 
 
 def test_a_backup_by_hand_expires_by_itself(make: MakeBox) -> None:
