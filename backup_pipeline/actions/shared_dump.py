@@ -6,7 +6,7 @@ none can be made, the tier is dumped anew: that is dump.py's.
 
 import contextlib
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import datetime
 
@@ -20,19 +20,33 @@ from backup_pipeline.storage import catalog, leases
 
 
 def same_schedule(protected: Protected, tier: str, scheduled_for: datetime | None) -> Backup | None:
-    """The newest backup of another tier that was due at the same time and may stand for both."""
+    """The newest backup of another tier that was due at the same time and may stand for both.
+
+    None that goes back to a dump of this very tier: whoever takes that tier again wants a new one.
+    """
     if scheduled_for is None:
         return None
-    for backup in catalog.list_backups(protected.store, protected.name, fresh=True).backups:
+    found = catalog.list_backups(protected.store, protected.name, fresh=True).backups
+    manifests = {each.id: each.manifest for each in found if each.manifest is not None}
+    for backup in found:
         manifest = backup.manifest
         if (
             manifest is not None
             and manifest.scheduled_for == scheduled_for
-            and manifest.tier != tier
+            and _dumped_as(manifest, manifests) not in (tier, "")
             and backup.verdict is not Verdict.FAILED
         ):
             return backup
     return None
+
+
+def _dumped_as(manifest: Manifest, manifests: Mapping[BackupId, Manifest]) -> str:
+    """The tier whose dump this backup is, or goes back to; "" when that is gone."""
+    while manifest.copied_from is not None:
+        if manifest.copied_from not in manifests:
+            return ""
+        manifest = manifests[manifest.copied_from]
+    return manifest.tier
 
 
 def copy_shared(protected: Protected, shared: Backup, *, tier: str, clock: Clock, report: Report) -> Manifest:

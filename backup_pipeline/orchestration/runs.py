@@ -19,6 +19,8 @@ SCHEDULED_TAG = "backup/scheduled_for"
 QUEUE_TAG = "backup/queue"
 RETRIES_TAG = "dagster/max_retries"
 STRATEGY_TAG = "dagster/retry_strategy"
+PARENT_TAG = "dagster/parent_run_id"
+RETRY_NUMBER_TAG = "dagster/retry_number"  # only a run that Dagster itself started again has it
 
 PROGRESS_EVERY_S = 5.0
 
@@ -47,6 +49,8 @@ def tag_run(context: dg.OpExecutionContext, action: str, database: str, **more: 
     run = context.instance.get_run_by_id(context.run_id)
     first = run.tags.get(ACTION_TAG, action) if run else action
     tags = {ACTION_TAG: first, DATABASE_TAG: database, **queue_tag(first, database)}
+    if run and SCHEDULED_TAG in run.tags and scheduled_for(run) is None:
+        tags[SCHEDULED_TAG] = ""
     tags.update({f"backup/{name}": value for name, value in more.items()})
     context.instance.add_run_tags(context.run_id, tags)
 
@@ -59,13 +63,17 @@ def queue_tag(action: str, database: str) -> dict[str, str]:
 def subject_of(context: dg.OpExecutionContext) -> Subject:
     """What this run is to back up, from the key of the asset that it materializes."""
     database, tier = context.assets_def.key.path
-    return Subject(database, tier, scheduled_for(context))
+    return Subject(database, tier, scheduled_for(context.run))
 
 
-def scheduled_for(context: dg.OpExecutionContext) -> datetime | None:
-    """The tick of the schedule that this run belongs to; None for a run that a person launched."""
-    text = context.run.tags.get(SCHEDULED_TAG)
-    return datetime.fromisoformat(text).astimezone(UTC) if text else None
+def scheduled_for(run: dg.DagsterRun) -> datetime | None:
+    """The tick of the schedule that this run belongs to; None for a run that a person launched.
+
+    A person who starts a scheduled run again inherits its tags, and wants a backup of now.
+    """
+    text = run.tags.get(SCHEDULED_TAG)
+    by_a_person = PARENT_TAG in run.tags and RETRY_NUMBER_TAG not in run.tags
+    return datetime.fromisoformat(text).astimezone(UTC) if text and not by_a_person else None
 
 
 def taken_in(context: dg.OpExecutionContext, key: dg.AssetKey) -> str:

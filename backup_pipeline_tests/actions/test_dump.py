@@ -154,6 +154,18 @@ def test_what_may_not_be_shared_is_dumped_anew(proven: Box, why: str) -> None:
     assert second.taken_at > first.taken_at
 
 
+def test_a_tier_gets_no_copy_of_its_own_older_dump(box: Box) -> None:
+    first = box.take("daily", scheduled_for=DUE)
+    for tier in ("weekly", "monthly"):
+        copy = box.take(tier, scheduled_for=DUE).manifest
+        assert copy is not None
+        assert copy.copied_from is not None
+    again = box.take("daily", scheduled_for=DUE)
+    assert again.manifest is not None
+    assert again.manifest.copied_from is None
+    assert again.taken_at > first.taken_at
+
+
 def flip_a_bit(store: DirectoryStore, key: str) -> None:
     data = bytearray(read_all(store, key))
     data[len(data) // 2] ^= 1

@@ -49,9 +49,13 @@ class Box:
         self.instance = instance
         self.definitions = definitions_of(config)
 
-    def backup(self, tier: str = "daily", *, scheduled_for: str = "") -> dg.ExecuteInProcessResult:
-        """What a schedule's run does."""
-        tags = {"backup/scheduled_for": scheduled_for} if scheduled_for else {}
+    def backup(
+        self, tier: str = "daily", *, scheduled_for: str = "", **tags: str
+    ) -> dg.ExecuteInProcessResult:
+        """What a schedule's run does; `tags` are Dagster's."""
+        tags = {f"dagster/{name}": value for name, value in tags.items()}
+        if scheduled_for:
+            tags["backup/scheduled_for"] = scheduled_for
         return self.definitions.resolve_job_def(f"{tier}_backups").execute_in_process(
             instance=self.instance, tags=tags, raise_on_error=False
         )
@@ -169,6 +173,21 @@ def test_tiers_due_together_share_one_dump(make: MakeBox) -> None:
     weekly, daily = sorted(box.backups(), key=lambda item: item.tier, reverse=True)
     assert weekly.manifest is not None
     assert weekly.manifest.copied_from == daily.id
+
+
+@pytest.mark.parametrize(("retry", "shares"), [({}, False), ({"retry_number": "1"}, True)])
+def test_only_a_person_s_second_start_is_a_backup_of_now(
+    make: MakeBox, retry: dict[str, str], shares: bool
+) -> None:
+    box, tick = make(LATER), "2026-03-01T02:00:00+00:00"
+    first = box.backup("daily", scheduled_for=tick)
+    assert first.success
+    again = {"parent_run_id": first.run_id, "root_run_id": first.run_id, **retry}
+    assert box.backup("weekly", scheduled_for=tick, **again).success
+    (weekly,) = (backup.manifest for backup in box.backups() if backup.tier == "weekly")
+    assert weekly is not None
+    assert (weekly.copied_from is not None) is shares
+    assert (weekly.scheduled_for is not None) is shares
 
 
 def test_what_the_retention_gives_up_goes_in_the_same_run(make: MakeBox) -> None:
