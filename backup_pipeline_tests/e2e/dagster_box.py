@@ -98,9 +98,9 @@ class DagsterBox:
         run_id: str = said["run"]["runId"]
         return run_id
 
-    def launch_from_failure(self, run_id: str) -> str:
-        """Re-execute a failed run from its failed step, as the menu does; the new run's id."""
-        said = self.query(_FROM_FAILURE, parent={"parentRunId": run_id, "strategy": "FROM_FAILURE"})
+    def launch_again(self, run_id: str, strategy: str = "ALL_STEPS") -> str:
+        """Re-execute a run, or from its failed step with FROM_FAILURE, as the menu does; the new run's id."""
+        said = self.query(_AGAIN, parent={"parentRunId": run_id, "strategy": strategy})
         new: str = said["launchRunReexecution"]["run"]["runId"]
         return new
 
@@ -297,7 +297,7 @@ _LAUNCH = """mutation ($params: ExecutionParams!) { launchRun(executionParams: $
   ... on RunConfigValidationInvalid { errors { message } }
   ... on PythonError { message }
 } }"""
-_FROM_FAILURE = """mutation ($parent: ReexecutionParams!) {
+_AGAIN = """mutation ($parent: ReexecutionParams!) {
   launchRunReexecution(reexecutionParams: $parent) { ... on LaunchRunSuccess { run { runId } } }
 }"""
 _TERMINATE = "mutation ($run: String!) { terminateRun(runId: $run) { __typename } }"

@@ -205,6 +205,15 @@ def test_execute_on_the_check_s_page_proves_again(site: Site, tick: list[Run]) -
     assert not materialized(site.dagster.events(run_id))
 
 
+def test_a_scheduled_run_that_a_person_starts_again_takes_a_new_backup(site: Site, tick: list[Run]) -> None:
+    again = site.dagster.wait_for_run(site.dagster.launch_again(tick[0].id))
+    assert again.status == "SUCCESS"
+    taken = materialized(site.dagster.events(again.id))
+    published = next(event for step, event in taken.items() if step.endswith(".publish"))
+    assert published.metadata["copied_from"] == "-"
+    assert again.tags["backup/scheduled_for"] == ""
+
+
 def test_nothing_that_dagster_keeps_holds_a_secret(site: Site, tick: list[Run]) -> None:
     for path in site.dagster.home.rglob("*"):
         if path.is_file():
@@ -280,7 +289,7 @@ def test_a_backup_whose_process_is_killed_starts_again_from_its_first_step(site:
     run_id, again = next(pair for pair in tries if pair[1])
     assert dagster.wait_for_run(again).status == "SUCCESS"
     assert "big__leap.publish" in materialized(dagster.events(again))
-    by_hand = dagster.wait_for_run(dagster.launch_from_failure(run_id))
+    by_hand = dagster.wait_for_run(dagster.launch_again(run_id, "FROM_FAILURE"))
     assert by_hand.status == "FAILURE"
     assert "“Re-execute all”" in dagster.failure(by_hand.id)
 
