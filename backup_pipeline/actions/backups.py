@@ -4,32 +4,45 @@ Called by every door that lists, finds or names a backup. Reading manifests is s
 """
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 
 from backup_pipeline.actions.protected import Protected
 from backup_pipeline.domain.backup import Backup, BackupId, CatalogListing, newest_first
 from backup_pipeline.domain.choice import find as choose
-from backup_pipeline.errors import BackupNotFound, ConfigError
+from backup_pipeline.errors import BackupNotFound, ConfigError, StoreError
 from backup_pipeline.storage import catalog, imported
 from backup_pipeline.storage.store import Store
 
 
 def listing(protected: Protected, *, fresh: bool = False) -> CatalogListing:
     """All backups of the database, newest first. Raises StoreError."""
-    own = catalog.list_backups(protected.store, protected.name, fresh=fresh)
-    if protected.imports is None:
-        return own
-    older = imported.list_imported(protected.imports, protected.store, protected.name, fresh=fresh)
-    return CatalogListing(newest_first([*own.backups, *older.backups]), (*own.unreadable, *older.unreadable))
+    return _together(
+        [catalog.list_backups(protected.store, protected.name, fresh=fresh), _older(protected, fresh=fresh)]
+    )
 
 
 def listing_of_all(store: Store, databases: Iterable[Protected]) -> CatalogListing:
     """Whatever the store holds, also of databases that are not configured, and their imported dumps."""
-    listings = [catalog.list_backups(store)]
-    for protected in databases:
-        if protected.imports is not None:
-            listings.append(imported.list_imported(protected.imports, protected.store, protected.name))
+    return _together([catalog.list_backups(store), *map(_older, databases)])
+
+
+def _older(protected: Protected, *, fresh: bool = False) -> CatalogListing:
+    """The dumps of an older layout. That they cannot be reached hides no backup that is ours."""
+    try:
+        return imported_listing(protected, fresh=fresh)
+    except StoreError as error:
+        return CatalogListing((), ((protected.config.import_from, error.message),))
+
+
+def imported_listing(protected: Protected, *, fresh: bool = False) -> CatalogListing:
+    """The dumps of an older layout. Raises StoreError."""
+    if protected.imports is None:
+        return CatalogListing(())
+    return imported.list_imported(protected.imports, protected.store, protected.name, fresh=fresh)
+
+
+def _together(listings: Sequence[CatalogListing]) -> CatalogListing:
     return CatalogListing(
         newest_first(backup for each in listings for backup in each.backups),
         tuple(dict.fromkeys(item for each in listings for item in each.unreadable)),
@@ -39,9 +52,13 @@ def listing_of_all(store: Store, databases: Iterable[Protected]) -> CatalogListi
 def find(protected: Protected, text: str) -> Backup:
     """The backup that `text` names: an id, a stamp or its beginning, a time, "latest" or "proven".
 
-    Raises BackupNotFound naming the nearest.
+    Raises BackupNotFound naming the nearest; StoreError when it may be one that cannot be reached.
     """
-    return choose(listing(protected), text)
+    try:
+        return choose(listing(protected), text)
+    except BackupNotFound:
+        imported_listing(protected)
+        raise
 
 
 def find_pinned(protected: Protected, text: str) -> BackupId:

@@ -3,8 +3,10 @@
 Made by cli.py and orchestration/ from the configuration; holds no connection and no decision.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import cached_property, partial
 from typing import Protocol
 
 from backup_pipeline.config import Config, DatabaseConfig, ScratchConfig, Secret, StoreConfig
@@ -24,17 +26,22 @@ class Clock(Protocol):
 
 @dataclass(frozen=True)
 class Protected:
-    """A database under protection. `imports` holds dumps of an older layout, if there are any."""
+    """A database under protection."""
 
     config: DatabaseConfig
     store: Store
-    imports: Store | None = None
+    open_imports: Callable[[], Store] | None = None  # where dumps of an older layout lie, if there are any
     scratch: ScratchConfig = NO_SCRATCH
 
     @property
     def name(self) -> str:
         """The database's name in the configuration."""
         return self.config.name
+
+    @cached_property
+    def imports(self) -> Store | None:
+        """The store of the older layout, opened when it is first asked for. Raises StoreError."""
+        return self.open_imports() if self.open_imports else None
 
     def source(self) -> Endpoint:
         """Where dumps are taken from. Raises ConfigError when a secret cannot be read."""
@@ -65,7 +72,7 @@ def _endpoint(dsn: Secret, password: Secret | None) -> Endpoint:
 
 
 def open_protected(config: Config, name: str) -> Protected:
-    """The database `name` of the configuration, its stores opened and reached.
+    """The database `name` of the configuration, its store opened and reached.
 
     Raises ConfigError, StoreError.
     """
@@ -73,7 +80,9 @@ def open_protected(config: Config, name: str) -> Protected:
     return Protected(
         config=database,
         store=open_store(config.store),
-        imports=open_store(imports_config(config.store, database)) if database.import_from else None,
+        open_imports=partial(open_store, imports_config(config.store, database))
+        if database.import_from
+        else None,
         scratch=config.scratch,
     )
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from backup_pipeline.actions import target
+from backup_pipeline.actions import backups, target
 from backup_pipeline.actions.dump import try_store
 from backup_pipeline.actions.protected import Protected
 from backup_pipeline.config import CONFIG_NAME, CONFIG_VARIABLE
@@ -27,7 +27,7 @@ from backup_pipeline.engines.postgres.server import Connection, connect, read_se
 from backup_pipeline.engines.postgres.tools import SERVER, find_tools
 from backup_pipeline.errors import BackupError, ConfigError, Refused, ServerError, ToolError
 from backup_pipeline.storage.directory import create_root, folder_of
-from backup_pipeline.units import show_line
+from backup_pipeline.units import show_count, show_line
 
 STORE_FOLDER = "backups"
 _STORE_HINT = "Name the store with --store: s3://bucket/prefix, or file:///folder."
@@ -147,7 +147,8 @@ def check(protected: Protected) -> Iterator[Check]:
     failures += [
         ServerError(item.found, hint=item.hint) for item in found if item.status is CheckStatus.FAILED
     ]
-    for name, look in (("store", _check_store), ("proof", _check_proof), ("restore", _check_restore)):
+    looks = (("store", _check_store), ("proof", _check_proof), ("restore", _check_restore))
+    for name, look in (*looks, *([("imports", _check_imports)] if protected.open_imports else [])):
         try:
             yield look(protected)
         except BackupError as error:
@@ -166,6 +167,11 @@ def in_words(item: Check) -> str:
 def _check_store(protected: Protected) -> Check:
     try_store(protected)
     return Check("store", CheckStatus.OK, f"{protected.store.url} can be written to")
+
+
+def _check_imports(protected: Protected) -> Check:
+    found = show_count(len(backups.imported_listing(protected).backups), "older dump")
+    return Check("imports", CheckStatus.OK, f"{found} in {protected.config.import_from}")
 
 
 def _check_proof(protected: Protected) -> Check:

@@ -7,19 +7,21 @@ from pathlib import Path
 import pytest
 
 from backup_pipeline import process
-from backup_pipeline.actions import backups, prove, restore, target
+from backup_pipeline.actions import backups, prove, prune, restore, setup, target
 from backup_pipeline.actions.restore import RestoreRequest
-from backup_pipeline.config import Secret
+from backup_pipeline.config import Secret, StoreConfig
 from backup_pipeline.domain.backup import Verdict
 from backup_pipeline.engines.postgres import load, tools
 from backup_pipeline.engines.postgres.cluster import LocalCluster
-from backup_pipeline.errors import Refused
+from backup_pipeline.errors import Refused, StoreError
 from backup_pipeline.process import Command
 from backup_pipeline.storage.directory import DirectoryStore
+from backup_pipeline.storage.store import open_store
 from backup_pipeline_tests.actions.box import Box, ask, drop_all, now
 from backup_pipeline_tests.servers import postgres as servers
 
 HOLE = "pg_restore has a hole"
+AWAY = StoreConfig("file:///nonexistent/older")
 
 
 @pytest.fixture
@@ -30,7 +32,7 @@ def imported(box: Box, tmp_path: Path) -> Box:
     dump = folder / "daily" / "backup_daily_20260301_020000.sql.gz"
     argv = (f"{box.cluster.bin_dir}/pg_dump", "--format=custom", f"--file={dump}")
     process.run(Command(argv, box.endpoint.environment()), timeout_s=60)
-    return replace(box, protected=replace(box.protected, imports=DirectoryStore(folder)))
+    return replace(box, protected=replace(box.protected, open_imports=lambda: DirectoryStore(folder)))
 
 
 def test_it_is_listed_proven_as_restored_and_restored(imported: Box, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,6 +104,37 @@ def test_it_is_opened_by_the_client_of_the_version_that_wrote_it(
 
 
 @pytest.fixture
+def gone(imported: Box, tmp_path: Path) -> Box:
+    """A box with a backup of its own, whose folder of older dumps is not there."""
+    away = replace(
+        imported,
+        protected=replace(imported.configured(import_from=AWAY.url), open_imports=lambda: open_store(AWAY)),
+    )
+    away.take()
+    return away
+
+
+def test_a_folder_of_older_dumps_that_is_gone_hides_no_backup(gone: Box) -> None:
+    found = backups.listing(gone.protected)
+    assert [backup.tier for backup in found.backups] == ["manual"]
+    ((key, why),) = found.unreadable
+    assert (key, "does not exist" in why) == (gone.protected.config.import_from, True)
+    assert backups.listing_of_all(gone.store, [gone.protected]) == found
+    newest = backups.find(gone.protected, "latest")
+    assert prove.prove(gone.protected, newest.id, clock=now, report=gone.said).verdict is Verdict.PROVEN
+
+
+def test_where_an_older_dump_is_meant_or_pruned_the_folder_has_to_be_there(gone: Box) -> None:
+    for wanted in ("20260301", f"{gone.protected.name}/20260301T020000Z-imported-daily"):
+        with pytest.raises(StoreError, match="does not exist"):
+            backups.find(gone.protected, wanted)
+    with pytest.raises(StoreError, match="does not exist"):
+        prune.plan(gone.store, gone.protected.config, imports=gone.protected.imports, now=now())
+    with pytest.raises(StoreError, match="does not exist"):
+        list(setup.check(gone.protected))
+
+
+@pytest.fixture
 def server(imported: Box, other: LocalCluster) -> Iterator[LocalCluster]:
     """A server of which the configuration knows nothing, and that is all there is."""
     yield other
@@ -110,7 +143,9 @@ def server(imported: Box, other: LocalCluster) -> Iterator[LocalCluster]:
 
 def test_another_server_is_the_only_one_that_is_asked(imported: Box, server: LocalCluster) -> None:
     nowhere = Secret("host=/nonexistent dbname=x user=nobody")
-    protected = replace(imported.configured(restore_dsn=nowhere), imports=imported.protected.imports)
+    protected = replace(
+        imported.configured(restore_dsn=nowhere), open_imports=imported.protected.open_imports
+    )
     name = f"{imported.endpoint.database}_older"
     asked = RestoreRequest("latest", into=name, to=server.endpoint(), accept_unverified=True)
     done = restore.carry_out(
