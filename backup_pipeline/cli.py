@@ -213,19 +213,31 @@ def _exit_unproven(protected: Protected, backup_id: BackupId, proof: Proof | Non
 def prune(context: Context, database: str | None, dry_run: bool, as_json: bool) -> None:
     """Delete what the retention no longer keeps."""
     records: list[dict[str, object]] = []
+    failed: dict[str, BackupError] = {}
     for name in context.configured(database):
-        protected = context.protected(name)
-        plan = pruning.plan(protected.store, protected.config, imports=protected.imports, now=now())
-        records.append(terminal.prune_record(plan))
-        if not dry_run:
-            log = partial(click.echo, err=as_json)
-            done = pruning.carry_out(protected.store, plan, imports=protected.imports, clock=now, log=log)
-            records[-1] |= terminal.pruned_record(done)
-        elif not as_json:
-            for line in plan.lines:
-                click.echo(line)
+        try:
+            _prune(context.protected(name), records, dry_run=dry_run, as_json=as_json)
+        except BackupError as error:
+            failed[str(error)] = error
     if as_json:
         terminal.print_json(records)
+    errors = list(failed.values())
+    for other in errors[:-1]:
+        click.echo(f"ERROR: {other}", err=True)
+    if errors:
+        raise errors[-1]
+
+
+def _prune(protected: Protected, records: list[dict[str, object]], *, dry_run: bool, as_json: bool) -> None:
+    plan = pruning.plan(protected.store, protected.config, imports=protected.imports, now=now())
+    records.append(terminal.prune_record(plan))
+    if not dry_run:
+        log = partial(click.echo, err=as_json)
+        done = pruning.carry_out(protected.store, plan, imports=protected.imports, clock=now, log=log)
+        records[-1] |= terminal.pruned_record(done)
+    elif not as_json:
+        for line in plan.lines:
+            click.echo(line)
 
 
 @cli.command()

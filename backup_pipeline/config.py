@@ -163,6 +163,13 @@ class Config:
     databases: Mapping[str, DatabaseConfig] = field(default_factory=dict)
     scratch: ScratchConfig = ScratchConfig()
 
+    def any_database(self) -> None:
+        """Raise ConfigError when none is configured."""
+        if not self.databases:
+            raise ConfigError(
+                f"{self.path}: no database is configured", hint="Add one as [databases.<name>] with its dsn."
+            )
+
     def database(self, name: str) -> DatabaseConfig:
         """The database of this name. Raises ConfigError naming the nearest one."""
         if name in self.databases:

@@ -447,6 +447,42 @@ def test_a_swap_tells_the_command_that_undoes_it(run: Run, place: Path, shared: 
     assert ask(shared.endpoint, oid) == before
 
 
+def configure(place: Path, before: str, after: str) -> None:
+    """Change the configuration's text."""
+    path = place / "backups.toml"
+    path.write_text(path.read_text().replace(before, after))
+
+
+def test_older_dumps_that_are_away_hide_no_backup(run: Run, place: Path) -> None:
+    configure(place, "[databases.app]\n", '[databases.app]\nimport_from = "file:away"\n')
+    for listed in (run("list"), run("list", "app")):
+        assert (listed.code, only(place) in listed.out) == (0, True)
+        assert listed.err.startswith("UNREADABLE file:")
+        assert "away" in listed.err
+    assert run("show", only(place)).code == 0
+    assert run("prune").code == 5
+
+
+def test_a_prune_goes_on_where_one_database_s_store_denies(run: Run, place: Path) -> None:
+    first = only(place)
+    assert run("backup", "app", "--tier", "daily", "--no-prove").code == 0
+    assert run("backup", "app", "--tier", "daily", "--no-prove").code == 0
+    other = "[databases.away]\ndsn = 'host=nowhere dbname=x'\nimport_from = 'file:away'\n"
+    configure(place, "[databases.app]\n", f"{other}[databases.app]\n")
+    done = run("prune")
+    assert done.code == 5
+    assert f"deleted {first}" in done.out
+    assert "ERROR: " in done.err
+
+
+@pytest.mark.parametrize("command", ["check", "prune"])
+def test_nothing_configured_is_an_error(run: Run, tmp_path: Path, command: str) -> None:
+    (tmp_path / "backups.toml").write_text("[store]\nurl = 'file:store'\n")
+    done = run("--config", str(tmp_path / "backups.toml"), command)
+    assert done.code == 3
+    assert "no database is configured" in done.err
+
+
 def test_pins_and_prunes(run: Run, place: Path) -> None:
     first = only(place)
     for _ in range(3):

@@ -57,13 +57,17 @@ class Context:
         return open_protected(config, name)
 
     def configured(self, name: str | None) -> list[str]:
-        """`name`, or all databases, of the configuration. Raises ConfigError where there is only a store."""
+        """`name`, or all databases, of the configuration.
+
+        Raises ConfigError where there is only a store, or no database.
+        """
         if self._alone:
             raise ConfigError(
                 "this needs the configuration, and --store does without",
                 hint="A store does not know where a database is, nor how many of its backups are to be kept; "
                 "name the configuration with --config.",
             )
+        self.config.any_database()
         return [name] if name else list(self.config.databases)
 
     def owner_of(self, text: str) -> Protected:

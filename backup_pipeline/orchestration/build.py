@@ -24,10 +24,7 @@ def load_definitions() -> dg.Definitions:
 
 def definitions_of(config: Config) -> dg.Definitions:
     """The definitions for all databases of a configuration."""
-    if not config.databases:
-        raise ConfigError(
-            f"{config.path}: no database is configured", hint="Add one as [databases.<name>] with its dsn."
-        )
+    config.any_database()
     tier_jobs, form_jobs = tier_jobs_of(config), form_jobs_of(config)
     return dg.Definitions(
         assets=assets_of(config),
