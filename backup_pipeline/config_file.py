@@ -8,12 +8,10 @@ import os
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import quote, unquote, urlsplit
 
-from cronsim import CronSim, CronSimError
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from backup_pipeline.config import (
@@ -28,22 +26,25 @@ from backup_pipeline.config import (
     TierConfig,
 )
 from backup_pipeline.domain.backup import MANUAL_TIER, is_subject_name
+from backup_pipeline.domain.cron import canonical
 from backup_pipeline.errors import ConfigError
 from backup_pipeline.units import parse_duration, parse_size_bytes
 
-RESERVED_TIERS = ("backups", "base_backup", "wal", "prune", "latest", "proven")
+RESERVED_TIERS = ("backups", "base_backup", "wal", "prune", "prove", "latest", "proven")
 """Names of other assets and jobs, and words that name a backup; no tier may take them."""
 
 
 def _cron(text: str) -> str:
-    try:
-        CronSim(text, datetime(2026, 1, 1, tzinfo=UTC))
-        if len(text.split()) != 5:  # Dagster knows no seconds
-            raise CronSimError("Wrong number of fields")
-    except CronSimError as error:
-        raise ValueError(
-            f'found "{text}", expected five cron fields such as "0 2 * * *" ({error})'
-        ) from error
+    return canonical(text)
+
+
+def _owner(text: str) -> str:
+    if "@" in text and not text.startswith("team:"):
+        known = bool(re.fullmatch(r"\w[\w.%+-]*@[A-Za-z0-9.-]+\.[A-Za-z]{2,7}", text, re.ASCII))
+    else:
+        known = not text or bool(text.removeprefix("team:").strip())
+    if not known:
+        raise ValueError(f'found "{text}", expected an address such as "ops@example.net", or "team:platform"')
     return text
 
 
@@ -91,6 +92,7 @@ def _dsn(text: str) -> str:
 
 
 Cron = Annotated[str, AfterValidator(_cron)]
+Owner = Annotated[str, AfterValidator(_owner)]
 Size = Annotated[str, AfterValidator(_size)]
 Duration = Annotated[str, AfterValidator(_duration)]
 StoreUrl = Annotated[str, AfterValidator(_store_url)]
@@ -150,7 +152,7 @@ class _Defaults(_Table):
     import_from: StoreUrl | Literal[""] = ""
     tiers: dict[str, _TierTable] = {}
     bin_dir: str = ""
-    owner: str = ""
+    owner: Owner = ""
     lock_timeout: Duration = "60s"
     stall_timeout: Duration = "15m"
     manual_keep: Duration = "14d"
@@ -196,6 +198,7 @@ def parse(text: str, path: Path) -> Config:
     file = _validate(raw, path)
     _check_names(path, "databases", list(file.databases))
     protected = {name: _database(name, table, path) for name, table in file.databases.items()}
+    _check_tiers(path, protected)
     _check_imports(path, protected)
     return Config(
         path=path,
@@ -231,8 +234,13 @@ def _validate(raw: Mapping[str, Any], path: Path) -> _File:
         raise ConfigError(f"{path}: {key}: unknown key", hint=hint)
     if error["type"] == "missing":
         raise ConfigError(f"{path}: {key}: missing", hint="This key must be given.")
-    expected = _EXPECTED.get(str(where[-1]), "")
     said = error["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
+    expected = _EXPECTED.get(str(where[-1]), "")
+    if expected:  # one of several forms, of which pydantic tells each apart
+        found = [
+            each["msg"] for each in errors if each["type"] == "value_error" and each["loc"][:3] == where[:3]
+        ]
+        expected = "; ".join([expected, *(text.removeprefix("Value error, ") for text in found[:1])])
     raise ConfigError(f"{path}: {key}: {expected or said}", hint=_HINTS.get(str(where[-1]), ""))
 
 
@@ -281,19 +289,38 @@ def _check_names(path: Path, where: str, names: Sequence[str], *, reserved: Sequ
     """Names become object keys, Dagster keys and tags: refuse what cannot, and what would be the same."""
     seen: dict[str, str] = {}
     for name in names:
-        if not is_subject_name(name) or name in reserved:
+        # Dagster's steps are named <database>__<tier>, and - becomes _ there.
+        if not is_subject_name(name) or name in reserved or re.search("[_-]{2}", name):
             raise ConfigError(
                 f"{path}: {where}.{name}: this name cannot be used",
-                hint="Use letters, digits, _ and - (63 at most, beginning and ending with none of - )"
-                + (f"; {', '.join(reserved)} are taken." if reserved else "."),
+                hint="Use letters, digits, _ and - (63 at most, beginning and ending with none of - , no two "
+                "of _ and - in a row)" + (f"; {', '.join(reserved)} are taken." if reserved else "."),
             )
-        same = re.sub(r"[^a-z0-9]", "_", name.lower())
+        same = _in_dagster(name)
         if same in seen:
             raise ConfigError(
                 f"{path}: {where}: {seen[same]} and {name} become one name in Dagster ({same})",
                 hint="Rename one of them so that they differ in letters or digits.",
             )
         seen[same] = name
+
+
+def _in_dagster(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "_", name.lower())
+
+
+def _check_tiers(path: Path, databases: Mapping[str, DatabaseConfig]) -> None:
+    """Refuse tiers of two databases that would be one job: a tier of one name is one, in all of them."""
+    seen: dict[str, tuple[str, str]] = {}
+    for name, database in databases.items():
+        for tier in database.tiers:
+            other, whose = seen.setdefault(_in_dagster(tier.name), (tier.name, name))
+            if other != tier.name:
+                raise ConfigError(
+                    f"{path}: databases.{name}.tiers.{tier.name}: this and {other} of {whose} become one "
+                    f"name in Dagster ({_in_dagster(tier.name)})",
+                    hint="Write both in the same way, or let them differ in letters or digits.",
+                )
 
 
 def _check_imports(path: Path, databases: Mapping[str, DatabaseConfig]) -> None:

@@ -92,6 +92,47 @@ def test_prove_takes_three_forms() -> None:
             "databases.app.tiers.latest: this name cannot be used",
             "taken",
         ),
+        *(
+            (
+                MINIMAL + f"[databases.app.tiers.daily]\nkeep = 1\ncron = '{cron}'\n",
+                f'databases.app.tiers.daily.cron: found "{cron}", expected {expected}',
+                "",
+            )
+            for cron, expected in (
+                ("0 2 LW * *", "ranges and steps"),
+                ("0 2 1,L * *", "L alone as the day"),
+                ("0 2 * * 5L", "ranges and steps"),
+                ("0 2 5/2 * *", "ranges and steps"),
+                ("0 2 * * 1-1", "ranges and steps"),
+                ("0 2 1 * 1#1", "L alone as the day, or #"),
+                ("0 2 */2 * 0", "a day or a weekday, or a list for each"),
+                ("0 2 1-31 * 0", "a day or a weekday, or a list for each"),
+                ("0 2 1 * */2", "a day or a weekday, or a list for each"),
+            )
+        ),
+        (MINIMAL + "prove = '0 4 */2 * 6'\n", '; found "0 4 */2 * 6", expected a day or a weekday', ""),
+        *(
+            (MINIMAL + f"owner = '{owner}'\n", f'databases.app.owner: found "{owner}", expected an', "")
+            for owner in ("Jane Doe <jane@example.net>", "jane@localhost", "team:", "@x")
+        ),
+        (
+            MINIMAL
+            + "[databases.app.tiers.a-b]\ncron = '0 2 * * *'\nkeep = 1\n[databases.shop]\ndsn = 'host=x'\n"
+            + "[databases.shop.tiers.a_b]\ncron = '0 3 * * *'\nkeep = 1\n",
+            "databases.shop.tiers.a_b: this and a-b of app become one name",
+            "same way",
+        ),
+        (
+            MINIMAL + "[databases.app.tiers.b__c]\ncron = '0 2 * * *'\nkeep = 1\n",
+            "databases.app.tiers.b__c: this name cannot be used",
+            "in a row",
+        ),
+        (MINIMAL + "[databases.a-_b]\ndsn = 'host=x'\n", "databases.a-_b: this name cannot be used", ""),
+        (
+            MINIMAL + "[databases.app.tiers.prove]\ncron = '0 2 * * *'\nkeep = 1\n",
+            "databases.app.tiers.prove: this name cannot be used",
+            "taken",
+        ),
         ("[store]\nurl = 's3://b'\n[databases.app]\n", "databases.app.dsn: missing", ""),
         (changed(file="ftp"), 'store.url: expected "s3://bucket/prefix"', ""),
         (

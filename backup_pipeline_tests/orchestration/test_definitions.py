@@ -12,7 +12,8 @@ from backup_pipeline import definitions as door
 from backup_pipeline.errors import ConfigError
 from backup_pipeline.orchestration.assets import freshness
 from backup_pipeline.orchestration.build import definitions_of
-from backup_pipeline_tests.orchestration.configurations import TWO, configuration
+from backup_pipeline.orchestration.jobs import tier_job_name
+from backup_pipeline_tests.orchestration.configurations import ACCEPTED, TWO, configuration
 
 SECRET = "geheim-4711"
 TITLES = {
@@ -35,6 +36,17 @@ def specs(definitions: dg.Definitions) -> dict[str, dg.AssetSpec]:
 
 def test_the_definitions_load(definitions: dg.Definitions) -> None:
     dg.Definitions.validate_loadable(definitions)
+
+
+@pytest.mark.parametrize("text", ACCEPTED.values(), ids=ACCEPTED)
+def test_dagster_loads_whatever_the_configuration_accepts(text: str) -> None:
+    config = configuration(text)
+    loaded = definitions_of(config)
+    dg.Definitions.validate_loadable(loaded)
+    for database in config.databases.values():
+        for tier in database.tiers:
+            job = loaded.resolve_job_def(tier_job_name(tier.name))
+            assert dg.AssetKey([database.name, tier.name]) in job.asset_layer.selected_asset_keys
 
 
 def test_each_tier_is_an_asset_and_each_database_has_its_list(specs: dict[str, dg.AssetSpec]) -> None:
