@@ -27,8 +27,8 @@ def preflight(
     subject = subject or subject_of(context)
     tag_run(context, "backup", subject.database, tier=subject.tier)
     with explained(context):
-        protected, proving = backups.open(subject.database), subject.prove or None
-        ready = dump.preflight(protected, report=report_to(context), proving=proving)
+        protected = backups.open(subject.database)
+        ready = dump.preflight(protected, report=report_to(context), proving=subject.prove)
     for warning in ready.warnings:
         context.log.warning(warning)
     shown = {

@@ -32,7 +32,7 @@ class Subject:
     database: str
     tier: str
     scheduled_for: datetime | None = None
-    prove: bool = False  # by a step of the same job; assets have their check instead
+    prove: bool | None = None  # by a step of the same job; None for assets, which have their check instead
 
 
 def report_to(context: dg.OpExecutionContext) -> Report:

@@ -297,6 +297,16 @@ def test_a_backup_by_hand_expires_by_itself(make: MakeBox) -> None:
     assert listed.asset_key == LIST
 
 
+def test_a_backup_by_hand_that_is_not_proven_needs_no_secret_of_a_proof(make: MakeBox) -> None:
+    path = make().config.path
+    scratch = '[scratch]\ndsn = "host=h dbname=x"\npassword = { env = "SET_NOWHERE" }\n'
+    text = path.read_text(encoding="utf-8") + scratch
+    path.write_text(text, encoding="utf-8")
+    box = Box(configuration(text, path), make.instance)
+    assert "SET_NOWHERE" in failure(box.form("backup_database"), "preflight")
+    assert box.form("backup_database", prove=False).success
+
+
 def test_a_tier_s_newest_is_proven_by_the_tier_s_name(make: MakeBox) -> None:
     box = make(LATER)
     assert box.backup("weekly").success
