@@ -7,6 +7,7 @@ database's password. Times of schedules are UTC.
 
 import os
 import re
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -189,7 +190,16 @@ def find(explicit: str | None = None) -> Path:
     """
     named = explicit or os.environ.get(CONFIG_VARIABLE) or CONFIG_NAME
     path = Path(named)
-    if not path.is_file():
+    try:
+        found = stat.S_ISREG(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        found = False
+    except OSError as error:
+        raise ConfigError(
+            f"{path.absolute()}: cannot be read: {error.strerror}",
+            hint="The user that runs backup-pipeline must be able to read it, and to enter its folder.",
+        ) from error
+    if not found:
         raise ConfigError(
             f"no configuration at {path.absolute()}",
             hint=f"Name it with --config or {CONFIG_VARIABLE}, or write one with `backup-pipeline init`.",

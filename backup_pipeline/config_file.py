@@ -8,6 +8,7 @@ import os
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import quote, unquote, urlsplit
@@ -33,6 +34,8 @@ from backup_pipeline.units import parse_duration, parse_size_bytes
 RESERVED_TIERS = ("backups", "base_backup", "wal", "prune", "prove", "latest", "proven")
 """Names of other assets and jobs, and words that name a backup; no tier may take them."""
 
+_LONGEST = timedelta(days=5000)
+
 
 def _cron(text: str) -> str:
     return canonical(text)
@@ -54,13 +57,32 @@ def _size(text: str) -> str:
 
 
 def _duration(text: str) -> str:
-    parse_duration(text)
+    if not timedelta(milliseconds=1) <= parse_duration(text) <= _LONGEST:
+        raise ValueError(f'found "{text}", expected a duration from "1ms" to "5000d"')
+    return text
+
+
+def _a_second(text: str) -> str:
+    if parse_duration(text) < timedelta(seconds=1):
+        raise ValueError(f'found "{text}", expected a duration of "1s" or longer')
+    return text
+
+
+def _an_hour(text: str) -> str:
+    if parse_duration(text) < timedelta(hours=1):
+        raise ValueError(f'found "{text}", expected a duration of "1h" or longer: manual backups expire then')
     return text
 
 
 def _store_url(text: str) -> str:
     parts = urlsplit(text)
-    if parts.scheme == "s3" and parts.netloc and "@" not in parts.netloc and not parts.query:
+    if parts.scheme == "s3" and "@" not in parts.netloc and not parts.query:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}", parts.netloc):
+            raise ValueError(
+                f'found the bucket "{parts.netloc}", expected two letters or more: "s3://bucket/prefix"'
+            )
+        if "//" in parts.path.rstrip("/"):
+            raise ValueError(f'found "{text}", expected a prefix without empty parts')
         return text.rstrip("/")
     if parts.scheme == "file" and not parts.netloc and parts.path.strip("/"):
         return text.rstrip("/")
@@ -80,11 +102,12 @@ def _storage_class(text: str) -> str:
 
 
 def _dsn(text: str) -> str:
-    if re.search(r"://[^/@]*:[^/@]+@|password\s*=", text):
+    keys = {key.lower() for key in re.findall(r"(\w+)\s*=", unquote(text))}
+    if re.search(r"://[^/@]*:[^/@]+@", text) or any(key.endswith("password") for key in keys):
         raise ValueError(
             'it holds a password; move it to `password = { env = "…" }` or use libpq\'s passfile'
         )
-    if re.search(r"(scram_\w+_key|oauth_client_secret)\s*=", text):
+    if any(re.fullmatch(r"scram_\w+_key|oauth_client_secret", key) for key in keys):
         raise ValueError("it holds a secret; move it to a service file, which only its owner may read")
     if not re.match(r"postgres(ql)?://|\w+\s*=", text):
         raise ValueError('expected "postgresql://user@host/database" or "host=… dbname=…"')
@@ -154,8 +177,8 @@ class _Defaults(_Table):
     bin_dir: str = ""
     owner: Owner = ""
     lock_timeout: Duration = "60s"
-    stall_timeout: Duration = "15m"
-    manual_keep: Duration = "14d"
+    stall_timeout: Annotated[Duration, AfterValidator(_a_second)] = "15m"
+    manual_keep: Annotated[Duration, AfterValidator(_an_hour)] = "14d"
     role_passwords: bool = False
     fingerprint_connections: int = Field(default=1, ge=1, le=16)
 
@@ -196,6 +219,11 @@ def parse(text: str, path: Path) -> Config:
             for name, table in databases.items()
         }
     file = _validate(raw, path)
+    if (file.store.access_key_id is None) != (file.store.secret_access_key is None):
+        given, missing = "access_key_id", "secret_access_key"
+        if file.store.access_key_id is None:
+            given, missing = missing, given
+        raise ConfigError(f"{path}: store.{missing}: missing", hint=f"Give it with {given}, or neither.")
     _check_names(path, "databases", list(file.databases))
     protected = {name: _database(name, table, path) for name, table in file.databases.items()}
     _check_tiers(path, protected)
@@ -227,7 +255,7 @@ def _validate(raw: Mapping[str, Any], path: Path) -> _File:
         errors = invalid.errors(include_url=False, include_input=False)
     unknown = [error for error in errors if error["type"] == "extra_forbidden"]
     error = (unknown or errors)[0]
-    where = tuple(part for part in error["loc"] if not _is_union_branch(part))
+    where = _keys_of(error["loc"], raw)
     key = ".".join(str(part) for part in where)
     if error["type"] == "extra_forbidden":
         hint = nearest(str(where[-1]), _known_keys(where[:-1]))
@@ -261,9 +289,16 @@ _APART_HINT = (
 )
 
 
-def _is_union_branch(part: int | str) -> bool:
-    """Whether pydantic put this part into the location to name a branch of a union."""
-    return isinstance(part, str) and bool(re.match(r"_[A-Z]|function-|literal\[|str$|constrained", part))
+def _keys_of(location: tuple[int | str, ...], raw: Any) -> tuple[int | str, ...]:
+    """The location without the parts that pydantic put there to name a branch of a union."""
+    keys: list[int | str] = []
+    for part in location:
+        if isinstance(raw, Mapping) and part in raw:
+            raw = raw[part]
+        elif isinstance(part, str) and re.match(r"_[A-Z]|function-|literal\[|str$|constrained", part):
+            continue
+        keys.append(part)
+    return tuple(keys)
 
 
 def _known_keys(where: Sequence[int | str]) -> list[str]:

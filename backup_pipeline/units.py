@@ -24,7 +24,10 @@ def parse_duration(text: str) -> timedelta:
     match = _DURATION.fullmatch(text.strip())
     if match is None:
         raise ValueError(f'found "{text}", expected a duration such as "60s", "15m", "26h" or "14d"')
-    return timedelta(seconds=float(match["number"]) * _SECONDS[match["unit"]])
+    try:
+        return timedelta(seconds=float(match["number"]) * _SECONDS[match["unit"]])
+    except OverflowError:
+        raise ValueError(f'found "{text}", which is longer than any duration') from None
 
 
 def show_count(number: int, one: str, many: str = "") -> str:

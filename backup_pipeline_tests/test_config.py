@@ -133,7 +133,28 @@ def test_prove_takes_three_forms() -> None:
             "databases.app.tiers.prove: this name cannot be used",
             "taken",
         ),
-        ("[store]\nurl = 's3://b'\n[databases.app]\n", "databases.app.dsn: missing", ""),
+        (MINIMAL + "stall_timeout = '0s'\n", 'databases.app.stall_timeout: found "0s", expected', ""),
+        (MINIMAL + "stall_timeout = '999ms'\n", 'databases.app.stall_timeout: found "999ms", expected', ""),
+        (MINIMAL + "manual_keep = '59m'\n", 'databases.app.manual_keep: found "59m", expected', ""),
+        (MINIMAL + "lock_timeout = '0.0001s'\n", 'databases.app.lock_timeout: found "0.0001s", expected', ""),
+        (MINIMAL + "manual_keep = '99999999999999w'\n", "databases.app.manual_keep: found", ""),
+        (MINIMAL + "manual_keep = '5001d'\n", "databases.app.manual_keep: found", ""),
+        ("[store]\nurl = 's3://b/x'\n", 'store.url: found the bucket "b", expected two letters', ""),
+        ("[store]\nurl = 's3://bucket/x//y'\n", "store.url: found", ""),
+        (MINIMAL + "import_from = 's3://old//dumps'\n", "databases.app.import_from: found", ""),
+        (
+            "[store]\nurl = 's3://bucket'\naccess_key_id = { env = 'X' }\n",
+            "store.secret_access_key: missing",
+            "access_key_id",
+        ),
+        (
+            "[store]\nurl = 's3://bucket'\nsecret_access_key = { env = 'X' }\n",
+            "store.access_key_id: missing",
+            "secret_access_key",
+        ),
+        (MINIMAL + "[databases.str]\ndsn = 'host=x'\njbs = 2\n", "databases.str.jbs: unknown key", "jobs"),
+        (MINIMAL + "[databases.constrained-x]\njobs = 2\n", "databases.constrained-x.dsn: missing", ""),
+        ("[store]\nurl = 's3://buckets'\n[databases.app]\n", "databases.app.dsn: missing", ""),
         (changed(file="ftp"), 'store.url: expected "s3://bucket/prefix"', ""),
         (
             MINIMAL + "[databases.'a.b']\ndsn = 'host=x'\n",
@@ -180,7 +201,7 @@ def importing(app: str, shop: str) -> str:
     ("app", "shop"),
     [
         ("s3://old/dumps", "s3://old/dumps"),
-        ("s3://old/dumps/", "s3://old//dumps"),
+        ("s3://old/dumps/", "s3://old/dumps"),
         ("s3://old", "s3://old/shop"),
         ("s3://old/app/shop", "s3://old/app"),
         ("file:///srv/old", "file:///srv/./x/../old/"),
@@ -217,6 +238,9 @@ def test_two_names_of_one_folder_are_one_place(tmp_path: Path) -> None:
         "host=db password=hunter2",
         "host=db scram_client_key=hunter2",
         "postgresql://db/app?oauth_client_secret=hunter2",
+        "postgresql://db/app?user=u&passwor%64=hunter2",
+        "PASSWORD=hunter2 host=db",
+        "postgresql://db/app?SSLPASSWORD=hunter2",
         "hunter2",
     ],
 )
@@ -273,6 +297,17 @@ def test_the_file_is_found_by_option_then_variable_then_folder(
     monkeypatch.setenv(CONFIG_VARIABLE, "by-variable.toml")
     assert find().name == "by-variable.toml"
     assert load("by-option.toml").path == tmp_path / "by-option.toml"
+
+
+def test_a_file_in_a_folder_that_may_not_be_entered_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def denied(path: Path, **_: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "stat", denied)
+    with pytest.raises(ConfigError, match=r"backups\.toml: cannot be read: Permission denied"):
+        find(str(tmp_path / "backups.toml"))
 
 
 def test_an_unknown_database_is_answered_with_the_nearest() -> None:

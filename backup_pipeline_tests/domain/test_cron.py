@@ -6,7 +6,7 @@ from itertools import islice
 import pytest
 from cronsim import CronSim
 from dagster._utils.schedules import schedule_execution_time_iterator
-from hypothesis import assume, given
+from hypothesis import given, reject
 from hypothesis import strategies as st
 
 from backup_pipeline.domain.cron import canonical
@@ -36,8 +36,7 @@ def test_what_is_accepted_means_the_same_to_dagster(text: str) -> None:
     try:
         cron = canonical(text)
     except ValueError:
-        assume(False)
-        return
+        reject()
     theirs = schedule_execution_time_iterator(FROM.timestamp(), cron, "UTC", ascending=True)
     later = (tick for tick in theirs if tick > FROM)
     assert list(islice(CronSim(cron, FROM), 3)) == list(islice(later, 3))

@@ -8,6 +8,7 @@ from backup_pipeline.config_file import parse
 TWO = """
 [store]
 url = "s3://backups/production"
+access_key_id = { env = "BACKUP_S3_KEY" }
 secret_access_key = { env = "BACKUP_S3_SECRET" }
 
 [databases.agentweave]
