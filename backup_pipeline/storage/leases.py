@@ -15,6 +15,9 @@ takes part, and either side may stop for any time between its two steps. (Where 
 lose, the restore refuses although the backup stays; it may be started again.) Pins work alike:
 put the pin, then look for the manifest.
 
+Clocks only tell which leases have ended: one lives until its holder's clock says so, and for as long
+after the store saw it written. A holder whose clock is far behind is shielded by the second.
+
 An imported dump has no manifest of ours that could be deleted first. There, and where objects
 without a manifest are collected, prune puts a lease of its own and then looks for others, and the
 other side puts its lease and then looks for prune's: at least one of the two sees the other and
@@ -140,7 +143,7 @@ def others(store: Store, backup: BackupId, *, now: datetime, token: str = "") ->
 
 
 def live_leases(store: Store, database: str, now: datetime) -> tuple[Lease, ...]:
-    """The leases of a database that are live at `now`, by the clocks of those who hold them.
+    """The leases of a database that are live at `now`, by their holders' clocks or by the store's.
 
     An unreadable lease counts as live until UNREADABLE_FOR after it was written.
     """
@@ -161,8 +164,12 @@ def remove_ended(store: Store, database: str, now: datetime) -> dict[str, str]:
 
 
 def _live(store: Store, prefix: str, now: datetime) -> tuple[Lease, ...]:
-    found = (_read(store, info) for info in store.list(prefix))
-    return tuple(lease for lease in found if lease is not None and lease.until > now - SKEW)
+    found = ((_read(store, info), info.modified_at) for info in store.list(prefix))
+    return tuple(
+        lease
+        for lease, written_at in found
+        if lease is not None and (lease.until > now - SKEW or written_at > now - TTL)
+    )
 
 
 def _read(store: Store, info: ObjectInfo) -> Lease | None:

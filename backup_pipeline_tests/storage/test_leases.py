@@ -54,13 +54,21 @@ def test_it_goes_when_the_work_fails(store: MemoryStore) -> None:
     assert live(store) == []
 
 
-def test_after_a_crash_it_ends_by_itself(store: MemoryStore) -> None:
+def test_after_a_crash_it_ends_by_itself() -> None:
+    store = MemoryStore(lambda: NOW - leases.TTL)
     lease = Lease(M.id, "00ff", "restore", NOW)
     store.put(lease_key(M.id, "00ff"), [lease_to_json(lease)])
     assert live(store, NOW + leases.SKEW - timedelta(seconds=1)) == ["restore"]
     assert live(store, NOW + leases.SKEW) == []
     assert leases.remove_ended(store, "app", NOW + timedelta(hours=25)) == {}
     assert not list(store.list("leases/"))
+
+
+def test_one_whose_clock_is_far_behind_shields_while_the_store_saw_it_renewed(store: MemoryStore) -> None:
+    behind = NOW - timedelta(hours=3)
+    with leases.hold(store, M.id, "restore", clock=lambda: behind):
+        assert live(store, NOW + leases.TTL - timedelta(seconds=1)) == ["restore"]
+        assert live(store, NOW + leases.TTL + leases.SKEW) == []
 
 
 def test_only_what_ended_long_ago_is_removed(store: MemoryStore) -> None:
