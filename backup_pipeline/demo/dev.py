@@ -115,11 +115,24 @@ def _hints(stage: Stage, place: Place) -> None:
 
 def _await(child: Popen[bytes], command: Command, port: int, log_path: Path) -> None:
     deadline = time.monotonic() + _READY_WITHIN_S
-    while _is_free(port):
+    while not _serves(child.pid, port):
         if child.poll() is not None or time.monotonic() > deadline:
             with log_path.open("rb") as log:
                 raise process.failure(command, child.poll(), process.tail(log), timeout_s=_READY_WITHIN_S)
         time.sleep(_POLL_S)
+
+
+def _serves(pid: int, port: int) -> bool:
+    """Whether this process, or one below it, listens there: somebody else may have come first."""
+    lines = Path("/proc/net/tcp").read_text(encoding="utf-8").splitlines()[1:]
+    fields = [line.split() for line in lines]
+    listening = {f"socket:[{each[9]}]" for each in fields if (each[3], each[1][-4:]) == ("0A", f"{port:04X}")}
+    for ours in (pid, *_descendants(pid)):
+        for handle in Path(f"/proc/{ours}/fd").glob("*"):
+            with contextlib.suppress(OSError):
+                if os.readlink(handle) in listening:
+                    return True
+    return False
 
 
 def _is_free(port: int) -> bool:

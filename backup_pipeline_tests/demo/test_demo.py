@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -70,6 +71,19 @@ def test_the_whole_demo_tells_what_was_lost_and_that_it_is_back(folder: Path) ->
     assert re.search(r"proof +proven", said)
     assert "Traceback" not in said
     assert servers_of(folder) == []
+
+
+def test_somebody_else_s_server_is_not_the_one_that_was_started() -> None:
+    listen = "import socket; s = socket.create_server(('127.0.0.1', 0)); print(s.getsockname()[1]); input()"
+    argv = [sys.executable, "-uc", listen]
+    with (
+        socket.create_server(("127.0.0.1", 0)) as other,
+        subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child,
+    ):
+        assert child.stdout is not None
+        assert dev._serves(child.pid, int(child.stdout.readline()))
+        assert not dev._serves(child.pid, other.getsockname()[1])
+        child.communicate("\n")
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
