@@ -15,6 +15,7 @@ class Findings:
     differences: list[str] = field(default_factory=list)
     checked: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    whole: bool = True  # false: something of the source was not compared, and a note says what
 
 
 def share(equal: int, total: int, one: str) -> str:

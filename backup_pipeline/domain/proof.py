@@ -30,14 +30,14 @@ _PLACEMENT = ("name", "tablespace", "allow_connections", "is_template")
 class Comparison:
     """What was found equal, each as a sentence with numbers; what was not; what cannot be compared.
 
-    `contents` says that rows were compared, not only counted; `schema` that definitions were.
+    `contents` says that rows were compared, not only counted; `whole`, that all else of the source was.
     """
 
     differences: tuple[str, ...]
     checked: tuple[str, ...]
     notes: tuple[str, ...]
     contents: bool = True
-    schema: bool = True
+    whole: bool = True
 
 
 def compare(
@@ -45,7 +45,7 @@ def compare(
     restored: Fingerprint,
     archive_sequences: ArchiveSequences,
     *,
-    rendered: Iterable[Statement] = (),
+    rendered: Iterable[Statement] | None = None,
     archived: Iterable[Statement] = (),
     archived_anew: Iterable[Statement] = (),
 ) -> Comparison:
@@ -76,18 +76,17 @@ def compare(
     notes = dict.fromkeys(show_line(line) for line in (*source.notes, *findings.notes))
     checked = tuple(show_line(line) for line in findings.checked)
     contents = source.has_contents and restored.has_contents
-    schema = bool(source.client_version and restored.client_version)
-    return Comparison(tuple(found), checked, tuple(notes), contents, schema)
+    return Comparison(tuple(found), checked, tuple(notes), contents, findings.whole)
 
 
 def verdict_of(comparison: Comparison, mode: str) -> Verdict:
-    """FAILED with any difference; PROVEN when contents were to be compared ("content") and they and the
-    schema were; else RESTORED.
+    """FAILED with any difference; PROVEN when contents were to be compared ("content") and they and all
+    else were; else RESTORED.
     """
     if comparison.differences:
         return Verdict.FAILED
-    whole = mode == "content" and comparison.contents and comparison.schema
-    return Verdict.PROVEN if whole else Verdict.RESTORED
+    proven = mode == "content" and comparison.contents and comparison.whole
+    return Verdict.PROVEN if proven else Verdict.RESTORED
 
 
 def schema_differs(source: Fingerprint, restored: Fingerprint) -> bool:

@@ -18,17 +18,20 @@ def compare_schema(
     restored: Fingerprint,
     findings: Findings,
     *,
-    rendered: Iterable[Statement] = (),
+    rendered: Iterable[Statement] | None = None,
     archived: Iterable[Statement] = (),
     archived_anew: Iterable[Statement] = (),
 ) -> bool:
     """Write down what differs; return whether every statement is equal.
 
     A restored statement equals the source's of before or after the dump, or its rendering; or the dump's
-    own, or that one's rendering, where the source's two differ or know nothing of it.
+    own, or that one's rendering, where the source's two differ or know nothing of it. Between versions
+    that may write statements differently, only names are compared unless there is a rendering, though it
+    be empty.
     """
     if not source.client_version or not restored.client_version:
         findings.notes.append("the schema was not compared: it was not read on both sides")
+        findings.whole = False
         return True
     before, after, found, anew, dumped, dumped_anew = (
         _by_identity(items)
@@ -36,14 +39,14 @@ def compare_schema(
             source.schema_before,
             source.schema_after,
             restored.schema_before,
-            rendered,
+            rendered or (),
             archived,
             archived_anew,
         )
     )
     majors = {source.server_version // 10000, restored.server_version // 10000}
     clients = {source.client_version // 10000, restored.client_version // 10000}
-    comparable = bool(anew) or len(majors) == len(clients) == 1
+    comparable = rendered is not None or len(majors) == len(clients) == 1
     equal = total = 0
     for key in sorted(before.keys() | after.keys() | found.keys()):
         seen, bodies = (before[key], after[key]), found[key]
@@ -69,6 +72,7 @@ def compare_schema(
                 )
     findings.checked.append(f"{share(equal, total, 'schema statement')} equal")
     if not comparable and equal < total:
+        findings.whole = False
         findings.notes.append(
             f"{show_count(total - equal, 'schema statement')} written differently by PostgreSQL "
             f"{max(majors | clients)} than by {min(majors | clients)}: compared by name only"

@@ -9,19 +9,24 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from backup_pipeline import confinement
-from backup_pipeline.actions import prove
+from backup_pipeline.actions import prove, restore
 from backup_pipeline.actions.protected import Protected
 from backup_pipeline.config import Secret
 from backup_pipeline.domain.backup import Verdict
+from backup_pipeline.domain.fingerprint import Fingerprint, fingerprint_from_json
+from backup_pipeline.engines.postgres import schema
 from backup_pipeline.engines.postgres.cluster import LocalCluster, runs_as, server_identity
+from backup_pipeline.engines.postgres.endpoint import Endpoint
 from backup_pipeline.engines.postgres.scratch import DATABASE_PREFIX
-from backup_pipeline.errors import ToolError
+from backup_pipeline.engines.postgres.server import Connection, connect
+from backup_pipeline.errors import ServerError, ToolError
 from backup_pipeline_tests.actions.box import Box, a_box, execute, now, our_children, stored
 from backup_pipeline_tests.servers.postgres import bin_dir_17
 
@@ -155,6 +160,56 @@ def test_a_killed_pg_restore_records_nothing(failing: MakesBox) -> None:
     with pytest.raises(ToolError, match="SIGKILL"):
         prove.prove(box.protected, backup.id, clock=now, report=box.said)
     killer.join()
+    assert stored(box.store) == before
+
+
+@pytest.fixture
+def replay_lost(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Makes the session that replays a schema end before its first statement."""
+
+    def lose() -> None:
+        def lost(endpoint: Endpoint, **options: Any) -> Connection:
+            session = connect(endpoint, **options)
+            execute(endpoint, f"SELECT pg_terminate_backend({session.info.backend_pid}, 5000)")
+            return session
+
+        monkeypatch.setattr(schema, "connect", lost)
+        monkeypatch.setattr(schema, "_PREAMBLE", ())
+
+    return lose
+
+
+def test_a_lost_replay_proves_nothing(
+    box: Box,
+    tampered: Callable[[str], None],
+    replay_lost: Callable[[], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    backup = box.take()
+    before = stored(box.store)
+
+    def of_an_older_client(data: bytes, key: str) -> Fingerprint:
+        return replace(fingerprint_from_json(data, key), client_version=160010)
+
+    monkeypatch.setattr(prove, "fingerprint_from_json", of_an_older_client)
+    tampered("ALTER TABLE public.customer DROP CONSTRAINT named, ADD CONSTRAINT named CHECK (true)")
+    replay_lost()
+    with pytest.raises(ServerError, match="cannot replay the schema"):
+        prove.prove(box.protected, backup.id, clock=now, report=box.said)
+    assert stored(box.store) == before
+
+
+def test_a_lost_replay_is_no_difference(box: Box, replay_lost: Callable[[], None]) -> None:
+    # PostgreSQL writes this one differently once it has read it back.
+    box.execute("CREATE TABLE public.checked (status varchar(10) CHECK (status IN ('open', 'done')))")
+    backup = box.take()
+    before = stored(box.store)
+    planned = restore.plan(box.protected, restore.RestoreRequest(backup=str(backup.id)), clock=now)
+    replay_lost()
+    with pytest.raises(ServerError, match="cannot replay the schema"):
+        prove.prove(box.protected, backup.id, clock=now, report=box.said)
+    with pytest.raises(ServerError, match="cannot replay the schema"):
+        restore.carry_out(box.protected, planned, clock=now, report=box.said)
     assert stored(box.store) == before
 
 

@@ -20,7 +20,7 @@ from backup_pipeline.engines.postgres.schema import (
     schema_argv,
     split_statements,
 )
-from backup_pipeline.errors import ToolError
+from backup_pipeline.errors import ServerError, ToolError
 from backup_pipeline_tests.engines.zoo import HOSTILE_NAMES, ZOO, execute, tool
 from backup_pipeline_tests.servers import postgres as servers
 
@@ -314,6 +314,19 @@ def test_a_server_without_room_for_locks_is_told_of() -> None:
             capture(tool("pg_dump"), cluster.endpoint())
         assert "Raise max_locks_per_transaction" in caught.value.hint
         assert "public.t2999" not in str(caught.value)
+
+
+@pytest.mark.parametrize("state", ["08006", "40P01", "53100", "57014", "58030"])
+def test_a_mishap_of_a_replay_is_raised(database: Endpoint, state: str) -> None:
+    body = f"DO $$ BEGIN RAISE EXCEPTION 'no such luck' USING ERRCODE = '{state}'; END $$"
+    with pytest.raises(ServerError, match=r"cannot replay the schema .*: no such luck"):
+        schema.replay(database, [Statement("TABLE", "public", "t", "me", body)])
+
+
+def test_a_replay_goes_on_past_what_cannot_be_created(database: Endpoint) -> None:
+    bodies = ("CREATE TABLE public.t (n public.no_such_type);", "CREATE TABLE public.u ();")
+    schema.replay(database, [Statement("TABLE", "public", "t", "me", body) for body in bodies])
+    assert [each.name for each in capture(tool("pg_dump"), database).statements] == ["u"]
 
 
 def test_a_large_schema_is_cut_in_time() -> None:

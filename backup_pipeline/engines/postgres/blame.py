@@ -32,7 +32,9 @@ _FROM_SERVER = re.compile(r"could not execute query: |COPY failed|error returned
 _SQL = re.compile(r"(?:ERROR|FATAL|PANIC):  (?P<message>.*)")
 _CRASH = re.compile(r"\(PID \d+\) was terminated by signal|^\w{5} PANIC: ", re.M)
 
-_MISHAP_STATES = ("08", "40", "53", "57", "58")  # connection, rollback, resources, operator, system
+MISHAP_STATES = ("08", "40", "53", "57", "58")
+"""What SQLSTATEs that blame nobody begin with: connection, rollback, resources, operator, system."""
+
 _LACKING_STATE = "F0"  # a file of text search
 _REFUSED_STATE = "42501"
 _UNREACHED_STATE = "08001"
@@ -102,7 +104,7 @@ def _of_server(message: str, state: str, *, superuser: bool) -> Blame:
     refused = not superuser and (state == _REFUSED_STATE or _REFUSED.match(message))
     if refused or state.startswith(_LACKING_STATE) or _LACKING.match(message):
         return Blame.SERVER
-    if state.startswith(_MISHAP_STATES) or _MISHAP.match(message):
+    if state.startswith(MISHAP_STATES) or _MISHAP.match(message):
         return Blame.MISHAP
     return Blame.BACKUP
 

@@ -18,9 +18,10 @@ import psycopg
 
 from backup_pipeline import process
 from backup_pipeline.domain.fingerprint import Statement
+from backup_pipeline.engines.postgres.blame import MISHAP_STATES
 from backup_pipeline.engines.postgres.dump import tool_command
 from backup_pipeline.engines.postgres.endpoint import Endpoint
-from backup_pipeline.engines.postgres.server import OUT_OF_LOCKS, OUT_OF_LOCKS_HINT, connect
+from backup_pipeline.engines.postgres.server import OUT_OF_LOCKS, OUT_OF_LOCKS_HINT, connect, server_errors
 from backup_pipeline.errors import ToolError
 from backup_pipeline.process import Command
 
@@ -174,15 +175,22 @@ def replay(empty: Endpoint, statements: Sequence[Statement]) -> None:
     """Create a schema in an empty scratch database, without what may hold passwords.
 
     A capture of it then shows the schema as PostgreSQL writes it once it has read it, for compare's
-    `rendered`. What cannot be created there is missing from it, and stays a difference.
+    `rendered`. What cannot be created there is missing from it, and stays a difference. Raises
+    ServerError for a mishap, a lost session or a full disk, which says nothing of the schema.
     """
-    with contextlib.closing(connect(empty, purpose="schema")) as session:
+    with (
+        contextlib.closing(connect(empty, purpose="schema")) as session,
+        server_errors(empty, "cannot replay the schema"),
+    ):
         for setting in _PREAMBLE:
             session.execute(setting.encode())
         for statement in statements:
             if statement.kind not in SECRET_KINDS:
-                with contextlib.suppress(psycopg.Error):
+                try:
                     session.execute(statement.body.encode("utf-8", "surrogateescape"))
+                except psycopg.Error as error:
+                    if session.closed or (error.sqlstate or "").startswith(MISHAP_STATES):
+                        raise
 
 
 def archive_schema(pg_restore: str, dump: Path, *, timeout_s: float = 600.0) -> tuple[Statement, ...]:
