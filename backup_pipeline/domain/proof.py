@@ -283,19 +283,38 @@ def _compare_properties(
     if expected is None or found is None:
         findings.notes.append("the database's owner, settings and grants were not compared")
         return
-    names = [item.name for item in fields(DatabaseProperties) if item.name not in _PLACEMENT]
-    different = [name for name in names if getattr(expected, name) != getattr(found, name)]
-    for name in different:
+    before = len(findings.differences)
+    for name in (item.name for item in fields(DatabaseProperties)):
+        if name in (*_PLACEMENT, "settings") or getattr(expected, name) == getattr(found, name):
+            continue
         findings.differences.append(
             f"the database's {name.replace('_', ' ')}: expected {_shown(getattr(expected, name))}, "
             f"found {_shown(getattr(found, name))}"
         )
-    if not different:
+    _compare_settings(expected.settings, found.settings, findings)
+    if len(findings.differences) == before:
         owner, grants = ("owner, ", " and grants") if expected.owner else ("", "")
         findings.checked.append(
             f"the database's {owner}encoding, locale, comment, connection limit, "
             f"{show_count(len(expected.settings), 'setting')}{grants} equal"
         )
+
+
+def _compare_settings(
+    expected: Iterable[tuple[str, str]], found: Iterable[tuple[str, str]], findings: Findings
+) -> None:
+    """Name what differs; values stay out of it, which may be secrets."""
+    ours, theirs = (
+        {(role, text.partition("=")[0]): text for role, text in each} for each in (expected, found)
+    )
+    for role, name in sorted(ours.keys() | theirs.keys()):
+        setting = f"the database's setting {name}{role and f' of role {role}'}"
+        if (role, name) not in theirs:
+            findings.differences.append(f"{setting}: not found in the restored database")
+        elif (role, name) not in ours:
+            findings.differences.append(f"{setting}: not in the source, found in the restored database")
+        elif ours[role, name] != theirs[role, name]:
+            findings.differences.append(f"{setting}: its value differs")
 
 
 def _shown(value: object) -> str:

@@ -205,7 +205,7 @@ CHANGES: dict[str, tuple[str, str]] = {
     ),
     "a database setting": (
         "ALTER DATABASE {database} SET work_mem = '9MB'",
-        "the database's settings: expected (('', 'work_mem=8MB'),), found (('', 'work_mem=9MB'),)",
+        "the database's setting work_mem: its value differs",
     ),
     "a database grant": ("GRANT CREATE ON DATABASE {database} TO {reader}", "the database's grants"),
     "a database's owner": ("ALTER DATABASE {database} OWNER TO {reader}", "the database's owner"),

@@ -407,6 +407,21 @@ def test_properties() -> None:
     )
 
 
+def test_settings_are_named_and_their_values_kept() -> None:
+    shared = ("", "app.jwt_secret=hunter2")
+    expected = (shared, ("", "lock_timeout=9s"), ("", "work_mem=8MB"), ("keeper", "app.key=a=b"))
+    found = (shared, ("", "app.url=x:hunter2@y"), ("", "work_mem=9MB"), ("keeper", "app.key=a=c"))
+    source = replace(SOURCE, properties=replace(PROPERTIES, settings=expected))
+    comparison = compare(source, replace(RESTORED, properties=replace(PROPERTIES, settings=found)), ARCHIVE)
+    assert comparison.differences == (
+        "the database's setting app.url: not in the source, found in the restored database",
+        "the database's setting lock_timeout: not found in the restored database",
+        "the database's setting work_mem: its value differs",
+        "the database's setting app.key of role keeper: its value differs",
+    )
+    assert not [line for line in comparison.checked if line.startswith("the database's")]
+
+
 def test_a_verdict_stays_small_and_printable() -> None:
     many = tuple(TableContent("s", f"t\n\x1b[31m{n}\udcff", 1, "row:1") for n in range(250))
     found = differences(with_tables(*RESTORED.tables, *many))
