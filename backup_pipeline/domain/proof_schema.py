@@ -3,14 +3,23 @@
 Called by proof.py, whose `compare` says what the statements are.
 """
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
+from itertools import zip_longest
 
 from backup_pipeline.domain.findings import Findings, share
 from backup_pipeline.domain.fingerprint import Fingerprint, Statement
 from backup_pipeline.units import show_count
 
 _SHOWN_CHARACTERS = 160
+
+# Texts as pg_dump and the server write them, with doubled quotes; and where a quote begins none.
+_QUOTED = re.compile(
+    r"""--[^\n]*|"[^"]*"|(?P<apostrophe>')(?:[^']++|'')*+(?:'|\Z)"""
+    r"""|(?P<dollar>(?<![\w$])\$(?:[A-Za-z_\x80-\U0010ffff]\w*)?\$).*?(?:(?P=dollar)|\Z)""",
+    re.DOTALL,
+)
 
 
 def compare_schema(
@@ -93,16 +102,28 @@ def _title(identity: tuple[str, str, str]) -> str:
 
 
 def _first_difference(expected: str, found: str) -> str:
-    """The first lines that one has and the other lacks."""
-    ours, theirs = ([line for line in text.splitlines() if line.strip()] for text in (expected, found))
+    """The first lines that one has and the other lacks, without what is quoted: it may be a secret."""
+    ours, theirs = (
+        [line for line in _QUOTED.sub(_without_text, text).splitlines() if line.strip()]
+        for text in (expected, found)
+    )
     missing = list((Counter(ours) - Counter(theirs)).elements())
     extra = list((Counter(theirs) - Counter(ours)).elements())
-    if not missing and not extra:
+    if missing or extra:
+        return f"expected {_shown(missing)}, found {_shown(extra)}"
+    if ours != theirs:
         return "the same lines in another order"
-    return f"expected {_quoted(missing)}, found {_quoted(extra)}"
+    pairs = zip_longest(expected.split("\n"), found.split("\n"))
+    number = next(number for number, (line, other) in enumerate(pairs, 1) if line != other)
+    return f"line {number} differs, within quotes"
 
 
-def _quoted(lines: list[str]) -> str:
+def _without_text(quoted: re.Match[str]) -> str:
+    mark = quoted["dollar"] or quoted["apostrophe"]
+    return f"{mark}…{mark}" if mark else quoted[0]
+
+
+def _shown(lines: list[str]) -> str:
     if not lines:
         return "no such line"
     text = " ".join(lines[0].split())

@@ -278,6 +278,43 @@ def test_schema() -> None:
     assert not schema_differs(SOURCE, with_schema(INDEX, TABLE))
 
 
+QUOTED = {
+    # a statement with something secret in it: how its change is named
+    "CREATE FUNCTION public.f() RETURNS text\n    LANGUAGE sql\n    AS $$\n  -- it's\n  SELECT '{}' $$;": (
+        "line 5 differs, within quotes"
+    ),
+    "CREATE FUNCTION public.f() AS $_$ SELECT $$ {} $$ $_$;": "line 1 differs, within quotes",
+    "CREATE SERVER \"public.f\" FOREIGN DATA WRAPPER w (\n    host 'h',\n    password 'it''s {}'\n);": (
+        "line 3 differs, within quotes"
+    ),
+    "CREATE VIEW public.f AS\n SELECT * FROM dblink('x\npassword={}'::text, 'q'::text) t(n);": (
+        "line 3 differs, within quotes"
+    ),
+    "COMMENT ON TABLE public.f IS E'a\\\\''\n{}';": "line 2 differs, within quotes",
+    "CREATE TABLE public.f (\n    \"it's\" text DEFAULT '{}'::text\n);": "line 2 differs, within quotes",
+}
+
+
+@pytest.mark.parametrize("body", QUOTED)
+def test_what_is_quoted_is_not_shown(body: str) -> None:
+    ours, theirs = (replace(TABLE, body=body.replace("{}", secret)) for secret in ("hush1", "hush2"))
+    source = replace(SOURCE, schema_before=(ours, INDEX), schema_after=(ours, INDEX))
+    assert differences(with_schema(theirs, INDEX), source) == (f"table public.runs: {QUOTED[body]}",)
+    longer = replace(theirs, body=theirs.body.replace("public.f", "public.g"))
+    (shown,) = differences(with_schema(longer, INDEX), source)
+    assert "hush" not in shown
+    assert "public.g" in shown
+
+
+def test_lines_are_shown_without_what_is_quoted() -> None:
+    ours = replace(TABLE, body="CREATE TABLE public.runs (\n    a text DEFAULT 'hush'::text\n);")
+    theirs = replace(TABLE, body="CREATE TABLE public.runs (\n    a text DEFAULT 'hush'::text NOT NULL\n);")
+    source = replace(SOURCE, schema_before=(ours, INDEX), schema_after=(ours, INDEX))
+    assert differences(with_schema(theirs, INDEX), source) == (
+        "table public.runs: expected `a text DEFAULT '…'::text`, found `a text DEFAULT '…'::text NOT NULL`",
+    )
+
+
 def test_schema_that_changed_during_the_dump() -> None:
     changed = replace(VIEW, body="CREATE VIEW public.v AS\n SELECT 2;")
     third = replace(VIEW, body="CREATE VIEW public.v AS\n SELECT 3;")
