@@ -179,15 +179,6 @@ class _Dump:
         config, source = self.protected.config, self.protected.source()
         tools, compression = _tools(self.protected)
         lock_timeout_s = config.lock_timeout.total_seconds()
-        with exported_snapshot(source, lock_timeout_s=lock_timeout_s):
-            pass  # names who keeps us from a table; the pg_dump that reads the schema could not
-        prepared = fingerprint.prepare(
-            source,
-            pg_dump=tools.path("pg_dump"),
-            critical_tables=config.critical_tables,
-            contents=config.proof == "content",
-            stall_s=config.stall_timeout.total_seconds(),
-        )
         with exported_snapshot(source, lock_timeout_s=lock_timeout_s) as snapshot:
             backup = BackupId.make(config.name, snapshot.taken_at, secrets.token_hex(3))
             self.prefix = layout.data_prefix(backup, self.tier)
@@ -198,6 +189,14 @@ class _Dump:
                 with snapshot.reading() as session:
                     details = read_source(session, tools)  # a role granted a moment ago is in the dump too
                 self.expected_bytes = self._expected_bytes(details, compression)
+                prepared = fingerprint.prepare(
+                    source,
+                    pg_dump=tools.path("pg_dump"),
+                    critical_tables=config.critical_tables,
+                    contents=config.proof == "content",
+                    stall_s=config.stall_timeout.total_seconds(),
+                    snapshot=snapshot,
+                )
                 found = self._read(prepared, snapshot, tools, compression, details)
                 snapshot.release()
                 found = fingerprint.finish(found, prepared)

@@ -124,6 +124,9 @@ class SequenceValue:
 class Fingerprint:
     """What a database contains. Sequences ignore snapshots, and how an object is rendered may change
     while the snapshot stands: both are taken before the dump and after it has read them.
+
+    Older versions read the schema before the snapshot was taken: what `schema_before` holds may have
+    changed until then.
     """
 
     server_version: int  # server_version_num
@@ -136,6 +139,8 @@ class Fingerprint:
     sequences_after: tuple[SequenceValue, ...] = ()
     schema_before: tuple[Statement, ...] = ()
     schema_after: tuple[Statement, ...] = ()
+    schema_in_snapshot: bool = False  # schema_before holds exactly what the snapshot does
+    schema_read_after: bool = True  # false: it could not be, and schema_after repeats schema_before
     properties: DatabaseProperties | None = None
     extensions: tuple[tuple[str, str], ...] = ()  # (name, version)
     constraints: int = 0  # validated ones

@@ -34,7 +34,8 @@ def compare_schema(
     """Write down what differs; return whether every statement is equal.
 
     A restored statement equals the source's of before or after the dump, or its rendering; or the dump's
-    own, or that one's rendering, where the source's two differ or know nothing of it. Between versions
+    own, or that one's rendering, where the source's two differ or know nothing of it. Which statements
+    there must be, the reading in the snapshot says, where there is one. Between versions
     that may write statements differently, only names are compared unless there is a rendering, though it
     be empty.
     """
@@ -59,8 +60,11 @@ def compare_schema(
     equal = total = 0
     for key in sorted(before.keys() | after.keys() | found.keys()):
         seen, bodies = (before[key], after[key]), found[key]
-        moved = dumped[key] if Counter(seen[0]) != Counter(seen[1]) or not any(seen) else []
+        still = source.schema_read_after and any(seen) and Counter(seen[0]) == Counter(seen[1])
+        moved = [] if still else dumped[key]
         counts = {len(each) for each in (*seen, *filter(None, [moved]))}
+        if source.schema_in_snapshot:
+            counts = {len(seen[0])}
         total += max(min(counts), min(len(bodies), max(counts)))
         steady = Counter(seen[0]) | Counter(seen[1]) | Counter(anew[key])
         acceptable = steady | Counter(moved) | Counter(dumped_anew[key] if moved else [])
@@ -75,10 +79,8 @@ def compare_schema(
         elif not strange:
             equal += len(bodies)
             if Counter(bodies) - steady:
-                findings.notes.append(
-                    f"{_title(key)} was changed just before the dump and again during it; "
-                    "it is restored as the dump has it"
-                )
+                findings.notes.append(f"{_title(key)} {_moved(source)}; it is restored as the dump has it")
+                findings.whole &= source.schema_read_after
     findings.checked.append(f"{share(equal, total, 'schema statement')} equal")
     if not comparable and equal < total:
         findings.whole = False
@@ -94,6 +96,14 @@ def _by_identity(statements: Iterable[Statement]) -> defaultdict[tuple[str, str,
     for statement in statements:
         bodies[statement.identity].append(statement.body)
     return bodies
+
+
+def _moved(source: Fingerprint) -> str:
+    if not source.schema_read_after:
+        return "is not written as before the dump, and was not read again after it"
+    if source.schema_in_snapshot:
+        return "was changed, and changed again, while the dump was taken"
+    return "was changed just before the dump and again during it"
 
 
 def _title(identity: tuple[str, str, str]) -> str:

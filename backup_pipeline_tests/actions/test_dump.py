@@ -23,6 +23,7 @@ from backup_pipeline.domain.fingerprint import fingerprint_from_json
 from backup_pipeline.domain.layout import data_prefix
 from backup_pipeline.engines.postgres import dump as tool
 from backup_pipeline.engines.postgres import fingerprint, load
+from backup_pipeline.engines.postgres import snapshot as snapshots
 from backup_pipeline.engines.postgres.cluster import LocalCluster
 from backup_pipeline.engines.postgres.lock import advisory_lock
 from backup_pipeline.engines.postgres.server import connect
@@ -442,16 +443,15 @@ def test_a_failed_parallel_dump_takes_away_what_it_had_stored(box: Box) -> None:
 def test_what_comes_right_before_the_snapshot_is_in_the_manifest(
     box: Box, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    role, prepare = f"{box.owner}_late", fingerprint.prepare
+    role, exported_snapshot = f"{box.owner}_late", snapshots.exported_snapshot
 
-    def prepared_before(*given: Any, **options: Any) -> fingerprint.Prepared:
-        found = prepare(*given, **options)
+    def snapshot_after(*given: Any, **options: Any) -> object:
         box.execute(
             f"CREATE ROLE {role}; GRANT SELECT ON public.orders TO {role}; CREATE EXTENSION isn SCHEMA public"
         )
-        return found
+        return exported_snapshot(*given, **options)
 
-    monkeypatch.setattr(fingerprint, "prepare", prepared_before)
+    monkeypatch.setattr(dump, "exported_snapshot", snapshot_after)
     try:
         backup = box.take()
         monkeypatch.undo()

@@ -213,12 +213,17 @@ def test_sequences() -> None:
     )
 
 
-def test_a_sequence_that_stood_still_must_be_where_it_stood() -> None:
+def test_a_sequence_that_stood_still_is_not_proven_elsewhere() -> None:
+    """It may have been set there and back while the dump was taken: no difference, and no proof."""
     moved = with_sequences(RESTORED.sequences_before[0], SequenceValue("app", "still", 2, True))
-    archive = {**ARCHIVE, ("app", "still"): (2, True)}
-    assert compare(SOURCE, moved, archive).differences == (
-        "sequence app.still: expected 1 (not used yet), where the source stood all the time, found 2",
+    found = compare(SOURCE, moved, {**ARCHIVE, ("app", "still"): (2, True)})
+    assert found.differences == ()
+    assert verdict_of(found, "content") is Verdict.RESTORED
+    assert found.notes[-1] == (
+        "sequence app.still stood at 1 (not used yet) before and after the dump was taken, and at 2 in the "
+        "dump: nothing tells if it was set there and back"
     )
+    assert len(compare(SOURCE, moved, ARCHIVE).differences) == 1  # the copy is not as the dump sets it
 
 
 def test_a_sequence_that_cycles_may_come_back_to_where_it_stood() -> None:
@@ -328,25 +333,81 @@ def test_schema_that_changed_during_the_dump() -> None:
     assert differences(with_schema(TABLE, INDEX, VIEW), came) == ()
 
 
+def views(count: int) -> list[Statement]:
+    return [replace(VIEW, body=f"CREATE VIEW public.v AS\n SELECT {number};") for number in range(count)]
+
+
 def test_what_changed_before_the_dump_and_again_during_it_is_as_the_dump_has_it() -> None:
-    views = [replace(VIEW, body=f"CREATE VIEW public.v AS\n SELECT {number};") for number in range(4)]
-    restored = with_schema(TABLE, INDEX, views[1])
-    moved = replace(SOURCE, schema_before=(TABLE, INDEX, views[0]), schema_after=(TABLE, INDEX, views[2]))
+    first, dumped, last, other = views(4)
+    restored = with_schema(TABLE, INDEX, dumped)
+    moved = replace(SOURCE, schema_before=(TABLE, INDEX, first), schema_after=(TABLE, INDEX, last))
     short_lived = SOURCE
     for source in (moved, short_lived):
         assert schema_differs(source, restored)
-        found = compare(source, restored, ARCHIVE, archived=[TABLE, INDEX, views[1]])
+        found = compare(source, restored, ARCHIVE, archived=[TABLE, INDEX, dumped])
         assert found.differences == ()
         assert found.notes[-1].startswith(
             "view public.v was changed just before the dump and again during it"
         )
         assert "3 schema statements equal" in found.checked
         # Only what the dump holds counts, and all that it holds.
-        assert len(compare(source, restored, ARCHIVE, archived=[TABLE, INDEX, views[3]]).differences) == 1
-        twice = with_schema(TABLE, INDEX, views[1], views[1])
-        assert len(compare(source, twice, ARCHIVE, archived=[TABLE, INDEX, views[1]]).differences) == 1
+        assert len(compare(source, restored, ARCHIVE, archived=[TABLE, INDEX, other]).differences) == 1
+        twice = with_schema(TABLE, INDEX, dumped, dumped)
+        assert len(compare(source, twice, ARCHIVE, archived=[TABLE, INDEX, dumped]).differences) == 1
     lost = with_schema(TABLE, INDEX)
-    assert len(compare(moved, lost, ARCHIVE, archived=[TABLE, INDEX, views[1]]).differences) == 1
+    assert len(compare(moved, lost, ARCHIVE, archived=[TABLE, INDEX, dumped]).differences) == 1
+
+
+def test_a_schema_of_the_snapshot_says_what_there_must_be() -> None:
+    source = replace(SOURCE, schema_before=(TABLE, INDEX, VIEW), schema_in_snapshot=True)
+    assert differences(with_schema(TABLE, INDEX), source) == (
+        "view public.v: not found in the restored database",  # dropped since: the dump holds it all the same
+    )
+    assert differences(with_schema(TABLE, INDEX, VIEW), source) == ()
+    came = replace(SOURCE, schema_after=(TABLE, INDEX, VIEW), schema_in_snapshot=True)
+    assert differences(with_schema(TABLE, INDEX), came) == ()
+    for source in (came, replace(SOURCE, schema_in_snapshot=True)):
+        found = compare(source, with_schema(TABLE, INDEX, VIEW), ARCHIVE, archived=[TABLE, INDEX, VIEW])
+        assert found.differences == ("view public.v: not in the source, found in the restored database",)
+
+
+def test_a_schema_of_the_snapshot_may_be_written_in_three_ways() -> None:
+    first, dumped, last, other = views(4)
+    source = replace(
+        SOURCE,
+        schema_before=(TABLE, INDEX, first),
+        schema_after=(TABLE, INDEX, last),
+        schema_in_snapshot=True,
+    )
+    for view in (first, dumped, last):
+        found = compare(source, with_schema(TABLE, INDEX, view), ARCHIVE, archived=[TABLE, INDEX, dumped])
+        assert found.differences == ()
+        assert verdict_of(found, "content") is Verdict.PROVEN
+        noted = "view public.v was changed, and changed again, while the dump was taken" in str(found.notes)
+        assert noted == (view is dumped)
+    found = compare(source, with_schema(TABLE, INDEX, other), ARCHIVE, archived=[TABLE, INDEX, dumped])
+    assert len(found.differences) == 1
+
+
+def test_a_schema_that_was_not_read_again_is_as_the_dump_has_it() -> None:
+    first, dumped, other = views(3)
+    both = (TABLE, INDEX, first)
+    unread = replace(SOURCE, schema_before=both, schema_after=both, schema_read_after=False)
+    in_snapshot = replace(unread, schema_in_snapshot=True)
+    for source in (unread, in_snapshot):
+        same = compare(source, with_schema(*both), ARCHIVE)
+        assert verdict_of(same, "content") is Verdict.PROVEN
+        restored = with_schema(TABLE, INDEX, dumped)
+        found = compare(source, restored, ARCHIVE, archived=[TABLE, INDEX, dumped])
+        assert found.differences == ()
+        assert verdict_of(found, "content") is Verdict.RESTORED
+        assert found.notes[-1] == (
+            "view public.v is not written as before the dump, and was not read again after it; "
+            "it is restored as the dump has it"
+        )
+        assert len(compare(source, restored, ARCHIVE, archived=[TABLE, INDEX, other]).differences) == 1
+    lost = compare(in_snapshot, with_schema(TABLE, INDEX), ARCHIVE, archived=[TABLE, INDEX])
+    assert lost.differences == ("view public.v: not found in the restored database",)
 
 
 def test_a_dump_does_not_speak_for_what_stood_still() -> None:
@@ -469,7 +530,8 @@ def test_a_verdict_stays_small_and_printable() -> None:
 
 def test_json_keeps_everything() -> None:
     strange = replace(SOURCE, schema_after=(VIEW,), notes=("\udcff", "é\n"), properties=None)
-    for fingerprint in (SOURCE, strange):
+    unread = replace(SOURCE, schema_in_snapshot=True, schema_read_after=False)
+    for fingerprint in (SOURCE, strange, unread):
         assert fingerprint_from_json(fingerprint_to_json(fingerprint), "k") == fingerprint
 
 
@@ -482,8 +544,10 @@ def test_json_of_a_later_version() -> None:
     values["colour"] = "blue"
     values["tables"][0]["weight"] = 3
     del values["newest"], values["extensions"]
+    del values["schema_in_snapshot"], values["schema_read_after"]  # as an older version wrote it
     found = fingerprint_from_json(json.dumps(values).encode(), "k")
     assert found == replace(SOURCE, newest=(), extensions=())
+    assert (found.schema_in_snapshot, found.schema_read_after) == (False, True)
     values["format"] = 2
     with pytest.raises(NotProvable, match="the fingerprint k was written by a newer version") as caught:
         fingerprint_from_json(json.dumps(values).encode(), "k")

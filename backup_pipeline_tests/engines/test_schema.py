@@ -65,6 +65,8 @@ def test_schema_argv() -> None:
         "--no-password",
         "--lock-wait-timeout=1500",
     )
+    inside = schema_argv("/bin/pg_dump", "keepalives=1", lock_timeout_s=1.5, snapshot_id="0-1")
+    assert inside[-1] == "--snapshot=0-1"
 
 
 def test_what_differs_between_dumps_is_no_part_of_a_statement() -> None:

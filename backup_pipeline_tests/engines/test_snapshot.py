@@ -1,6 +1,7 @@
 """Snapshots against what other sessions do at the same time: never a false row, never an endless wait."""
 
 import os
+import pkgutil
 import signal
 import threading
 import time
@@ -25,6 +26,7 @@ from backup_pipeline.errors import ServerError
 from backup_pipeline_tests.engines.zoo import ZOO, backup, execute, restore, tool
 from backup_pipeline_tests.servers.postgres import fresh_database, running_cluster
 
+POSTGRES = "backup_pipeline.engines.postgres"
 ROWS = "CREATE TABLE t (n int); INSERT INTO t SELECT g FROM generate_series(1, 3) g"
 
 # Each leaves three rows, by a way that a snapshot taken before would see as an empty table.
@@ -160,6 +162,17 @@ def test_a_lock_that_is_waited_for_keeps_the_fingerprint_from_nothing(database: 
         assert fingerprint.take(prepared, snapshot).rows == 3
 
 
+def test_a_schema_is_read_as_the_snapshot_sees_it(database: Endpoint) -> None:
+    execute(database, "CREATE SEQUENCE s; CREATE TABLE t (n int); CREATE TABLE u (n int)")
+    with exported_snapshot(database) as snapshot:
+        execute(database, "CREATE INDEX i ON t (n); DROP SEQUENCE s; CREATE SEQUENCE late")
+        prepared = fingerprint.prepare(
+            database, pg_dump=tool("pg_dump"), critical_tables=["t"], snapshot=snapshot
+        )
+    assert {each.name for each in prepared.schema.statements} == {"s", "t", "u"}
+    assert prepared.sequences == ()
+
+
 def test_a_locked_table_is_named_with_who_locks_it(database: Endpoint) -> None:
     execute(database, "CREATE TABLE a (n int); CREATE TABLE b (n int)")
     with session_of(database) as other:
@@ -188,20 +201,22 @@ def test_a_prepared_transaction_that_locks_a_table_is_named_with_how_to_end_it()
             cluster.start()
 
 
+@pytest.mark.parametrize("after", ["snapshot._take", "fingerprint.prepare"])  # then pg_dump reads, or dumps
 def test_pg_dump_behind_a_waiting_session_says_so(
-    database: Endpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    database: Endpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: str
 ) -> None:
-    monkeypatch.setattr("backup_pipeline.engines.postgres.dump._LOCK_TIMEOUT_S", 0.3)
+    for module in ("dump", "fingerprint"):
+        monkeypatch.setattr(f"{POSTGRES}.{module}._LOCK_TIMEOUT_S", 0.3)
     execute(database, ROWS)
-    original = snapshots._take
+    original = pkgutil.resolve_name(f"{POSTGRES}.{after}")
 
-    def late(endpoint: Endpoint, session: Connection, lock_timeout_s: float) -> snapshots.Snapshot:
-        taken = original(endpoint, session, lock_timeout_s)
+    def late(*given: object, **options: object) -> object:
+        found = original(*given, **options)
         stack.enter_context(queued(database, "TRUNCATE t", watcher))
-        return taken
+        return found
 
     with session_of(database) as watcher, ExitStack() as stack:
-        monkeypatch.setattr(snapshots, "_take", late)
+        monkeypatch.setattr(f"{POSTGRES}.{after}", late)
         with pytest.raises(ServerError, match=r"table public\.t is locked by another session") as caught:
             backup(database, tmp_path / "database.dump")
         assert "waits for an exclusive lock" in str(caught.value.detail["session"])

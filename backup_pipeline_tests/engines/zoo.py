@@ -47,8 +47,10 @@ def execute(endpoint: Endpoint, statements: str) -> None:
 
 def backup(endpoint: Endpoint, archive: Path, *, critical_tables: Sequence[str] = ()) -> Fingerprint:
     """Dump into `archive`, custom format, and take the fingerprint beside it, as a backup does."""
-    prepared = fingerprint.prepare(endpoint, pg_dump=tool("pg_dump"), critical_tables=critical_tables)
     with exported_snapshot(endpoint, lock_timeout_s=20) as snapshot:
+        prepared = fingerprint.prepare(
+            endpoint, pg_dump=tool("pg_dump"), critical_tables=critical_tables, snapshot=snapshot
+        )
         with (
             ThreadPoolExecutor(1) as pool,
             dump.stream_custom(
@@ -80,7 +82,7 @@ def hold_against(
     """What a proof does: fingerprint the restored database, and compare."""
     found = fingerprint.of_database(restored, pg_dump=tool("pg_dump"), connections=2, contents=contents)
     sequences = schema.archive_sequences(tool("pg_restore"), archive)
-    rendered = rendering(source, cluster) if schema_differs(source, found) else ()
+    rendered = rendering(source, cluster) if schema_differs(source, found) else None
     return compare(source, found, sequences, rendered=rendered)
 
 

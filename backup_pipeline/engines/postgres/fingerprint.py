@@ -22,6 +22,8 @@ from backup_pipeline.engines.postgres.server import Connection, connect, server_
 from backup_pipeline.engines.postgres.snapshot import Relation, Snapshot, exported_snapshot, list_relations
 from backup_pipeline.errors import ConfigError, ToolError
 
+# The snapshot holds these locks already: pg_dump waits only behind somebody who waits for them.
+_LOCK_TIMEOUT_S = 5.0
 _SEQUENCES_PER_QUERY = 100
 _NAMES_SHOWN = 5
 
@@ -63,7 +65,7 @@ _BELOW = """
 
 @dataclass(frozen=True)
 class Prepared:
-    """What was read before the snapshot, and what `take` and `finish` go on from."""
+    """What was read before the dump, and what `take` and `finish` go on from."""
 
     endpoint: Endpoint
     pg_dump: str
@@ -71,6 +73,7 @@ class Prepared:
     contents: bool
     sequences: tuple[SequenceValue, ...]
     schema: Schema
+    in_snapshot: bool
     stall_s: float
 
 
@@ -81,18 +84,44 @@ def prepare(
     critical_tables: Sequence[str] = (),
     contents: bool = True,
     stall_s: float = 900.0,
+    snapshot: Snapshot | None = None,
 ) -> Prepared:
-    """Read what no snapshot holds still, or what would need locks beside it: sequences and the schema.
+    """Read what the rows' own reading leaves out: sequences, which no snapshot holds still, and the schema.
 
-    To be called before the snapshot is taken. `critical_tables` are names, with or without a schema;
-    without `contents` rows are only counted; a pg_dump that is silent for `stall_s` seconds counts as
-    hung. Raises ConfigError for a critical table that does not exist, ServerError, ToolError.
+    Of a database that others change, to be called with the `snapshot`, right before its dump: what
+    changes between the two readings would be in neither. `critical_tables` are names, with or without
+    a schema; without `contents` rows are only counted; a pg_dump that is silent for `stall_s` seconds
+    counts as hung. Raises ConfigError for a critical table that does not exist, ServerError, ToolError.
     """
     with contextlib.closing(connect(endpoint, purpose="fingerprint")) as session:
-        check_critical_tables(session, critical_tables)
-        sequences = _sequences(endpoint, session)
-    schema = capture(pg_dump, endpoint, stall_s=stall_s)
-    return Prepared(endpoint, pg_dump, tuple(critical_tables), contents, sequences, schema, stall_s)
+        relations = snapshot.relations if snapshot else tuple(list_relations(session))
+        find_tables(critical_tables, relations)
+        sequences = _sequences(endpoint, session, relations)
+    if snapshot is None:
+        schema = capture(pg_dump, endpoint, stall_s=stall_s)
+    else:
+        schema = _capture_in(snapshot, pg_dump, stall_s)
+    in_snapshot = snapshot is not None
+    return Prepared(
+        endpoint, pg_dump, tuple(critical_tables), contents, sequences, schema, in_snapshot, stall_s
+    )
+
+
+def _capture_in(snapshot: Snapshot, pg_dump: str, stall_s: float) -> Schema:
+    try:
+        return capture(
+            pg_dump,
+            snapshot.endpoint,
+            lock_timeout_s=_LOCK_TIMEOUT_S,
+            stall_s=stall_s,
+            snapshot_id=snapshot.id,
+        )
+    except ToolError as error:
+        contention = snapshot.contention()
+        if contention is None:
+            raise
+        contention.detail["pg_dump"] = error.detail.get("stderr", error.message)
+        raise contention from error
 
 
 def take(
@@ -127,6 +156,7 @@ def take(
             sequences_after=prepared.sequences,
             schema_before=prepared.schema.statements,
             schema_after=prepared.schema.statements,
+            schema_in_snapshot=prepared.in_snapshot,
             extensions=_extensions(session),
             constraints=constraints,
             unvalidated=unvalidated,
@@ -140,15 +170,16 @@ def finish(fingerprint: Fingerprint, prepared: Prepared) -> Fingerprint:
     """Read once more what `prepare` read, once dump and snapshot have ended (`snapshot.release()`).
 
     What the dump holds was seen in between. Where the schema cannot be read, as while a long ALTER
-    runs, a note says so, and only the first reading counts. Raises ServerError.
+    runs, the fingerprint and a note say so. Raises ServerError.
     """
     with contextlib.closing(connect(prepared.endpoint, purpose="fingerprint")) as session:
-        sequences = _sequences(prepared.endpoint, session)
+        sequences = _sequences(prepared.endpoint, session, tuple(list_relations(session)))
     try:
         schema = capture(prepared.pg_dump, prepared.endpoint, stall_s=prepared.stall_s)
     except ToolError as error:
         note = f"the schema was read before the dump, and not once more after it: {error.message}"
-        return replace(fingerprint, sequences_after=sequences, notes=(*fingerprint.notes, note))
+        notes = (*fingerprint.notes, note)
+        return replace(fingerprint, sequences_after=sequences, schema_read_after=False, notes=notes)
     return replace(fingerprint, sequences_after=sequences, schema_after=schema.statements)
 
 
@@ -219,13 +250,16 @@ def _no_such_table(name: str, matches: Sequence[Relation], by_name: dict[str, li
     )
 
 
-def _sequences(endpoint: Endpoint, session: Connection) -> tuple[SequenceValue, ...]:
+def _sequences(
+    endpoint: Endpoint, session: Connection, relations: Iterable[Relation]
+) -> tuple[SequenceValue, ...]:
+    """Where those of `relations` stand that are there now."""
     with server_errors(endpoint, "cannot read the sequences"):
         row = session.execute("SELECT pg_is_in_recovery()").fetchone()
         on_standby = bool(row and row[0])
         wanted = [
             relation
-            for relation in list_relations(session)
+            for relation in relations
             if relation.kind == "S" and not (relation.unlogged and on_standby)
         ]
         found: list[SequenceValue] = []

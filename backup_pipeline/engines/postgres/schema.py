@@ -79,7 +79,9 @@ class Schema:
     client_version: int  # 170010 is 17.10
 
 
-def schema_argv(pg_dump: str, dbname: str, *, lock_timeout_s: float) -> tuple[str, ...]:
+def schema_argv(
+    pg_dump: str, dbname: str, *, lock_timeout_s: float, snapshot_id: str = ""
+) -> tuple[str, ...]:
     """The command that writes a schema as SQL. Tablespaces are placement, and left out."""
     return (
         pg_dump,
@@ -89,28 +91,34 @@ def schema_argv(pg_dump: str, dbname: str, *, lock_timeout_s: float) -> tuple[st
         "--no-tablespaces",
         "--no-password",
         f"--lock-wait-timeout={lock_timeout_s * 1000:.0f}",
+        *((f"--snapshot={snapshot_id}",) if snapshot_id else ()),
     )
 
 
 def capture(
-    pg_dump: str, endpoint: Endpoint, *, lock_timeout_s: float = 60.0, stall_s: float = 900.0
+    pg_dump: str,
+    endpoint: Endpoint,
+    *,
+    lock_timeout_s: float = 60.0,
+    stall_s: float = 900.0,
+    snapshot_id: str = "",
 ) -> Schema:
-    """The schema of `endpoint`'s database as it is now.
+    """The schema of `endpoint`'s database as it is now, or in an exported snapshot.
 
-    Not to be called while a Snapshot of it is open: pg_dump locks every table, and would wait for who
-    waits for the snapshot. Raises ToolError when pg_dump fails, or is silent for `stall_s` seconds.
+    While a Snapshot of it is open, wait for locks only briefly: pg_dump locks every table, and waits for
+    who waits for the snapshot. Raises ToolError when pg_dump fails, or is silent for `stall_s` seconds.
     """
-    argv = schema_argv(pg_dump, endpoint.tool_dbname, lock_timeout_s=lock_timeout_s)
+    argv = schema_argv(pg_dump, endpoint.tool_dbname, lock_timeout_s=lock_timeout_s, snapshot_id=snapshot_id)
     command = tool_command(argv, endpoint, "schema")
-    text = _output(command, stall_s)
+    text = _output(command, stall_s, attempts=1 if snapshot_id else _ATTEMPTS)
     client = _CLIENT.search(text)
     version = int(client[1]) * 10000 + int(client[2] or 0) if client else 0
     return Schema(split_statements(text), version)
 
 
-def _output(command: Command, stall_s: float) -> str:
+def _output(command: Command, stall_s: float, *, attempts: int) -> str:
     """What pg_dump writes, of another try when what it had just listed was dropped."""
-    for left in reversed(range(_ATTEMPTS)):
+    for left in reversed(range(attempts)):
         try:
             with process.stream(command, stall_s=stall_s) as chunks:
                 # Names in a database without an encoding may be any bytes; they come through as they are.
