@@ -67,10 +67,11 @@ def compare_restored(
     found = replace(found, properties=properties)
     if not owners:
         source, found = _without_owners(source), _without_owners(found)
-    sequences = schema.archive_sequences(restored.tools.path("pg_restore"), restored.archive)
+    pg_restore = restored.tools.path("pg_restore")
+    sequences = schema.archive_sequences(pg_restore, restored.archive, database)
     if not schema_differs(source, found):
         return compare(source, found, sequences)
-    archived = schema.archive_schema(restored.tools.path("pg_restore"), restored.archive)
+    archived = schema.archive_schema(pg_restore, restored.archive, database)
     if not owners:
         archived = statements_without_owners(archived)
     rendered, archived_anew = _rendered(source, archived, restored)

@@ -150,6 +150,17 @@ def test_what_looks_odd_is_said_beside_the_verdict(box: Box) -> None:
     assert "note: the dump is much smaller than usual: " in said
 
 
+def test_an_encoding_that_python_does_not_know_is_provable(box: Box) -> None:
+    name = f"{box.endpoint.database}_tw"  # dropped with the box
+    box.execute(f"CREATE DATABASE \"{name}\" TEMPLATE template0 ENCODING 'EUC_TW' LOCALE 'C'", "postgres")
+    box.execute('CREATE TABLE public."中" (id serial)', name)
+    protected = box.configured(dsn=Secret(box.cluster.endpoint(name).dsn), critical_tables=())
+    backup = box.take(protected=protected)
+    found = prove.prove(protected, backup.id, clock=now, report=box.said)
+    assert found.differences == ()
+    assert found.verdict is Verdict.PROVEN
+
+
 # --- a proof can fail ----------------------------------------------------------------------
 
 CHANGES: dict[str, tuple[str, str]] = {

@@ -49,7 +49,7 @@ class Restored:
 
     def compare(self, *, contents: bool = True) -> Comparison:
         found = fingerprint.of_database(self.copy, pg_dump=tool("pg_dump"), contents=contents)
-        sequences = archive_sequences(tool("pg_restore"), self.archive)
+        sequences = archive_sequences(tool("pg_restore"), self.archive, self.copy)
         return compare(self.source, found, sequences, rendered=self.rendered)
 
 

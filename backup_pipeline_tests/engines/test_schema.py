@@ -224,7 +224,7 @@ def test_sequences_of_an_archive(database: Endpoint, tmp_path: Path, form: str) 
     archive = tmp_path / "dump"
     argv = [tool("pg_dump"), f"--format={form}", f"--file={archive}"]
     subprocess.run(argv, env=database.environment(), check=True)
-    assert archive_sequences(tool("pg_restore"), archive) == expected
+    assert archive_sequences(tool("pg_restore"), archive, database) == expected
 
 
 def test_sequences_where_backslashes_escape(database: Endpoint, tmp_path: Path) -> None:
@@ -233,16 +233,16 @@ def test_sequences_where_backslashes_escape(database: Endpoint, tmp_path: Path) 
     archive = tmp_path / "dump"
     argv = [tool("pg_dump"), "--format=custom", f"--file={archive}"]
     subprocess.run(argv, env=database.environment(), check=True)
-    found = archive_sequences(tool("pg_restore"), archive)
+    found = archive_sequences(tool("pg_restore"), archive, database)
     assert found == {("public", "back\\slash'quote"): (1, False)}
 
 
-@pytest.mark.parametrize("encoding", ["LATIN1", "WIN1252", "EUC_JP", "UTF8", "SQL_ASCII"])
+@pytest.mark.parametrize("encoding", ["LATIN1", "WIN1252", "EUC_JP", "EUC_TW", "UTF8", "SQL_ASCII"])
 def test_an_archive_is_read_in_its_database_s_encoding(
     postgres: LocalCluster, tmp_path: Path, encoding: str
 ) -> None:
     name = f"in_{encoding.lower()}"
-    letter = "あ" if encoding == "EUC_JP" else "ö"
+    letter = {"EUC_JP": "あ", "EUC_TW": "中"}.get(encoding, "ö")
     create = f"CREATE DATABASE {name} ENCODING '{encoding}' LOCALE 'C' TEMPLATE template0"
     execute(postgres.endpoint(), create)
     try:
@@ -252,8 +252,10 @@ def test_an_archive_is_read_in_its_database_s_encoding(
         argv = [tool("pg_dump"), "--format=custom", f"--file={archive}"]
         subprocess.run(argv, env=database.environment(), check=True)
         expected = capture(tool("pg_dump"), database).statements
-        assert archive_schema(tool("pg_restore"), archive) == expected
-        assert archive_sequences(tool("pg_restore"), archive) == {("public", f"gr{letter}"): (1, False)}
+        assert archive_schema(tool("pg_restore"), archive, database) == expected
+        assert archive_sequences(tool("pg_restore"), archive, database) == {
+            ("public", f"gr{letter}"): (1, False)
+        }
     finally:
         execute(postgres.endpoint(), f"DROP DATABASE {name}")
 
@@ -262,14 +264,14 @@ def test_an_archive_without_sequences(database: Endpoint, tmp_path: Path) -> Non
     archive = tmp_path / "dump"
     argv = [tool("pg_dump"), "--format=custom", f"--file={archive}"]
     subprocess.run(argv, env=database.environment(), check=True)
-    assert archive_sequences(tool("pg_restore"), archive) == {}
+    assert archive_sequences(tool("pg_restore"), archive, database) == {}
 
 
-def test_what_is_no_archive(tmp_path: Path) -> None:
+def test_what_is_no_archive(tmp_path: Path, database: Endpoint) -> None:
     path = tmp_path / "-x"
     path.write_bytes(b"PGDMPnot")
     with pytest.raises(ToolError, match="pg_restore ended with exit code 1"):
-        archive_sequences(tool("pg_restore"), path)
+        archive_sequences(tool("pg_restore"), path, database)
 
 
 def test_a_schema_is_read_again_when_something_was_dropped(database: Endpoint, tmp_path: Path) -> None:

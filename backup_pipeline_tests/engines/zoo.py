@@ -81,7 +81,7 @@ def hold_against(
 ) -> Comparison:
     """What a proof does: fingerprint the restored database, and compare."""
     found = fingerprint.of_database(restored, pg_dump=tool("pg_dump"), connections=2, contents=contents)
-    sequences = schema.archive_sequences(tool("pg_restore"), archive)
+    sequences = schema.archive_sequences(tool("pg_restore"), archive, restored)
     rendered = rendering(source, cluster) if schema_differs(source, found) else None
     return compare(source, found, sequences, rendered=rendered)
 

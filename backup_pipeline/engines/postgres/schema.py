@@ -201,23 +201,28 @@ def replay(empty: Endpoint, statements: Sequence[Statement]) -> None:
                         raise
 
 
-def archive_schema(pg_restore: str, dump: Path, *, timeout_s: float = 600.0) -> tuple[Statement, ...]:
+def archive_schema(
+    pg_restore: str, dump: Path, server: Endpoint, *, timeout_s: float = 600.0
+) -> tuple[Statement, ...]:
     """The schema that an archive (custom file or directory) would create, as `capture` would read it.
 
-    The archive's digest must have been verified before. Raises ToolError.
+    `server` is asked to decode what Python cannot. The archive's digest must have been verified before.
+    Raises ToolError, ServerError.
     """
     argv = (pg_restore, "--schema-only", "--no-tablespaces", "--file=-", "--", str(dump))
     with process.stream(Command(argv), stall_s=timeout_s) as chunks:
-        return split_statements(_decoded(b"".join(chunks)))
+        script = b"".join(chunks)
+    return split_statements(_decoded(script, server))
 
 
 def archive_sequences(
-    pg_restore: str, dump: Path, *, timeout_s: float = 600.0
+    pg_restore: str, dump: Path, server: Endpoint, *, timeout_s: float = 600.0
 ) -> dict[tuple[str, str], tuple[int, bool]]:
     """What an archive (custom file or directory) sets its sequences to: (last_value, is_called).
 
-    Only the list of its contents and those few entries are read. The archive's digest must have been
-    verified before: pg_restore trusts what it opens. Raises ToolError.
+    Only the list of its contents and those few entries are read. `server` is asked to decode what Python
+    cannot. The archive's digest must have been verified before: pg_restore trusts what it opens. Raises
+    ToolError, ServerError.
     """
     with process.stream(Command((pg_restore, "--list", "--", str(dump))), stall_s=timeout_s) as chunks:
         numbers = _LISTED.findall(b"".join(chunks))
@@ -228,18 +233,30 @@ def archive_sequences(
         wanted.flush()
         argv = (pg_restore, f"--use-list={wanted.name}", "--file=-", "--", str(dump))
         with process.stream(Command(argv), stall_s=timeout_s) as chunks:
-            text = _decoded(b"".join(chunks))
-    return dict(_set_sequences(text))
+            script = b"".join(chunks)
+    return dict(_set_sequences(_decoded(script, server)))
 
 
-def _decoded(script: bytes) -> str:
+def _decoded(script: bytes, server: Endpoint) -> str:
     """What pg_restore writes: in the encoding of the database that was dumped, which it says first."""
     said = _ENCODING.search(script, 0, _HEAD_BYTES)
     name = said[1].decode() if said else "UTF8"
-    codec = "utf-8"
-    with contextlib.suppress(LookupError):  # SQL_ASCII, and the few that Python does not know
+    if name == "SQL_ASCII":  # any bytes, which `capture` reads in the same way
+        return script.decode("utf-8", "surrogateescape")
+    try:
         codec = codecs.lookup(name.replace("WIN", "cp").replace("KOI8", "koi8-")).name
+    except LookupError:  # EUC_TW
+        return _decoded_there(script, name, server)
     return script.decode(codec, "surrogateescape")
+
+
+def _decoded_there(script: bytes, encoding: str, server: Endpoint) -> str:
+    with (
+        contextlib.closing(connect(server, purpose="schema")) as session,
+        server_errors(server, f"cannot decode {encoding}"),
+    ):
+        row = session.execute("SELECT convert_from(%s, %s)", [script, encoding]).fetchone()
+    return str(row[0]) if row else ""
 
 
 def _set_sequences(text: str) -> Iterator[tuple[tuple[str, str], tuple[int, bool]]]:
