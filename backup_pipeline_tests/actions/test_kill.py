@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import itertools
+import os
 import random
 import shutil
 import subprocess
@@ -124,6 +125,12 @@ def test_a_copy_that_dies_before_any_effect(proven: Box) -> None:
     nothing_is_left_behind(proven)
 
 
+def written_at(store: DirectoryStore, at: datetime) -> None:
+    """Let the store say that all in it was written then: a lease lives by the store's clock too."""
+    for path in store.root.rglob("*"):
+        os.utime(path, (at.timestamp(), at.timestamp()))
+
+
 def test_a_prune_that_dies_before_any_effect(small: Box, tmp_path: Path) -> None:
     at = datetime(2026, 3, 10, tzinfo=UTC)
     once_leases_end = at + timedelta(hours=1)
@@ -145,6 +152,7 @@ def test_a_prune_that_dies_before_any_effect(small: Box, tmp_path: Path) -> None
         with pytest.raises(Died):
             run(DyingStore(store, before=number))
         assert 3 <= all_whole(store) <= 6
+        written_at(store, at)
         run(store, once_leases_end)
         assert [item.id for item in catalog.list_backups(store).backups] == [
             item.id for item in catalog.list_backups(counting).backups

@@ -522,7 +522,7 @@ def test_without_owners_none_is_set_where_the_roles_exist(live: Box) -> None:
 
 def test_a_setting_is_compared_without_owners_too(live: Box, tampered: Callable[[str], None]) -> None:
     tampered("ALTER DATABASE {database} SET work_mem = '9MB'")
-    with untouched(live), pytest.raises(ProofFailed, match="settings"):
+    with untouched(live), pytest.raises(ProofFailed, match="setting work_mem"):
         run(live, without_owners=True)
 
 
