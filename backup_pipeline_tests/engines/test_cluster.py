@@ -216,7 +216,6 @@ def test_programs_that_the_servers_user_cannot_read_are_copied(folder: Path) -> 
         shutil.rmtree(closed)
 
 
-@pytest.mark.skipif(not AS_ROOT, reason="needs root: the server runs as another user only then")
 @pytest.mark.skipif(not confinement.available(), reason="takes a Linux with Landlock")
 def test_a_server_that_cannot_run_confined_runs_without(
     folder: Path, monkeypatch: pytest.MonkeyPatch
@@ -229,6 +228,7 @@ def test_a_server_that_cannot_run_confined_runs_without(
         assert not cluster.hidden
 
 
+@pytest.mark.skipif(not AS_ROOT, reason="needs root: the server runs as another user only then")
 def test_a_folder_that_the_servers_user_may_not_enter_is_refused(tmp_path: Path) -> None:
     tmp_path.chmod(0o700)
     with pytest.raises(ToolError, match=f"may not enter {tmp_path}") as refused:

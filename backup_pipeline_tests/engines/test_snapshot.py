@@ -362,7 +362,7 @@ def reader_of(watcher: Connection) -> int:
 def test_a_reading_that_stands_still_ends(database: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("backup_pipeline.engines.postgres.stall._SLOWEST_BYTES_PER_S", 2**40)
     execute(database, SLOW)
-    prepared = fingerprint.prepare(database, pg_dump=tool("pg_dump"), stall_s=0.2)
+    prepared = replace(fingerprint.prepare(database, pg_dump=tool("pg_dump")), stall_s=0.2)
 
     def take() -> None:
         with exported_snapshot(database) as snapshot, ThreadPoolExecutor(1) as pool:
