@@ -276,6 +276,8 @@ def _follow(
         progress(LoadProgress(run.output.done, run.output.total, run.output.item, pulse.size_bytes))
     if run.errors() or code != (1 if run.output.errors else 0):
         raise run.failed(code)
+    # Two workers may write their lines into one another, and an item is not counted then.
+    progress(LoadProgress(run.output.total, run.output.total, run.output.item, pulse.size_bytes))
 
 
 @dataclass
