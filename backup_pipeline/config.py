@@ -12,8 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
+from typing import TypeVar
 
 from backup_pipeline.errors import ConfigError
+
+T = TypeVar("T")
 
 CONFIG_VARIABLE = "BACKUP_PIPELINE_CONFIG"
 CONFIG_NAME = "backups.toml"
@@ -156,6 +159,31 @@ class ScratchConfig:
 
 
 @dataclass(frozen=True)
+class ClusterConfig:
+    """One cluster under continuous protection: its WAL, its base backups, and its recovery window."""
+
+    name: str
+    dsn: Secret
+    password: Secret | None = None
+    data_directory: str = ""  # where PostgreSQL's files are, on the machine that the agent runs on
+    recovery_window: timedelta = timedelta(hours=24)
+    base_backup_cron: str = "0 2 * * *"
+    archive_timeout: timedelta = timedelta(seconds=60)
+    push_timeout: timedelta = timedelta(seconds=90)  # for one file, before archive_command gives up
+    socket: str = ""  # of the agent; "": /run/backup_pipeline/<name>.sock
+    checkpoint: str = "spread"  # "spread" | "fast": how a base backup begins
+    max_rate_bytes_s: int | None = None  # of a base backup; None: as fast as it comes
+    bin_dir: str = ""
+    owner: str = ""
+    stall_timeout: timedelta = timedelta(minutes=15)
+
+    @property
+    def agent_socket(self) -> str:
+        """Where the agent listens."""
+        return self.socket or f"/run/backup_pipeline/{self.name}.sock"
+
+
+@dataclass(frozen=True)
 class Config:
     """The whole configuration; `path` is where it was read from."""
 
@@ -163,6 +191,11 @@ class Config:
     store: StoreConfig
     databases: Mapping[str, DatabaseConfig] = field(default_factory=dict)
     scratch: ScratchConfig = ScratchConfig()
+    clusters: Mapping[str, ClusterConfig] = field(default_factory=dict)
+
+    def cluster(self, name: str) -> ClusterConfig:
+        """The cluster of this name. Raises ConfigError naming the nearest one."""
+        return self._named(name, self.clusters, "cluster")
 
     def any_database(self) -> None:
         """Raise ConfigError when none is configured."""
@@ -173,13 +206,16 @@ class Config:
 
     def database(self, name: str) -> DatabaseConfig:
         """The database of this name. Raises ConfigError naming the nearest one."""
-        if name in self.databases:
-            return self.databases[name]
+        return self._named(name, self.databases, "database")
+
+    def _named(self, name: str, known: Mapping[str, T], what: str) -> T:
+        if name in known:
+            return known[name]
         from backup_pipeline.config_file import nearest
 
         raise ConfigError(
-            f"{self.path}: no database {name} is configured",
-            hint=nearest(name, list(self.databases)) or "Add it as [databases.<name>].",
+            f"{self.path}: no {what} {name} is configured",
+            hint=nearest(name, list(known)) or f"Add it as [{what}s.<name>].",
         )
 
 

@@ -18,6 +18,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from backup_pipeline.config import (
     ARCHIVE_CLASSES,
     DEFAULT_TIERS,
+    ClusterConfig,
     Config,
     DatabaseConfig,
     ProvePolicy,
@@ -187,6 +188,26 @@ class _DatabaseTable(_Defaults):
     dsn: _Dsn
 
 
+class _BaseBackupTable(_Table):
+    cron: Cron = "0 2 * * *"
+    checkpoint: Literal["spread", "fast"] = "spread"
+    max_rate: Size | Literal[""] = ""
+
+
+class _ClusterTable(_Table):
+    dsn: _Dsn
+    password: _Source | None = None
+    data_directory: str = ""
+    recovery_window: Duration = "24h"
+    base_backup: _BaseBackupTable = _BaseBackupTable()
+    archive_timeout: Duration = "60s"
+    push_timeout: Duration = "90s"
+    socket: str = ""
+    bin_dir: str = ""
+    owner: str = ""
+    stall_timeout: Duration = "15m"
+
+
 class _ScratchTable(_Table):
     dsn: _Dsn | None = None
     password: _Source | None = None
@@ -196,6 +217,7 @@ class _ScratchTable(_Table):
 class _File(_Table):
     store: _StoreTable
     databases: dict[str, _DatabaseTable] = {}
+    clusters: dict[str, _ClusterTable] = {}
     defaults: _Defaults = _Defaults()
     scratch: _ScratchTable = _ScratchTable()
 
@@ -225,6 +247,7 @@ def parse(text: str, path: Path) -> Config:
             given, missing = missing, given
         raise ConfigError(f"{path}: store.{missing}: missing", hint=f"Give it with {given}, or neither.")
     _check_names(path, "databases", list(file.databases))
+    _check_names(path, "clusters", list(file.clusters), beside=list(file.databases))
     protected = {name: _database(name, table, path) for name, table in file.databases.items()}
     _check_tiers(path, protected)
     _check_imports(path, protected)
@@ -232,6 +255,7 @@ def parse(text: str, path: Path) -> Config:
         path=path,
         store=_store(file.store, path),
         databases=protected,
+        clusters={name: _cluster(name, table, path) for name, table in file.clusters.items()},
         scratch=ScratchConfig(
             dsn=_secret(file.scratch.dsn, "scratch.dsn", path),
             password=_secret(file.scratch.password, "scratch.password", path),
@@ -311,6 +335,10 @@ def _known_keys(where: Sequence[int | str]) -> list[str]:
             model = _ScratchTable
         case ["defaults"] | ["databases", _]:
             model = _DatabaseTable
+        case ["clusters", _]:
+            model = _ClusterTable
+        case ["clusters", _, "base_backup"]:
+            model = _BaseBackupTable
         case [*_, "tiers", _]:
             model = _TierTable
         case [*_, "prove"]:
@@ -320,9 +348,11 @@ def _known_keys(where: Sequence[int | str]) -> list[str]:
     return list(model.model_fields)
 
 
-def _check_names(path: Path, where: str, names: Sequence[str], *, reserved: Sequence[str] = ()) -> None:
+def _check_names(
+    path: Path, where: str, names: Sequence[str], *, reserved: Sequence[str] = (), beside: Sequence[str] = ()
+) -> None:
     """Names become object keys, Dagster keys and tags: refuse what cannot, and what would be the same."""
-    seen: dict[str, str] = {}
+    seen = {_in_dagster(name): name for name in beside}
     for name in names:
         # Dagster's steps are named <database>__<tier>, and - becomes _ there.
         if not is_subject_name(name) or name in reserved or re.search("[_-]{2}", name):
@@ -457,3 +487,27 @@ def _prove(raw: str | _UpTo) -> ProvePolicy:
     if isinstance(raw, _UpTo):
         return ProvePolicy(up_to_bytes=parse_size_bytes(raw.up_to), cron=raw.cron)
     return ProvePolicy() if raw == "always" else ProvePolicy(always=False, cron=raw)
+
+
+def _cluster(name: str, table: _ClusterTable, path: Path) -> ClusterConfig:
+    key = f"clusters.{name}"
+    dsn = _secret(table.dsn, f"{key}.dsn", path)
+    if dsn is None:
+        raise ConfigError(f"{path}: {key}.dsn: missing", hint="This key must be given.")
+    rate = table.base_backup.max_rate
+    return ClusterConfig(
+        name=name,
+        dsn=dsn,
+        password=_secret(table.password, f"{key}.password", path),
+        data_directory=_local(table.data_directory, path),
+        recovery_window=parse_duration(table.recovery_window),
+        base_backup_cron=table.base_backup.cron,
+        checkpoint=table.base_backup.checkpoint,
+        max_rate_bytes_s=parse_size_bytes(rate) if rate else None,
+        archive_timeout=parse_duration(table.archive_timeout),
+        push_timeout=parse_duration(table.push_timeout),
+        socket=_local(table.socket, path),
+        bin_dir=_local(table.bin_dir, path),
+        owner=table.owner,
+        stall_timeout=parse_duration(table.stall_timeout),
+    )

@@ -327,3 +327,52 @@ def test_an_endpoint_may_be_named_by_a_variable_that_is_read_late(monkeypatch: p
         store.located()
     monkeypatch.setenv("S3_ENDPOINT", "http://127.0.0.1:9000")
     assert store.located().endpoint == "http://127.0.0.1:9000"
+
+
+CLUSTER = """
+[clusters.main]
+dsn = "postgresql://replicator@db/postgres"
+"""
+
+
+def test_a_cluster_of_two_lines_has_a_window_of_a_day() -> None:
+    cluster = parse(MINIMAL + CLUSTER, PATH).cluster("main")
+    assert cluster.recovery_window == timedelta(hours=24)
+    assert (cluster.base_backup_cron, cluster.checkpoint, cluster.max_rate_bytes_s) == (
+        "0 2 * * *",
+        "spread",
+        None,
+    )
+    assert cluster.agent_socket == "/run/backup_pipeline/main.sock"
+
+
+def test_a_cluster_s_keys_are_read_and_places_are_meant_from_the_file() -> None:
+    text = MINIMAL + CLUSTER + 'data_directory = "main"\nsocket = "agent.sock"\nrecovery_window = "7d"\n'
+    text += 'base_backup = { cron = "0 3 * * *", checkpoint = "fast", max_rate = "50MB" }\n'
+    cluster = parse(text, PATH).cluster("main")
+    assert (cluster.data_directory, cluster.agent_socket) == ("/etc/main", "/etc/agent.sock")
+    assert cluster.recovery_window == timedelta(days=7)
+    assert (cluster.base_backup_cron, cluster.checkpoint) == ("0 3 * * *", "fast")
+    assert cluster.max_rate_bytes_s == 50_000_000
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "hint"),
+    [
+        (CLUSTER.replace("main", "APP"), "clusters: app and APP become one name in Dagster", "Rename"),
+        (CLUSTER + "windw = '1d'\n", "clusters.main.windw: unknown key", "recovery_window"),
+        (CLUSTER + "base_backup = { cronn = '' }\n", "clusters.main.base_backup.cronn: unknown key", "cron"),
+        ("[clusters.main]\n", "clusters.main.dsn: missing", "must be given"),
+    ],
+)
+def test_a_cluster_s_errors_name_its_key(text: str, message: str, hint: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(MINIMAL + text, PATH)
+    assert message in caught.value.message
+    assert hint in caught.value.hint
+
+
+def test_a_cluster_that_is_not_there_is_told_with_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="no cluster mian is configured") as caught:
+        parse(MINIMAL + CLUSTER, PATH).cluster("mian")
+    assert "main" in caught.value.hint

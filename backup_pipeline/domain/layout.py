@@ -5,13 +5,16 @@ the names of databases and tiers in the configuration do, and are checked before
 """
 
 import re
+from dataclasses import dataclass
 from enum import StrEnum
 
 from backup_pipeline.domain.backup import BackupId, is_subject_name
+from backup_pipeline.domain.wal import WalKind, WalName, parse_wal_name
 from backup_pipeline.errors import ConfigError
 
 CATALOG = "catalog/"
 DATA = "databases/"
+CLUSTERS = "clusters/"
 LEASES = "leases/"
 SCRATCH = "probe/"
 INDEX = "catalog.index.json.gz"
@@ -97,3 +100,86 @@ def parse_lease_key(key: str) -> tuple[BackupId, str] | None:
         return BackupId(match["database"], match["stamp"]), match["token"]
     except ConfigError:
         return None
+
+
+_BASE_KEY = re.compile(r"clusters/(?P<cluster>[^/]+)/base/(?P<stamp>[^/]+)/(?P<name>.+)")
+_WAL_KEY = re.compile(
+    r"clusters/(?P<cluster>[^/]+)/wal-archive/(?P<system>[0-9]{1,20})/"
+    r"(?:(?P<history>[0-9A-F]{8}\.history)|(?P<timeline>[0-9A-F]{8})/(?P<log>[0-9A-F]{16})/"
+    r"(?P<name>[0-9A-F]{24}[^-/]*)-(?P<sha256>[0-9a-f]{64})\.zst)"
+)
+
+
+def base_prefix(backup: BackupId) -> str:
+    """What the keys of a base backup's objects begin with; the id's database is the cluster's name."""
+    return f"{CLUSTERS}{backup.database}/base/{backup.stamp}/"
+
+
+def parse_base_key(key: str) -> tuple[BackupId, str] | None:
+    """(backup, name) of an object of a base backup; None for a key that we did not make."""
+    match = _BASE_KEY.fullmatch(key)
+    if match is None:
+        return None
+    try:
+        return BackupId(match["cluster"], match["stamp"]), match["name"]
+    except ConfigError:
+        return None
+
+
+@dataclass(frozen=True)
+class ArchivedWal:
+    """What the key of an object in a WAL archive says. `sha256` is of the plain bytes; "" of a history."""
+
+    cluster: str
+    system_identifier: str
+    name: WalName
+    sha256: str
+
+
+def wal_archive_prefix(cluster: str) -> str:
+    """What all keys of a cluster's WAL archive begin with."""
+    return f"{CLUSTERS}{cluster}/wal-archive/"
+
+
+def wal_identity_key(cluster: str) -> str:
+    """The record of the one cluster that may archive here."""
+    return f"{wal_archive_prefix(cluster)}identity.json"
+
+
+def wal_system_prefix(cluster: str, system_identifier: str) -> str:
+    """What the keys of one system's WAL begin with: histories, and segments of all timelines."""
+    return f"{wal_archive_prefix(cluster)}{system_identifier}/"
+
+
+def wal_timeline_prefix(cluster: str, system_identifier: str, timeline: int) -> str:
+    """What the keys of one timeline's segments begin with."""
+    return f"{wal_system_prefix(cluster, system_identifier)}{timeline:08X}/"
+
+
+def wal_key(cluster: str, system_identifier: str, name: WalName, sha256: str) -> str:
+    """The key of an archived file. A segment's holds the digest of its plain bytes: other bytes under one
+    name never overwrite it, whatever a server does with conditions.
+    """
+    if name.kind is WalKind.HISTORY:
+        return f"{wal_system_prefix(cluster, system_identifier)}{name.text}"
+    return f"{wal_name_prefix(cluster, system_identifier, name)}{sha256}.zst"
+
+
+def wal_name_prefix(cluster: str, system_identifier: str, name: WalName) -> str:
+    """What the keys of all objects of this name begin with: there should be one at most."""
+    if name.kind is WalKind.HISTORY:
+        return f"{wal_system_prefix(cluster, system_identifier)}{name.text}"
+    return f"{wal_timeline_prefix(cluster, system_identifier, name.timeline)}{name.text[:16]}/{name.text}-"
+
+
+def parse_wal_key(key: str) -> ArchivedWal | None:
+    """What an archive's key says; None for a key that we did not make."""
+    match = _WAL_KEY.fullmatch(key)
+    if match is None or not is_subject_name(match["cluster"]):
+        return None
+    try:
+        name = parse_wal_name(match["history"] or match["name"])
+    except ConfigError:
+        return None
+    found = ArchivedWal(match["cluster"], match["system"], name, match["sha256"] or "")
+    return found if wal_key(found.cluster, found.system_identifier, name, found.sha256) == key else None
