@@ -1,0 +1,282 @@
+"""By which base backup and which WAL a target is reached, or why it is not. Pure.
+
+`find_route` picks the base backup and follows the log; `judge` says whether the target is reached, or why
+not, with the nearest that is. What is in the store is read by storage/ and wal/; what the last segment
+holds, by the action that asks.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from backup_pipeline.domain.backup import BackupId
+from backup_pipeline.domain.recovery_target import RecoveryTarget, TargetKind, show_moment
+from backup_pipeline.domain.wal import Lsn, TimelineHistory, WalGap, WalSegment
+from backup_pipeline.errors import Refused
+
+
+@dataclass(frozen=True)
+class BasePoint:
+    """A base backup as a beginning: a replay is consistent from `end` on, passed at `stopped_at`."""
+
+    id: BackupId
+    timeline: int
+    start: Lsn
+    end: Lsn
+    stopped_at: datetime
+    size_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Archive:
+    """The WAL of one system: per timeline, which segments are there and since when.
+
+    `doubled` are segments of which two objects with other bytes lie there: nobody knows which is right.
+    """
+
+    segment_bytes: int
+    segments: Mapping[int, Mapping[int, datetime]]
+    histories: Mapping[int, TimelineHistory] = field(default_factory=dict)
+    doubled: frozenset[WalSegment] = frozenset()
+
+    def history(self, timeline: int) -> TimelineHistory | None:
+        """Where the timeline came from; None where its history is missing."""
+        return TimelineHistory(1) if timeline == 1 else self.histories.get(timeline)
+
+    @property
+    def newest_timeline(self) -> int:
+        """The timeline that a recovery follows unless another is named; 0 when there is none."""
+        return max((*self.segments, *self.histories), default=0)
+
+    def holds(self, segment: WalSegment) -> bool:
+        """Whether the segment is there, once."""
+        return segment.number in self.segments.get(segment.timeline, {}) and segment not in self.doubled
+
+
+@dataclass(frozen=True)
+class Route:
+    """A base backup, and the WAL that can be replayed on it without a gap.
+
+    `end` is as far as it goes; `end_at` is when the last segment was archived, before which all its commits
+    were made. `missing` is what stops it there while more WAL lies beyond; None at the end of the archive.
+    """
+
+    base: BasePoint
+    timeline: int
+    segments: tuple[WalSegment, ...]
+    end: Lsn
+    end_at: datetime | None
+    missing: WalGap | None = None
+    doubled: WalSegment | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether it reaches the base backup's own end: below that, nothing is consistent."""
+        return self.end >= self.base.end
+
+
+def routes(bases: Iterable[BasePoint], archive: Archive, timeline: int) -> tuple[Route, ...]:
+    """The routes to `timeline`, by the base backups that lie on its way, newest first."""
+    history = archive.history(timeline)
+    if history is None:
+        return ()
+    found = [base for base in bases if _on_the_way(base, history)]
+    return tuple(
+        _follow(base, history, archive) for base in sorted(found, key=lambda base: base.end, reverse=True)
+    )
+
+
+def _on_the_way(base: BasePoint, history: TimelineHistory) -> bool:
+    """Whether the base backup was finished on this timeline or, before it was left, on an ancestor."""
+    if base.timeline == history.timeline:
+        return True
+    return any(each.timeline == base.timeline and base.end <= each.end for each in history.ancestors)
+
+
+def _follow(base: BasePoint, history: TimelineHistory, archive: Archive) -> Route:
+    size, number = archive.segment_bytes, base.start.value // archive.segment_bytes
+    last = max((max(there, default=0) for there in archive.segments.values()), default=0)
+    found: list[WalSegment] = []
+    end, end_at = base.start, None
+    while number <= last + 1:
+        start = Lsn(max(base.start.value, number * size))
+        wanted = next(iter(history.segments(start, Lsn((number + 1) * size), size)))
+        if archive.holds(wanted):
+            found.append(wanted)
+            end, end_at = wanted.end(size), archive.segments[wanted.timeline][number]
+            number += 1
+            continue
+        older = WalSegment(history.timeline_at(start), number)
+        if older != wanted and archive.holds(older):  # its first part, up to where that timeline was left
+            found.append(older)
+            end = next(each.end for each in history.ancestors if each.timeline == older.timeline)
+            end_at = archive.segments[older.timeline][number]
+        doubled = next((each for each in (wanted, older) if each in archive.doubled), None)
+        return Route(base, history.timeline, tuple(found), end, end_at, _missing(wanted, archive), doubled)
+    return Route(base, history.timeline, tuple(found), end, end_at)
+
+
+def _missing(wanted: WalSegment, archive: Archive) -> WalGap | None:
+    """The gap that begins with `wanted`; None when nothing of its timeline or a later one lies beyond."""
+    beyond = [
+        number
+        for timeline, there in archive.segments.items()
+        if timeline >= wanted.timeline
+        for number in there
+        if number > wanted.number
+    ]
+    return WalGap(wanted.timeline, wanted.number, min(beyond) - 1) if beyond else None
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What is known of the end of a route: the last commit in it, and until when nothing came after it.
+
+    `covered_until` is a moment at which the server had written no commit that is not in the route.
+    """
+
+    last_commit_at: datetime | None = None
+    covered_until: datetime | None = None
+
+    @property
+    def newest(self) -> datetime | None:
+        """The newest moment that can be recovered for certain."""
+        return max(filter(None, (self.last_commit_at, self.covered_until)), default=None)
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A route that reaches its target. `to_the_end` says that nothing was committed between the last commit
+    and the target: all is replayed, and PostgreSQL is given no target, which it would not meet.
+    """
+
+    route: Route
+    target: RecoveryTarget
+    to_the_end: bool
+    needed: tuple[WalSegment, ...]  # as far as is known before the replay
+    notes: tuple[str, ...] = ()
+
+
+def find_route(
+    bases: Sequence[BasePoint],
+    archive: Archive,
+    target: RecoveryTarget,
+    *,
+    timeline: int = 0,
+    base: BackupId | None = None,
+) -> Route:
+    """The route to a target: from the newest base backup that was finished before it, or from `base`.
+
+    Raises Refused, saying what was found and the nearest target that can be reached.
+    """
+    wanted = timeline or archive.newest_timeline
+    if not bases:
+        raise Refused("there is no base backup to begin with", hint="Take one; WAL alone restores nothing.")
+    if wanted and archive.history(wanted) is None:
+        raise Refused(
+            f"the history of timeline {wanted} is not in the archive",
+            detail={"timelines": ", ".join(map(str, sorted({*archive.segments, *archive.histories})))},
+            hint="Name another timeline, or archive its .history file.",
+        )
+    known = [route for route in routes(bases, archive, wanted) if route.complete]
+    if base is not None:
+        known = [route for route in known if route.base.id == base]
+    if not known:
+        raise Refused(
+            f"no base backup {f'{base} ' if base else ''}leads to timeline {wanted}"
+            if wanted
+            else "no WAL is archived",
+            detail={"base backups": ", ".join(f"{b.id} (timeline {b.timeline})" for b in bases)},
+            hint="A base backup counts once all WAL up to its end is archived; look at `wal status`.",
+        )
+    before = [route for route in known if _begins_before(route.base, target)]
+    if not before:
+        first = known[-1].base
+        raise Refused(
+            f"{target} lies before the first moment that can be recovered",
+            detail={"first": f"{show_moment(first.stopped_at)}, LSN {first.end}, with {first.id}"},
+            hint="Choose a later target; what is older is in dumps only.",
+        )
+    return before[0]
+
+
+def _begins_before(base: BasePoint, target: RecoveryTarget) -> bool:
+    if target.at is not None:
+        return base.stopped_at <= target.at
+    if target.lsn is not None:
+        return base.end <= target.lsn
+    return True
+
+
+def judge(route: Route, target: RecoveryTarget, ending: Ending, archive: Archive) -> Judgement:
+    """Whether the route reaches the target. Raises Refused, naming the gap or the newest moment.
+
+    Whether a name or a transaction is in the WAL only the replay tells.
+    """
+    match target.kind:
+        case TargetKind.LSN if target.lsn is not None:
+            if target.lsn >= route.end:
+                raise _beyond(route, target, ending, archive)
+            return Judgement(
+                route, target, False, _up_to(route, target.lsn.value // archive.segment_bytes + 1)
+            )
+        case TargetKind.TIME if target.at is not None:
+            return _judge_time(route, target, target.at, ending, archive)
+        case TargetKind.LATEST:
+            if route.missing is not None:
+                raise _beyond(route, target, ending, archive)
+            return Judgement(route, target, True, route.segments)
+        case _:
+            notes = (f"beyond {route.end} WAL is missing: {_gap(route, archive)}",) if route.missing else ()
+            return Judgement(route, target, False, route.segments, notes)
+
+
+def _judge_time(
+    route: Route, target: RecoveryTarget, at: datetime, ending: Ending, archive: Archive
+) -> Judgement:
+    last = ending.last_commit_at
+    # PostgreSQL stops at the first commit beyond an inclusive target: there has to be one.
+    if last is not None and (at < last or (at == last and not target.inclusive)):
+        number = next(
+            (each.number for each in route.segments if archive.segments[each.timeline][each.number] > at),
+            None,
+        )
+        needed = route.segments if number is None else _up_to(route, number + 1)
+        return Judgement(route, target, False, needed)
+    if ending.newest is None or at > ending.newest or (route.missing is not None and at != last):
+        raise _beyond(route, target, ending, archive)
+    note = (
+        f"nothing was committed between {show_moment(last)} and the target: all that is archived is replayed"
+    )
+    return Judgement(route, target, True, route.segments, () if at == last else (note,))
+
+
+def _up_to(route: Route, number: int) -> tuple[WalSegment, ...]:
+    return tuple(segment for segment in route.segments if segment.number <= number)
+
+
+def _beyond(route: Route, target: RecoveryTarget, ending: Ending, archive: Archive) -> Refused:
+    """The refusal of a target that the route does not reach."""
+    detail = {"newest": f"{show_moment(ending.newest)}, LSN {route.end}, with {route.base.id}"}
+    if route.doubled is not None:
+        name = route.doubled.name(archive.segment_bytes)
+        return Refused(
+            f"{target} lies beyond segment {name}, of which two versions are archived",
+            detail=detail,
+            hint="Two servers archived under one name: find out which is the right one, and drop the other.",
+        )
+    if route.missing is not None:
+        return Refused(
+            f"{target} lies beyond a gap in the WAL: {_gap(route, archive)}",
+            detail=detail,
+            hint="Choose a target before the gap, or one that a later base backup leads to.",
+        )
+    return Refused(
+        f"{target} lies past the end of what is archived",
+        detail=detail,
+        hint="Choose an earlier one, or wait until more is archived; `latest` takes all that there is.",
+    )
+
+
+def _gap(route: Route, archive: Archive) -> str:
+    return f"{route.missing.names(archive.segment_bytes)} missing" if route.missing else ""
