@@ -8,15 +8,13 @@ import os
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, Literal
-from urllib.parse import quote, unquote, urlsplit
+from typing import Any
+from urllib.parse import quote, unquote
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from backup_pipeline.config import (
-    ARCHIVE_CLASSES,
     DEFAULT_TIERS,
     ClusterConfig,
     Config,
@@ -27,199 +25,24 @@ from backup_pipeline.config import (
     StoreConfig,
     TierConfig,
 )
+from backup_pipeline.config_tables import (
+    BaseBackupTable,
+    ClusterTable,
+    DatabaseTable,
+    FileTable,
+    FromEnv,
+    FromFile,
+    ScratchTable,
+    StoreTable,
+    TierTable,
+    UpToTable,
+)
 from backup_pipeline.domain.backup import MANUAL_TIER, is_subject_name
-from backup_pipeline.domain.cron import canonical
 from backup_pipeline.errors import ConfigError
 from backup_pipeline.units import parse_duration, parse_size_bytes
 
 RESERVED_TIERS = ("backups", "base_backup", "wal", "prune", "prove", "latest", "proven")
 """Names of other assets and jobs, and words that name a backup; no tier may take them."""
-
-_LONGEST = timedelta(days=5000)
-
-
-def _cron(text: str) -> str:
-    return canonical(text)
-
-
-def _owner(text: str) -> str:
-    if "@" in text and not text.startswith("team:"):
-        known = bool(re.fullmatch(r"\w[\w.%+-]*@[A-Za-z0-9.-]+\.[A-Za-z]{2,7}", text, re.ASCII))
-    else:
-        known = not text or bool(text.removeprefix("team:").strip())
-    if not known:
-        raise ValueError(f'found "{text}", expected an address such as "ops@example.net", or "team:platform"')
-    return text
-
-
-def _size(text: str) -> str:
-    parse_size_bytes(text)
-    return text
-
-
-def _duration(text: str) -> str:
-    if not timedelta(milliseconds=1) <= parse_duration(text) <= _LONGEST:
-        raise ValueError(f'found "{text}", expected a duration from "1ms" to "5000d"')
-    return text
-
-
-def _a_second(text: str) -> str:
-    if parse_duration(text) < timedelta(seconds=1):
-        raise ValueError(f'found "{text}", expected a duration of "1s" or longer')
-    return text
-
-
-def _an_hour(text: str) -> str:
-    if parse_duration(text) < timedelta(hours=1):
-        raise ValueError(f'found "{text}", expected a duration of "1h" or longer: manual backups expire then')
-    return text
-
-
-def _store_url(text: str) -> str:
-    parts = urlsplit(text)
-    if parts.scheme == "s3" and "@" not in parts.netloc and not parts.query:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}", parts.netloc):
-            raise ValueError(
-                f'found the bucket "{parts.netloc}", expected two letters or more: "s3://bucket/prefix"'
-            )
-        if "//" in parts.path.rstrip("/"):
-            raise ValueError(f'found "{text}", expected a prefix without empty parts')
-        return text.rstrip("/")
-    if parts.scheme == "file" and not parts.netloc and parts.path.strip("/"):
-        return text.rstrip("/")
-    raise ValueError('expected "s3://bucket/prefix" or "file:///folder", without keys in it')
-
-
-def _endpoint_url(text: str) -> str:
-    if text and not re.match(r"https?://.", text):
-        raise ValueError(f'found "{text}", expected "https://…"')
-    return text
-
-
-def _storage_class(text: str) -> str:
-    if text.upper() in ARCHIVE_CLASSES:
-        raise ValueError(f'found "{text}", expected a class that is read at once')
-    return text
-
-
-def _dsn(text: str) -> str:
-    keys = {key.lower() for key in re.findall(r"(\w+)\s*=", unquote(text))}
-    if re.search(r"://[^/@]*:[^/@]+@", text) or any(key.endswith("password") for key in keys):
-        raise ValueError(
-            'it holds a password; move it to `password = { env = "…" }` or use libpq\'s passfile'
-        )
-    if any(re.fullmatch(r"scram_\w+_key|oauth_client_secret", key) for key in keys):
-        raise ValueError("it holds a secret; move it to a service file, which only its owner may read")
-    if not re.match(r"postgres(ql)?://|\w+\s*=", text):
-        raise ValueError('expected "postgresql://user@host/database" or "host=… dbname=…"')
-    return text
-
-
-Cron = Annotated[str, AfterValidator(_cron)]
-Owner = Annotated[str, AfterValidator(_owner)]
-Size = Annotated[str, AfterValidator(_size)]
-Duration = Annotated[str, AfterValidator(_duration)]
-StoreUrl = Annotated[str, AfterValidator(_store_url)]
-EndpointUrl = Annotated[str, AfterValidator(_endpoint_url)]
-StorageClass = Annotated[str, AfterValidator(_storage_class)]
-
-
-class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, hide_input_in_errors=True)
-
-
-class _FromEnv(_Table):
-    env: str = Field(min_length=1)
-
-
-class _FromFile(_Table):
-    file: str = Field(min_length=1)
-
-
-_Source = _FromEnv | _FromFile
-_Dsn = Annotated[str, AfterValidator(_dsn)] | _FromEnv | _FromFile
-
-
-class _StoreTable(_Table):
-    url: StoreUrl
-    endpoint: EndpointUrl | _FromEnv | _FromFile = ""
-    region: str = ""
-    storage_class: StorageClass = ""
-    access_key_id: _Source | None = None
-    secret_access_key: _Source | None = None
-    timeout: Duration = "60s"
-
-
-class _TierTable(_Table):
-    cron: Cron
-    keep: int = Field(ge=1)
-    storage_class: StorageClass = ""
-
-
-class _UpTo(_Table):
-    up_to: Size
-    cron: Cron
-
-
-class _Defaults(_Table):
-    """Any key of a database; all of them may be left out here."""
-
-    engine: Literal["postgresql"] = "postgresql"
-    dsn: _Dsn | None = None
-    password: _Source | None = None
-    restore_dsn: _Dsn | None = None
-    restore_password: _Source | None = None
-    critical_tables: list[str] = []
-    jobs: int = Field(default=1, ge=1, le=64)
-    proof: Literal["content", "counts"] = "content"
-    prove: Literal["always"] | Cron | _UpTo = "always"
-    import_from: StoreUrl | Literal[""] = ""
-    tiers: dict[str, _TierTable] = {}
-    bin_dir: str = ""
-    owner: Owner = ""
-    lock_timeout: Duration = "60s"
-    stall_timeout: Annotated[Duration, AfterValidator(_a_second)] = "15m"
-    manual_keep: Annotated[Duration, AfterValidator(_an_hour)] = "14d"
-    role_passwords: bool = False
-    fingerprint_connections: int = Field(default=1, ge=1, le=16)
-
-
-class _DatabaseTable(_Defaults):
-    dsn: _Dsn
-
-
-class _BaseBackupTable(_Table):
-    cron: Cron = "0 2 * * *"
-    checkpoint: Literal["spread", "fast"] = "spread"
-    max_rate: Size | Literal[""] = ""
-
-
-class _ClusterTable(_Table):
-    dsn: _Dsn
-    password: _Source | None = None
-    data_directory: str = ""
-    recovery_window: Duration = "24h"
-    base_backup: _BaseBackupTable = _BaseBackupTable()
-    archive_timeout: Duration = "60s"
-    push_timeout: Duration = "90s"
-    socket: str = ""
-    bin_dir: str = ""
-    owner: str = ""
-    stall_timeout: Duration = "15m"
-
-
-class _ScratchTable(_Table):
-    dsn: _Dsn | None = None
-    password: _Source | None = None
-    bin_dir: str = ""
-
-
-class _File(_Table):
-    store: _StoreTable
-    databases: dict[str, _DatabaseTable] = {}
-    clusters: dict[str, _ClusterTable] = {}
-    defaults: _Defaults = _Defaults()
-    scratch: _ScratchTable = _ScratchTable()
 
 
 def parse(text: str, path: Path) -> Config:
@@ -272,9 +95,9 @@ def nearest(name: str, known: Sequence[str]) -> str:
     return f"Known here: {', '.join(sorted(known))}." if known else ""
 
 
-def _validate(raw: Mapping[str, Any], path: Path) -> _File:
+def _validate(raw: Mapping[str, Any], path: Path) -> FileTable:
     try:
-        return _File.model_validate(raw)
+        return FileTable.model_validate(raw)
     except ValidationError as invalid:
         errors = invalid.errors(include_url=False, include_input=False)
     unknown = [error for error in errors if error["type"] == "extra_forbidden"]
@@ -308,6 +131,7 @@ _HINTS = {
     "endpoint": 'For example "https://s3.example.net"; leave it out for AWS.',
     "storage_class": "A backup is re-read and proven: use STANDARD_IA, GLACIER_IR or INTELLIGENT_TIERING.",
 }
+_BRANCH = re.compile(r"From(Env|File)$|UpToTable$|function-|literal\[|str$|constrained")
 _APART_HINT = (
     "No name there says whose dump it is: move each database's dumps to a folder of its own, name that one."
 )
@@ -319,7 +143,7 @@ def _keys_of(location: tuple[int | str, ...], raw: Any) -> tuple[int | str, ...]
     for part in location:
         if isinstance(raw, Mapping) and part in raw:
             raw = raw[part]
-        elif isinstance(part, str) and re.match(r"_[A-Z]|function-|literal\[|str$|constrained", part):
+        elif isinstance(part, str) and _BRANCH.match(part):
             continue
         keys.append(part)
     return tuple(keys)
@@ -328,21 +152,21 @@ def _keys_of(location: tuple[int | str, ...], raw: Any) -> tuple[int | str, ...]
 def _known_keys(where: Sequence[int | str]) -> list[str]:
     match [str(part) for part in where]:
         case []:
-            model: type[BaseModel] = _File
+            model: type[BaseModel] = FileTable
         case ["store"]:
-            model = _StoreTable
+            model = StoreTable
         case ["scratch"]:
-            model = _ScratchTable
+            model = ScratchTable
         case ["defaults"] | ["databases", _]:
-            model = _DatabaseTable
+            model = DatabaseTable
         case ["clusters", _]:
-            model = _ClusterTable
+            model = ClusterTable
         case ["clusters", _, "base_backup"]:
-            model = _BaseBackupTable
+            model = BaseBackupTable
         case [*_, "tiers", _]:
-            model = _TierTable
+            model = TierTable
         case [*_, "prove"]:
-            model = _UpTo
+            model = UpToTable
         case _:
             return ["env", "file"]
     return list(model.model_fields)
@@ -412,16 +236,16 @@ def _place(url: str) -> str:
     return re.sub("/+", "/", f"{url}/").replace(":/", "://", 1)
 
 
-def _secret(source: str | _FromEnv | _FromFile | None, key: str, path: Path) -> Secret | None:
+def _secret(source: str | FromEnv | FromFile | None, key: str, path: Path) -> Secret | None:
     where = f"{path}: {key}"
     match source:
         case None:
             return None
         case str():
             return Secret(value=source, key=where)
-        case _FromEnv():
+        case FromEnv():
             return Secret(env=source.env, key=where)
-        case _FromFile():
+        case FromFile():
             return Secret(file=_local(source.file, path), key=where)
 
 
@@ -438,7 +262,7 @@ def store_location(url: str, path: Path) -> str:
     return f"file://{folder}"
 
 
-def _store(table: _StoreTable, path: Path) -> StoreConfig:
+def _store(table: StoreTable, path: Path) -> StoreConfig:
     return StoreConfig(
         url=store_location(table.url, path),
         endpoint=table.endpoint if isinstance(table.endpoint, str) else "",
@@ -453,7 +277,7 @@ def _store(table: _StoreTable, path: Path) -> StoreConfig:
     )
 
 
-def _database(name: str, table: _DatabaseTable, path: Path) -> DatabaseConfig:
+def _database(name: str, table: DatabaseTable, path: Path) -> DatabaseConfig:
     key = f"databases.{name}"
     _check_names(path, f"{key}.tiers", list(table.tiers), reserved=(MANUAL_TIER, *RESERVED_TIERS))
     dsn = _secret(table.dsn, f"{key}.dsn", path)
@@ -483,13 +307,13 @@ def _database(name: str, table: _DatabaseTable, path: Path) -> DatabaseConfig:
     )
 
 
-def _prove(raw: str | _UpTo) -> ProvePolicy:
-    if isinstance(raw, _UpTo):
+def _prove(raw: str | UpToTable) -> ProvePolicy:
+    if isinstance(raw, UpToTable):
         return ProvePolicy(up_to_bytes=parse_size_bytes(raw.up_to), cron=raw.cron)
     return ProvePolicy() if raw == "always" else ProvePolicy(always=False, cron=raw)
 
 
-def _cluster(name: str, table: _ClusterTable, path: Path) -> ClusterConfig:
+def _cluster(name: str, table: ClusterTable, path: Path) -> ClusterConfig:
     key = f"clusters.{name}"
     dsn = _secret(table.dsn, f"{key}.dsn", path)
     if dsn is None:

@@ -20,6 +20,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"actions", "wal"}),
     frozenset({"engines", "storage", "alerts"}),
     frozenset({"config_file"}),
+    frozenset({"config_tables"}),
     frozenset({"config", "process", "spool"}),
     frozenset({"domain", "confinement"}),
     frozenset({"errors"}),

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from backup_pipeline import config_file
+from backup_pipeline import config_tables
 from backup_pipeline.config import DEFAULT_TIERS, Config
 from backup_pipeline.config_file import parse
 
 PATH = Path(__file__).parents[2] / "backups.toml"
-COMMENTED_KEY = re.compile(r"^#(?=[a-z_]+ = )", re.MULTILINE)
+COMMENTED_KEY = re.compile(r"^#(?=[a-z_]+ = |\[)", re.MULTILINE)  # or the head of a table
 
 
 def complete_text() -> str:
@@ -25,16 +25,18 @@ def reference() -> dict[str, Any]:
     return tomllib.loads(complete_text())
 
 
-@pytest.mark.parametrize(
-    ("where", "model"),
-    [
-        ((), config_file._File),
-        (("store",), config_file._StoreTable),
-        (("databases", "agentweave"), config_file._DatabaseTable),
-        (("databases", "agentweave", "tiers", "daily"), config_file._TierTable),
-        (("scratch",), config_file._ScratchTable),
-    ],
+MODELS: tuple[tuple[tuple[str, ...], type[BaseModel]], ...] = (
+    ((), config_tables.FileTable),
+    (("store",), config_tables.StoreTable),
+    (("databases", "agentweave"), config_tables.DatabaseTable),
+    (("databases", "agentweave", "tiers", "daily"), config_tables.TierTable),
+    (("clusters", "main"), config_tables.ClusterTable),
+    (("clusters", "main", "base_backup"), config_tables.BaseBackupTable),
+    (("scratch",), config_tables.ScratchTable),
 )
+
+
+@pytest.mark.parametrize(("where", "model"), MODELS)
 def test_every_key_stands_in_the_reference(where: tuple[str, ...], model: type[BaseModel]) -> None:
     table = reference()
     for part in where:
@@ -43,12 +45,12 @@ def test_every_key_stands_in_the_reference(where: tuple[str, ...], model: type[B
 
 
 def test_every_table_of_the_file_is_held_against_its_model() -> None:
-    models = {value for value in vars(config_file).values() if isinstance(value, type)}
-    tables = {model.__name__ for model in models if issubclass(model, config_file._Table)}
-    one_of_a_key = {"_FromEnv", "_FromFile", "_UpTo"}
-    same_as_a_database = {"_Defaults"}
-    checked = {"_File", "_StoreTable", "_DatabaseTable", "_TierTable", "_ScratchTable"}
-    assert tables == {"_Table"} | checked | one_of_a_key | same_as_a_database
+    models = {value for value in vars(config_tables).values() if isinstance(value, type)}
+    tables = {model.__name__ for model in models if issubclass(model, config_tables.Table)}
+    one_of_a_key = {"FromEnv", "FromFile", "UpToTable"}
+    same_as_a_database = {"DefaultsTable"}
+    checked = {model.__name__ for _, model in MODELS}
+    assert tables == {"Table"} | checked | one_of_a_key | same_as_a_database
 
 
 def test_the_file_parses_as_it_is_and_with_every_key() -> None:
@@ -66,12 +68,15 @@ def test_commented_keys_show_the_default_unless_called_an_example() -> None:
 
 
 def _without_examples(text: str) -> str:
-    """The text without the keys that follow a comment that says "example"."""
+    """The text without the keys, or whole tables, that follow a comment that says "example"."""
     kept: list[str] = []
-    comment = ""
+    comment, in_example = "", False
     for line in text.splitlines():
-        if COMMENTED_KEY.match(line) and "xample" in comment:
+        head = line.lstrip("#").startswith("[")
+        if COMMENTED_KEY.match(line) and ("xample" in comment or (in_example and not head)):
+            in_example = in_example or head
             continue
+        in_example = in_example and not head
         comment = comment + line if line.startswith("# ") else ""
         kept.append(line)
     return "\n".join(kept)
