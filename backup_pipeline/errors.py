@@ -127,6 +127,10 @@ class BackupNotFound(BackupError, LookupError):
     exit_code = 9
 
 
+class NotArchived(BackupNotFound):
+    """A WAL archive that can be read is known not to hold this file, nor anything after it."""
+
+
 class Busy(BackupError):
     """Another dump, restore or swap of the same database is running."""
 

@@ -1,0 +1,225 @@
+"""Push one file of pg_wal into the archive: PostgreSQL's contract for archive_command, on any store.
+
+Called by the agent, and by `backup-pipeline wal push` where there is none. When `push` returns, the file is
+in the store, durable and whole. The same bytes again are done already; other bytes under one name are
+refused, and nothing is written. What fetches is fetch.py; exit codes are the doors'.
+
+Source: PostgreSQL, "Continuous Archiving", "Setting Up WAL Archiving".
+"""
+
+import hashlib
+import os
+import stat
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import IO
+
+from backup_pipeline.domain.layout import ArchivedWal, parse_wal_key, wal_key, wal_name_prefix
+from backup_pipeline.domain.wal import (
+    HEADER_BYTES,
+    WalKind,
+    WalName,
+    check_segment,
+    parse_history,
+    parse_wal_name,
+    read_segment_header,
+)
+from backup_pipeline.errors import ConfigError, ObjectExists, ObjectNotFound, Refused, StoreError
+from backup_pipeline.storage.store import ObjectInfo, Store
+from backup_pipeline.wal.identity import Door, read_system_identifier
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+MAX_TEXT_BYTES = 1024 * 1024
+"""So long may a history, or a backup's label, be at most; they have some hundred bytes."""
+
+_CHUNK_BYTES = 4 * 1024 * 1024
+_IN_MEMORY_BYTES = 64 * 1024 * 1024
+_LEVEL = 1  # 28 ms for 16 MiB; level 3 saves little and costs twice as much
+_OPTIONS: dict[int, int] = {
+    zstd.CompressionParameter.compression_level: _LEVEL,
+    zstd.CompressionParameter.checksum_flag: 1,
+}
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """One file that is in the archive; `already` when it had been there before."""
+
+    name: str
+    key: str
+    plain_bytes: int
+    stored_bytes: int
+    already: bool = False
+
+
+class WalArchive:
+    """The archive of one cluster, for pushing. Safe to use from several threads."""
+
+    def __init__(
+        self, store: Store, cluster: str, *, clock: Callable[[], datetime], data_directory: Path | None = None
+    ) -> None:
+        self.store, self.cluster = store, cluster
+        self._door = Door(store, cluster, clock)
+        self._data_directory = data_directory
+
+    def push(self, path: Path) -> Pushed:
+        """Archive the file at `path`, absolute, in pg_wal of a data directory. Durable on return.
+
+        Raises Refused for another system's WAL, and for other bytes under a name that is taken; Corrupt for a
+        file that is not what its name says; ConfigError, StoreError.
+        """
+        name = parse_wal_name(path.name)
+        data_directory = self._source(path)
+        system = read_system_identifier(data_directory)
+        with _opened(path) as file:
+            segment_bytes = _check(name, file, system)
+            identity = self._door.enter(data_directory, system)
+            if segment_bytes not in (0, identity.segment_bytes):
+                raise Refused(
+                    f"{name.text} has {segment_bytes} bytes; the archive of {self.cluster} takes segments "
+                    f"of {identity.segment_bytes}",
+                    hint="After a change of --wal-segsize, take a base backup behind "
+                    f"`backup-pipeline wal setup {self.cluster} --adopt`.",
+                )
+            if name.kind is WalKind.HISTORY:
+                return self._push_history(name, system, _read(file, MAX_TEXT_BYTES))
+            with _packed(file) as (packed, digest, plain_bytes):
+                return self._store(name, system, packed, digest, plain_bytes)
+
+    def _source(self, path: Path) -> Path:
+        """The data directory whose pg_wal `path` lies in."""
+        if not path.is_absolute():
+            raise ConfigError(f"{path} is not absolute")
+        found = path.parent.parent
+        wanted = self._data_directory
+        with suppress(OSError):
+            if wanted is None or os.path.samefile(found, wanted):
+                return found
+        raise Refused(
+            f"{path} is not in pg_wal of {wanted}, the data directory of cluster {self.cluster}",
+            hint=f"Correct data_directory of clusters.{self.cluster}, or the name in archive_command.",
+        )
+
+    def _store(self, name: WalName, system: str, packed: IO[bytes], digest: str, plain_bytes: int) -> Pushed:
+        key = wal_key(self.cluster, system, name, digest)
+        if (found := self._found(name, system, digest)) is not None:
+            return Pushed(name.text, key, plain_bytes, found.size_bytes, already=True)
+        size_bytes = packed.seek(0, os.SEEK_END)
+        packed.seek(0)
+        self.store.put(key, iter(lambda: packed.read(_CHUNK_BYTES), b""), size_hint_bytes=size_bytes)
+        # Asked again: a server may say yes and keep nothing, and another writer may have come in between.
+        found = self._found(name, system, digest)
+        if found is None or found.size_bytes != size_bytes:
+            there = f"has {found.size_bytes} bytes" if found else "is not there"
+            raise StoreError(
+                f"{key} {there} after {size_bytes} bytes were written to {self.store.url}",
+                hint="The store lost what it had acknowledged: look at it before anything else.",
+            )
+        return Pushed(name.text, key, plain_bytes, size_bytes)
+
+    def _found(self, name: WalName, system: str, digest: str) -> ObjectInfo | None:
+        """The object of this name and digest; None when there is none. Raises Refused for another digest."""
+        objects = objects_of(self.store, self.cluster, system, name)
+        others = [archived for _, archived in objects if archived.sha256 != digest]
+        if others:
+            raise Refused(
+                f"{name.text} is in the archive of {self.cluster} already, with other bytes",
+                detail={"there": ", ".join(sorted(one.sha256 for one in others)), "here": digest},
+                hint="Two servers archive as one cluster, or this one was reset: nothing was overwritten. "
+                "Find out which is the right one before WAL is removed.",
+            )
+        return next((info for info, _ in objects), None)
+
+    def _push_history(self, name: WalName, system: str, data: bytes) -> Pushed:
+        parse_history(name.timeline, data)
+        key = wal_key(self.cluster, system, name, "")
+        pushed = Pushed(name.text, key, len(data), len(data))
+        with suppress(ObjectNotFound):
+            self._compare_history(key, name, data)
+            return Pushed(name.text, key, len(data), len(data), already=True)
+        with suppress(ObjectExists):
+            self.store.put_if_absent(key, data)
+        self._compare_history(key, name, data)
+        return pushed
+
+    def _compare_history(self, key: str, name: WalName, data: bytes) -> None:
+        """Raise Refused unless exactly these bytes are there, ObjectNotFound when nothing is."""
+        if self.store.read_range(key, offset=0, length=MAX_TEXT_BYTES + 1) != data:
+            raise Refused(
+                f"{name.text} is in the archive of {self.cluster} already, with other bytes",
+                hint="Two servers were promoted to one timeline: nothing was overwritten. Promote one of "
+                "them anew, so that it takes the next number, or give it an archive of its own.",
+            )
+
+
+def objects_of(
+    store: Store, cluster: str, system_identifier: str, name: WalName
+) -> list[tuple[ObjectInfo, ArchivedWal]]:
+    """The objects of one name, of which there should be one at most."""
+    listed = store.list(wal_name_prefix(cluster, system_identifier, name))
+    parsed = ((info, parse_wal_key(info.key)) for info in listed)
+    return [(info, archived) for info, archived in parsed if archived and archived.name == name]
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[IO[bytes]]:
+    """A regular file, open. Raises ConfigError."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise ConfigError(f"{path} is not a regular file")
+    with open(handle, "rb", buffering=0) as file:
+        yield file
+
+
+def _read(file: IO[bytes], size_bytes: int) -> bytes:
+    try:
+        return file.read(size_bytes)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read WAL file {file.name}: {error.strerror}", hint="Look at the disk of pg_wal."
+        ) from error
+
+
+def _check(name: WalName, file: IO[bytes], system: str) -> int:
+    """Raise Corrupt unless the file is what its name says; the size of segments, 0 when it does not tell."""
+    size_bytes = os.fstat(file.fileno()).st_size
+    if name.kind in (WalKind.SEGMENT, WalKind.PARTIAL):
+        header = read_segment_header(_read(file, HEADER_BYTES), name.text)
+        check_segment(name, header, size_bytes=size_bytes, system_identifier=system)
+        file.seek(0)
+        return header.segment_bytes
+    if not 0 < size_bytes <= MAX_TEXT_BYTES:
+        raise Refused(f"{name.text} has {size_bytes} bytes, and should be a short text")
+    return 0
+
+
+@contextmanager
+def _packed(file: IO[bytes]) -> Iterator[tuple[IO[bytes], str, int]]:
+    """A file compressed, with the digest and length of its plain bytes: of the bytes that were compressed."""
+    summed, packer, plain_bytes = hashlib.sha256(), zstd.ZstdCompressor(options=_OPTIONS), 0
+    before = os.fstat(file.fileno())
+    with tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY_BYTES) as packed:
+        while chunk := _read(file, _CHUNK_BYTES):
+            summed.update(chunk)
+            packed.write(packer.compress(chunk))
+            plain_bytes += len(chunk)
+        packed.write(packer.flush())
+        after = os.fstat(file.fileno())
+        if plain_bytes != before.st_size or after.st_mtime_ns != before.st_mtime_ns:
+            raise Refused(
+                f"WAL file {file.name} changed while it was read", hint="PostgreSQL is still writing to it."
+            )
+        yield packed, summed.hexdigest(), plain_bytes

@@ -1,0 +1,166 @@
+"""Whose WAL an archive takes: the record in the store, and the system that a data directory is of.
+
+Called before anything is pushed, and by `wal setup`. One archive belongs to one PostgreSQL system; another
+cluster that was copied, restored or made anew is refused until an operator says that it takes over.
+"""
+
+import os
+import struct
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
+from time import monotonic
+
+from backup_pipeline.domain.layout import (
+    parse_wal_key,
+    wal_archive_prefix,
+    wal_identity_key,
+)
+from backup_pipeline.domain.manifest import MAX_RECORD_BYTES
+from backup_pipeline.domain.wal import WalKind, is_segment_size, parse_wal_name
+from backup_pipeline.domain.wal_archive import ArchiveIdentity, identity_from_json, identity_to_json
+from backup_pipeline.errors import ConfigError, ObjectExists, ObjectNotFound, Refused
+from backup_pipeline.storage.store import Store
+
+BELIEVED_S = 60.0
+"""For how long a record that was read is not read again."""
+
+_SYSTEM = struct.Struct("<Q")
+
+
+@dataclass(frozen=True)
+class System:
+    """A PostgreSQL system: its identifier, and how large its segments are."""
+
+    identifier: str
+    segment_bytes: int
+
+
+def read_system_identifier(data_directory: Path) -> str:
+    """The identifier that initdb gave a cluster. Raises ConfigError.
+
+    Source: `ControlFileData` begins with it.
+    """
+    path = data_directory / "global" / "pg_control"
+    try:
+        with path.open("rb") as file:
+            (identifier,) = _SYSTEM.unpack(file.read(_SYSTEM.size))
+    except (OSError, struct.error) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is too short"
+        raise ConfigError(
+            f"{data_directory} is no data directory that can be read: {path}: {reason}",
+            hint="Run this as PostgreSQL's own user, on files in pg_wal of its data directory.",
+        ) from error
+    return str(identifier)
+
+
+def read_system(data_directory: Path) -> System:
+    """The system of a data directory; the size of its segments as its pg_wal has them. Raises ConfigError."""
+    folder = data_directory / "pg_wal"
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError as error:
+        raise ConfigError(f"cannot read {folder}: {error.strerror}") from error
+    for name in names:
+        with suppress(ConfigError, FileNotFoundError):
+            size_bytes = os.stat(folder / name).st_size
+            if parse_wal_name(name).kind is WalKind.SEGMENT and is_segment_size(size_bytes):
+                return System(read_system_identifier(data_directory), size_bytes)
+    raise ConfigError(f"there is no WAL segment in {folder}", hint="Start that server first.")
+
+
+def read_identity(store: Store, cluster: str) -> ArchiveIdentity | None:
+    """The record of a cluster's archive; None where there is no archive yet. Raises Corrupt."""
+    key = wal_identity_key(cluster)
+    try:
+        data = store.read_range(key, offset=0, length=MAX_RECORD_BYTES)
+    except ObjectNotFound:
+        return None
+    identity = identity_from_json(data, key)
+    if identity.cluster != cluster:
+        raise Refused(f"{key} is the record of cluster {identity.cluster}")
+    return identity
+
+
+def claim(store: Store, cluster: str, system: System, *, at: datetime) -> ArchiveIdentity:
+    """Have the archive belong to `system` if it belongs to none yet; the record as it is then.
+
+    Raises Refused when it belongs to another one.
+    """
+    found = read_identity(store, cluster)
+    if found is None:
+        _refuse_abandoned(store, cluster, system)
+        with suppress(ObjectExists):
+            made = ArchiveIdentity(cluster, system.identifier, system.segment_bytes, at)
+            store.put_if_absent(wal_identity_key(cluster), identity_to_json(made))
+        found = read_identity(store, cluster)  # of several that were first, one is
+    if found is None or (found.system_identifier, found.segment_bytes) != (
+        system.identifier,
+        system.segment_bytes,
+    ):
+        raise _foreign(store, cluster, system, found)
+    return found
+
+
+def adopt(store: Store, cluster: str, system: System, *, at: datetime) -> ArchiveIdentity:
+    """Have the archive belong to `system` from now on; what the ones before archived stays."""
+    found = read_identity(store, cluster)
+    if found and (found.system_identifier, found.segment_bytes) == (system.identifier, system.segment_bytes):
+        return found
+    earlier = (*found.earlier, found.system_identifier) if found else ()
+    made = ArchiveIdentity(
+        cluster, system.identifier, system.segment_bytes, at, tuple(dict.fromkeys(earlier))
+    )
+    store.put(wal_identity_key(cluster), [identity_to_json(made)])
+    return replace(made)
+
+
+def _refuse_abandoned(store: Store, cluster: str, system: System) -> None:
+    """Where the record was lost, the WAL that is there still says whose archive it is."""
+    first = next(store.list(wal_archive_prefix(cluster)), None)
+    archived = parse_wal_key(first.key) if first else None
+    if archived is not None and archived.system_identifier != system.identifier:
+        raise _foreign(
+            store,
+            cluster,
+            system,
+            None,
+            found=f"has no record, and holds WAL of system {archived.system_identifier}",
+        )
+
+
+def _foreign(
+    store: Store, cluster: str, system: System, identity: ArchiveIdentity | None, *, found: str = ""
+) -> Refused:
+    if identity is not None and identity.system_identifier == system.identifier:
+        found = f"takes segments of {identity.segment_bytes} bytes, not of {system.segment_bytes}"
+    elif identity is not None:
+        found = f"belongs to PostgreSQL system {identity.system_identifier}, not to {system.identifier}"
+    return Refused(
+        f"the WAL archive of {cluster} in {store.url} {found or 'lost its record'}",
+        hint="A copy of a cluster must not archive into its source's place: give it a name of its own. Only "
+        f"when this cluster takes over (pg_upgrade, initdb): backup-pipeline wal setup {cluster} --adopt",
+    )
+
+
+@dataclass
+class Door:
+    """Lets one system's WAL into an archive; asks the store again once a minute. Safe for several threads."""
+
+    store: Store
+    cluster: str
+    clock: Callable[[], datetime]
+    _known: dict[str, tuple[float, ArchiveIdentity]] = field(default_factory=dict, repr=False)
+
+    def enter(self, data_directory: Path, system_identifier: str) -> ArchiveIdentity:
+        """The archive's record. Raises Refused when it is another system's, ConfigError, StoreError."""
+        until_s, identity = self._known.get(system_identifier, (0.0, None))
+        if identity is not None and monotonic() < until_s:
+            return identity
+        identity = read_identity(self.store, self.cluster)
+        if identity is None or identity.system_identifier != system_identifier:
+            identity = claim(self.store, self.cluster, read_system(data_directory), at=self.clock())
+        self._known[system_identifier] = (monotonic() + BELIEVED_S, identity)
+        return identity

@@ -1,0 +1,367 @@
+"""archive_command's and restore_command's contracts, file by file, on each kind of store."""
+
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from backup_pipeline.domain.layout import parse_wal_key, wal_identity_key, wal_key
+from backup_pipeline.domain.wal import WalGap, WalKind, parse_wal_name
+from backup_pipeline.errors import BackupError, BackupNotFound, ConfigError, Corrupt, NotArchived, Refused
+from backup_pipeline.storage.directory import DirectoryStore
+from backup_pipeline.storage.store import Store, read_all
+from backup_pipeline.wal import identity
+from backup_pipeline.wal.archive import WalArchive
+from backup_pipeline.wal.fetch import fetch, restore_exit_code
+from backup_pipeline.wal.identity import System, adopt, claim, read_identity
+from backup_pipeline.wal.listing import read_archive
+from backup_pipeline_tests.wal.segments import MIB, OTHER, SEGMENT_BYTES, SYSTEM, DataDirectory, segment
+
+AT = datetime(2026, 3, 1, 2, tzinfo=UTC)
+HISTORY = b"1\t0/5000000\tno recovery target specified\n"
+LABEL = b"START WAL LOCATION: 0/300028 (file 000000010000000000000003)\n"
+
+
+def archive_in(store: Store, data: DataDirectory | None = None) -> WalArchive:
+    return WalArchive(store, "main", clock=lambda: AT, data_directory=data.path if data else None)
+
+
+@pytest.fixture
+def archive(store: Store) -> WalArchive:
+    """The archive of cluster `main`, on each kind of store."""
+    return archive_in(store)
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> DirectoryStore:
+    """A store in a directory, whose objects are at hand."""
+    (tmp_path / "here").mkdir()
+    return DirectoryStore(tmp_path / "here")
+
+
+def keys(store: Store) -> list[str]:
+    """All keys but that of the archive's record."""
+    return [info.key for info in store.list("clusters/") if info.key != wal_identity_key("main")]
+
+
+def test_every_kind_of_file_is_archived_and_comes_back(
+    archive: WalArchive, data: DataDirectory, tmp_path: Path
+) -> None:
+    files = {
+        "000000010000000000000003": segment(3),
+        "000000010000000000000004.partial": segment(4),
+        "000000010000000000000003.00000028.backup": LABEL,
+        "00000002.history": HISTORY,
+    }
+    for name, content in files.items():
+        pushed = archive.push(data.put(name, content))
+        assert (pushed.name, pushed.plain_bytes, pushed.already) == (name, len(content), False)
+        assert archive.store.head(pushed.key).size_bytes == pushed.stored_bytes
+    for name, content in files.items():
+        got = tmp_path / "RECOVERYXLOG"
+        assert fetch(archive.store, "main", name, got).plain_bytes == len(content)
+        assert got.read_bytes() == content
+    assert [path.name for path in tmp_path.glob("*RECOVERY*")] == ["RECOVERYXLOG"]
+    kinds = {found.name.kind for key in keys(archive.store) if (found := parse_wal_key(key))}
+    assert kinds == set(WalKind)
+
+
+def test_the_same_bytes_again_are_done_and_others_refused(archive: WalArchive, data: DataDirectory) -> None:
+    first = archive.push(data.segment(3))
+    written = list(archive.store.list(""))
+    again = archive.push(data.segment(3))
+    assert (again.key, again.stored_bytes, again.already) == (first.key, first.stored_bytes, True)
+    with pytest.raises(Refused, match="already, with other bytes") as caught:
+        archive.push(data.segment(3, seed=1))
+    assert hashlib.sha256(segment(3)).hexdigest() in str(caught.value)
+    assert list(archive.store.list("")) == written
+
+
+def test_a_history_is_compared_byte_for_byte(archive: WalArchive, data: DataDirectory) -> None:
+    assert not archive.push(data.put("00000002.history", HISTORY)).already
+    assert archive.push(data.put("00000002.history", HISTORY)).already
+    for other in (HISTORY + b"\n", HISTORY.replace(b"5", b"6")):
+        with pytest.raises(Refused, match=r"00000002\.history is in the archive of main already"):
+            archive.push(data.put("00000002.history", other))
+    assert read_all(archive.store, wal_key("main", SYSTEM, parse_wal_name("00000002.history"), "")) == HISTORY
+
+
+def test_only_the_system_of_the_record_archives(archive: WalArchive, tmp_path: Path) -> None:
+    ours, copy = DataDirectory(tmp_path / "ours"), DataDirectory(tmp_path / "copy", OTHER)
+    archive.push(ours.segment(3))
+    before = list(archive.store.list(""))
+    foreign = copy.put("000000010000000000000004", segment(4, system=OTHER))
+    with pytest.raises(Refused, match=f"belongs to PostgreSQL system {SYSTEM}, not to {OTHER}") as caught:
+        archive.push(foreign)
+    assert "backup-pipeline wal setup main --adopt" in caught.value.hint
+    assert list(archive.store.list("")) == before
+
+    adopted = adopt(archive.store, "main", System(OTHER, SEGMENT_BYTES), at=AT)
+    assert (adopted.system_identifier, adopted.earlier) == (OTHER, (SYSTEM,))
+    archive.push(foreign)
+    with pytest.raises(Refused, match=f"belongs to PostgreSQL system {OTHER}"):
+        archive_in(archive.store).push(ours.segment(5))
+    assert read_archive(archive.store, "main", system_identifier=SYSTEM).numbers(1) == (3,)
+    assert read_archive(archive.store, "main").numbers(1) == (4,)
+
+
+def test_the_record_is_written_once_and_read_back(store: Store) -> None:
+    assert read_identity(store, "main") is None
+    first = claim(store, "main", System(SYSTEM, SEGMENT_BYTES), at=AT)
+    assert claim(store, "main", System(SYSTEM, SEGMENT_BYTES), at=datetime.now(UTC)) == first
+    assert adopt(store, "main", System(SYSTEM, SEGMENT_BYTES), at=datetime.now(UTC)) == first
+    with pytest.raises(Refused, match="takes segments of 1048576 bytes, not of 2097152"):
+        claim(store, "main", System(SYSTEM, 2 * SEGMENT_BYTES), at=AT)
+
+
+def test_a_lost_record_opens_no_door(here: DirectoryStore, data: DataDirectory, tmp_path: Path) -> None:
+    archive_in(here).push(data.segment(3))
+    here.delete([wal_identity_key("main")])
+    other = DataDirectory(tmp_path / "other", OTHER)
+    with pytest.raises(Refused, match=f"has no record, and holds WAL of system {SYSTEM}"):
+        archive_in(here).push(other.put("000000010000000000000004", segment(4, system=OTHER)))
+    archive_in(here).push(data.segment(4))
+    found = read_identity(here, "main")
+    assert found is not None
+    assert found.system_identifier == SYSTEM
+
+
+def test_a_damaged_record_stops_everything(here: DirectoryStore, data: DataDirectory, tmp_path: Path) -> None:
+    archive_in(here).push(data.segment(3))
+    path = here.root / wal_identity_key("main")
+    path.write_bytes(path.read_bytes().replace(SYSTEM.encode(), OTHER.encode()))
+    with pytest.raises(Corrupt, match="damaged, or was edited"):
+        archive_in(here).push(data.segment(4))
+    with pytest.raises(Corrupt):
+        fetch(here, "main", "000000010000000000000003", tmp_path / "got")
+
+
+def test_the_record_is_asked_for_again_when_it_is_old(
+    here: DirectoryStore, data: DataDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = archive_in(here)
+    archive.push(data.segment(3))
+    adopt(here, "main", System(OTHER, SEGMENT_BYTES), at=AT)
+    archive.push(data.segment(4))  # within the minute: under its own system's keys, so it does no harm
+    monkeypatch.setattr(identity, "monotonic", lambda: 1e12)
+    with pytest.raises(Refused, match=f"belongs to PostgreSQL system {OTHER}"):
+        archive.push(data.segment(5))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("000000010000000000000003", segment(4), "begins at 0/400000"),
+        ("000000010000000000000003", segment(3, timeline=2), "timeline 2"),
+        ("000000010000000000000003", segment(3)[:-8192], "it has 1040384 bytes"),
+        ("000000010000000000000003", segment(3, system=OTHER), "it is of cluster"),
+        ("000000010000000000000003", b"", "too short"),
+        ("000000010000000000000003", bytes(SEGMENT_BYTES), "does not begin like a WAL segment"),
+        ("000000010000000000000003.partial", segment(4), "begins at 0/400000"),
+        ("000000010000000000000003", segment(1, size_bytes=2 * MIB), "begins at"),
+        ("00000002.history", b"nonsense", "cannot be read in line 1"),
+        ("00000001.history", HISTORY, "names 1 as its origin"),
+        ("000000010000000000000003.00000028.backup", b"", "should be a short text"),
+    ],
+)
+def test_a_file_that_is_not_what_its_name_says_is_not_archived(
+    here: DirectoryStore, data: DataDirectory, name: str, content: bytes, said: str
+) -> None:
+    with pytest.raises((Corrupt, Refused), match=re.escape(said)):
+        archive_in(here).push(data.put(name, content))
+    assert keys(here) == []
+
+
+@pytest.mark.parametrize(
+    "name", ["000000010000000000000003.ready", "postgresql.conf", "00000001000000000000000g", "1.history"]
+)
+def test_a_file_with_another_name_is_not_archived(
+    here: DirectoryStore, data: DataDirectory, name: str
+) -> None:
+    with pytest.raises(ConfigError, match="not a WAL file's name"):
+        archive_in(here).push(data.put(name, segment(3)))
+
+
+def test_only_regular_files_of_the_clusters_own_pg_wal_are_read(
+    here: DirectoryStore, data: DataDirectory, tmp_path: Path
+) -> None:
+    elsewhere = DataDirectory(tmp_path / "elsewhere")
+    with pytest.raises(Refused, match="the data directory of cluster main"):
+        archive_in(here, data).push(elsewhere.segment(3))
+    archive_in(here, data).push(data.segment(3))
+    name = "000000010000000000000004"
+    makers: list[Callable[[Path], object]] = [
+        lambda path: path.symlink_to(elsewhere.segment(4)),
+        os.mkfifo,
+        Path.mkdir,
+        Path.exists,
+    ]
+    for make in makers:
+        make(data.wal / name)
+        with pytest.raises(ConfigError, match=name):
+            archive_in(here).push(data.wal / name)
+        path = data.wal / name
+        path.rmdir() if path.is_dir() else path.unlink(missing_ok=True)
+    assert read_archive(here, "main").numbers(1) == (3,)
+
+
+# Fetching
+
+
+def object_of(store: DirectoryStore, number: int) -> Path:
+    """The file of one archived segment."""
+    (key,) = (key for key in keys(store) if f"{number:024X}"[8:] in key.split("/")[-1])
+    return store.root / key
+
+
+@pytest.fixture
+def filled(here: DirectoryStore, data: DataDirectory) -> DirectoryStore:
+    """An archive with segments 3, 4 and 5."""
+    for number in (3, 4, 5):
+        archive_in(here).push(data.segment(number))
+    return here
+
+
+def damages(path: Path) -> Iterator[bytes]:
+    """Contents that an object may come to have."""
+    whole = path.read_bytes()
+    yield from (whole[:length] for length in (0, 1, 4, len(whole) // 2, len(whole) - 1))
+    yield from (whole + b"\0", whole + whole)
+    # 0x10 of byte 4 is the one bit that means nothing, by the format
+    for at in (0, 4, 5, 20, len(whole) // 2, len(whole) - 5, len(whole) - 1):
+        yield whole[:at] + bytes([whole[at] ^ 0x01]) + whole[at + 1 :]
+
+
+def test_damage_is_found_and_nothing_put_in_place(filled: DirectoryStore, tmp_path: Path) -> None:
+    target, name = tmp_path / "RECOVERYXLOG", "000000010000000000000004"
+    target.write_bytes(b"as it was")
+    path = object_of(filled, 4)
+    whole = path.read_bytes()
+    tried = 0
+    for damaged in damages(path):
+        path.write_bytes(damaged)
+        with pytest.raises(Corrupt, match="is not what was archived") as caught:
+            fetch(filled, "main", name, target)
+        assert restore_exit_code(caught.value) == 200
+        assert target.read_bytes() == b"as it was"
+        path.write_bytes(whole)
+        tried += 1
+    assert tried == 14
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["RECOVERYXLOG", "data", "here"]
+    fetch(filled, "main", name, target)
+    assert target.read_bytes() == segment(4)
+
+
+def test_swapped_objects_are_found(filled: DirectoryStore, tmp_path: Path) -> None:
+    one, other = object_of(filled, 3), object_of(filled, 4)
+    kept = one.read_bytes()
+    one.write_bytes(other.read_bytes())
+    other.write_bytes(kept)
+    for name in ("000000010000000000000003", "000000010000000000000004"):
+        with pytest.raises(Corrupt, match="another digest"):
+            fetch(filled, "main", name, tmp_path / "got")
+    assert not (tmp_path / "got").exists()
+
+
+def test_a_renamed_object_is_found_by_its_header(filled: DirectoryStore, tmp_path: Path) -> None:
+    path = object_of(filled, 5)
+    shutil.copy(path, path.with_name(path.name.replace("05-", "06-")))
+    with pytest.raises(Corrupt, match="not the segment that its name says"):
+        fetch(filled, "main", "000000010000000000000006", tmp_path / "got")
+    assert not (tmp_path / "got").exists()
+
+
+def test_two_objects_under_one_name_are_refused_with_both_named(
+    filled: DirectoryStore, tmp_path: Path
+) -> None:
+    path = object_of(filled, 4)
+    sha256 = parse_wal_key(str(path.relative_to(filled.root)))
+    assert sha256 is not None
+    second = path.with_name(path.name.replace(sha256.sha256, "0" * 64))
+    shutil.copy(path, second)
+    with pytest.raises(Refused, match="2 times, with different bytes") as caught:
+        fetch(filled, "main", "000000010000000000000004", tmp_path / "got")
+    assert path.name in str(caught.value)
+    assert second.name in str(caught.value)
+    assert restore_exit_code(caught.value) == 200
+    listed = read_archive(filled, "main")
+    assert (listed.conflicts, listed.numbers(1)) == (("000000010000000000000004",), (3, 5))
+
+
+def test_absent_is_only_what_is_known_not_to_exist(filled: DirectoryStore, tmp_path: Path) -> None:
+    codes: dict[str, int] = {}
+
+    def code_of(name: str, store: Store = filled) -> int:
+        with pytest.raises(BackupError) as caught:
+            fetch(store, "main", name, tmp_path / "got")
+        codes[name] = restore_exit_code(caught.value)
+        return codes[name]
+
+    assert code_of("000000010000000000000006") == 1
+    assert code_of("000000020000000000000004") == 1
+    assert code_of("00000002.history") == 1
+    assert code_of("000000010000000000000006.partial") == 1
+    with pytest.raises(NotArchived):
+        fetch(filled, "main", "000000010000000000000006", tmp_path / "got")
+    object_of(filled, 4).unlink()
+    assert code_of("000000010000000000000004") == 200  # a gap: 5 is there
+    assert code_of("nonsense") == 200
+    (tmp_path / "empty").mkdir()
+    empty = DirectoryStore(tmp_path / "empty")  # a disk that is not mounted
+    assert code_of("000000010000000000000003", empty) == 200
+    (tmp_path / "empty").rmdir()
+    assert code_of("000000010000000000000003", empty) == 200
+    assert restore_exit_code(None) == 0
+    assert {restore_exit_code(error) for error in (KeyError(), OSError(), BackupNotFound("x"))} == {200}
+
+
+def test_a_target_that_cannot_be_written_is_no_absence(filled: DirectoryStore, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot write") as caught:
+        fetch(filled, "main", "000000010000000000000004", tmp_path / "no folder" / "got")
+    assert restore_exit_code(caught.value) == 200
+
+
+# Listing
+
+
+def test_a_listing_tells_segments_gaps_and_timelines(archive: WalArchive, data: DataDirectory) -> None:
+    for number in (3, 4, 6, 9):
+        archive.push(data.segment(number))
+    archive.push(data.segment(9, timeline=2))
+    archive.push(data.put("00000002.history", HISTORY))
+    archive.push(data.put("000000010000000000000009.partial", segment(9)))
+    archive.push(data.put("000000010000000000000003.00000028.backup", LABEL))
+    listed = read_archive(archive.store, "main")
+    assert listed.timelines == (1, 2)
+    assert (listed.numbers(1), listed.numbers(2), listed.numbers(3)) == ((3, 4, 6, 9), (9,), ())
+    assert listed.gaps() == (WalGap(1, 5, 5), WalGap(1, 7, 8))
+    assert (listed.segment_bytes, listed.system_identifier) == (SEGMENT_BYTES, SYSTEM)
+    assert listed.histories[2].ancestors[0].timeline == 1
+    assert [name.text for name in listed.partials] == ["000000010000000000000009.partial"]
+    assert [name.text for name in listed.labels] == ["000000010000000000000003.00000028.backup"]
+    newest = listed.newest(1)
+    assert newest is not None
+    assert (newest.segment.number, newest.sha256) == (9, hashlib.sha256(segment(9)).hexdigest())
+    assert abs((newest.archived_at - datetime.now(UTC)).total_seconds()) < 60
+    assert listed.newest(3) is None
+    assert 0 < listed.stored_bytes < 5 * SEGMENT_BYTES
+    assert (listed.conflicts, listed.odd) == ((), ())
+
+
+def test_a_listing_passes_over_what_is_not_ours(filled: DirectoryStore) -> None:
+    place = f"clusters/main/wal-archive/{SYSTEM}/"
+    filled.put(f"{place}notes.txt", [b"x"])
+    filled.put(f"{place}00000003.history", [b"garbage"])
+    listed = read_archive(filled, "main")
+    assert [key.rpartition("/")[2] for key, _ in listed.odd] == ["00000003.history", "notes.txt"]
+    assert (listed.numbers(1), listed.histories) == ((3, 4, 5), {})
+
+
+def test_there_is_no_listing_without_an_archive(here: DirectoryStore) -> None:
+    with pytest.raises(BackupNotFound, match="no WAL archive of main"):
+        read_archive(here, "main")
