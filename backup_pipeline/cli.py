@@ -20,6 +20,7 @@ from backup_pipeline.actions import prune as pruning
 from backup_pipeline.actions.protected import Protected
 from backup_pipeline.commands.context import Context, json_option, now, pass_context
 from backup_pipeline.commands.restore import restore, undo
+from backup_pipeline.commands.wal import wal
 from backup_pipeline.config import StoreConfig
 from backup_pipeline.config_file import store_location
 from backup_pipeline.domain.backup import MANUAL_TIER, Backup, BackupId, Proof, Verdict
@@ -298,7 +299,7 @@ def rebuild(context: Context, as_json: bool) -> None:
     click.echo(f"{show_count(len(rebuilt.backups), 'manifest')} rebuilt")
 
 
-for command in (restore, undo):
+for command in (restore, undo, wal):
     cli.add_command(command)
 
 

@@ -1,0 +1,212 @@
+"""The long-lived process beside PostgreSQL that archive_command's client talks to, on a Unix socket.
+
+Started by `backup-pipeline wal agent`, as PostgreSQL's own user. The socket's folder lets in that user alone.
+Lines are protocol.py's, the work ahead.py's. When it is gone, at whatever moment, nothing is lost: what it
+had not answered, the client does itself.
+"""
+
+import contextlib
+import fcntl
+import os
+import socketserver
+import stat
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError, Future
+from concurrent.futures import TimeoutError as NotYet
+from dataclasses import dataclass
+from pathlib import Path
+
+from backup_pipeline.errors import BackupError, Busy, ConfigError
+from backup_pipeline.wal.ahead import Pusher
+from backup_pipeline.wal.archive import Pushed, WalArchive
+from backup_pipeline.wal.protocol import (
+    MAX_LINE_BYTES,
+    NOT_MINE,
+    PULSE_S,
+    VERSION,
+    Answer,
+    Request,
+    answer_line,
+    read_request,
+)
+
+FAILED, TOO_LATE = 1, 75
+_AT_ONCE = 32
+_READ_WITHIN_S = 10.0
+_SOCKET_PATH_BYTES = 107  # sun_path, less its closing zero
+_POLL_S = 0.2
+
+
+@dataclass(frozen=True)
+class AgentConfig:
+    """Where an agent listens, for whom, and how long it works on one file before it says no."""
+
+    socket: Path
+    cluster: str
+    push_timeout_s: float
+    program_version: str = ""
+
+
+class Agent:
+    """Serves one cluster's WAL until it is stopped."""
+
+    def __init__(self, config: AgentConfig, archive: WalArchive, *, log: Callable[[str], object]) -> None:
+        self.config, self.say = config, log
+        self.pusher = Pusher(archive.push, log=log)
+        self._since_s = time.monotonic()
+
+    def serve(self, stop: threading.Event) -> None:
+        """Listen until `stop` is set; then finish what was begun, answer, and return.
+
+        Raises Busy when another agent listens there, ConfigError for a folder that others may enter.
+        """
+        with _alone(self.config.socket), _Server(self) as server:
+            thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": _POLL_S})
+            thread.start()
+            self.say(f"agent of {self.config.cluster} listens at {self.config.socket}")
+            try:
+                stop.wait()
+            finally:
+                self.say(f"agent of {self.config.cluster} finishes what it has begun")
+                server.shutdown()
+                thread.join()
+                self.config.socket.unlink(missing_ok=True)
+                self.pusher.close()
+
+    def answer(self, line: bytes, pulse: Callable[[], object]) -> Answer | None:
+        """What to say to a line; None: nothing, and the client does without. `pulse` shows work."""
+        try:
+            request = read_request(line)
+        except ConfigError as error:
+            return Answer(NOT_MINE, error.message)
+        why = self._not_mine(request)
+        if why:
+            return Answer(NOT_MINE, why, request.name)
+        if request.op == "status":
+            return Answer(0, told=tuple(self._facts().items()))
+        try:
+            result = self.pusher.push(Path(request.path))
+        except BackupError as error:
+            return Answer(FAILED, str(error), request.name)
+        except RuntimeError:  # it is closing
+            return None
+        return self._outcome(request, result, pulse)
+
+    def _not_mine(self, request: Request) -> str:
+        if request.version != VERSION:
+            return f"this agent speaks version {VERSION}"
+        if request.cluster != self.config.cluster:
+            return f"this is the agent of cluster {self.config.cluster}, not of {request.cluster}"
+        if request.op not in ("push", "status"):
+            return f"this agent knows no {request.op}"
+        return ""
+
+    def _outcome(
+        self, request: Request, result: "Future[Pushed]", pulse: Callable[[], object]
+    ) -> Answer | None:
+        deadline_s = time.monotonic() + self.config.push_timeout_s
+        while True:
+            try:
+                result.result(timeout=min(PULSE_S, max(0.0, deadline_s - time.monotonic())))
+            except NotYet:
+                if time.monotonic() >= deadline_s:
+                    said = f"{request.name} was not archived within {self.config.push_timeout_s:g} s"
+                    return Answer(TOO_LATE, f"{said}; it is still being tried", request.name)
+                pulse()
+            except CancelledError:
+                return None
+            except Exception as error:
+                return Answer(FAILED, str(error), request.name)
+            else:
+                return Answer(0, "", request.name)
+
+    def _facts(self) -> dict[str, str]:
+        return {
+            "program": self.config.program_version,
+            "pid": str(os.getpid()),
+            "running_s": f"{time.monotonic() - self._since_s:.0f}",
+            "archived": str(self.pusher.done),
+            "failed": str(self.pusher.failed),
+            "ahead": str(self.pusher.waiting),
+        }
+
+
+class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
+    """A thread for each client, and no more than can be served."""
+
+    daemon_threads = False
+    block_on_close = True
+    request_queue_size = _AT_ONCE
+
+    def __init__(self, agent: Agent) -> None:
+        self.agent = agent
+        self._free = threading.BoundedSemaphore(_AT_ONCE)
+        old = os.umask(0o177)
+        try:
+            super().__init__(str(agent.config.socket), _Connection)
+        finally:
+            os.umask(old)
+
+    def verify_request(self, request: object, client_address: object) -> bool:  # noqa: ARG002
+        """Turn away whoever is one too many: the client does without."""
+        return self._free.acquire(blocking=False)
+
+    def process_request_thread(self, request: object, client_address: object) -> None:
+        """As it is, and free the place."""
+        try:
+            super().process_request_thread(request, client_address)  # type: ignore[arg-type]
+        finally:
+            self._free.release()
+
+    def handle_error(self, request: object, client_address: object) -> None:  # noqa: ARG002
+        """A client that went away in the middle is no news: what it asked for goes on."""
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            self.agent.say(f"a request failed: {error!r}")
+
+
+class _Connection(socketserver.StreamRequestHandler):
+    timeout = _READ_WITHIN_S
+
+    def handle(self) -> None:
+        server = self.server
+        if not isinstance(server, _Server):
+            raise TypeError
+        line = self.rfile.readline(MAX_LINE_BYTES)
+        answer = server.agent.answer(line, lambda: self.wfile.write(b"\n")) if line.endswith(b"\n") else None
+        if answer is not None:
+            self.wfile.write(answer_line(answer))
+
+
+@contextlib.contextmanager
+def _alone(socket: Path) -> Iterator[None]:
+    """Be the only agent on `socket`, in a folder that nobody else may enter; a dead one's is removed."""
+    if len(os.fsencode(socket)) > _SOCKET_PATH_BYTES:
+        raise ConfigError(f"the socket's path {socket} is longer than {_SOCKET_PATH_BYTES} bytes")
+    folder = socket.parent
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.stat()
+        if found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o077:
+            raise ConfigError(
+                f"the folder of the agent's socket, {folder}, lets in others than this user",
+                hint=f"Give it to PostgreSQL's user alone: chmod 700 {folder}; or name another `socket`.",
+            )
+        lock = os.open(f"{socket}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen at {socket}: {error.strerror}",
+            hint="Make its folder for PostgreSQL's user (the systemd unit does), or name another `socket`.",
+        ) from error
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise Busy(f"another agent listens at {socket} already", hint="One is enough.") from None
+        socket.unlink(missing_ok=True)
+        yield
+    finally:
+        os.close(lock)
