@@ -87,6 +87,10 @@ class ObjectRole(StrEnum):
     DUMP = "dump"  # the one archive of pg_dump -Fc, or one file of -Fd
     GLOBALS = "globals"  # pg_dumpall --globals-only
     FINGERPRINT = "fingerprint"  # domain/proof.py's value as JSON
+    BASE = "base"  # of a base backup: the tar of the data directory, compressed
+    TABLESPACE = "tablespace"  # the tar of one tablespace, compressed
+    FILE_LIST = "file list"  # PostgreSQL's backup_manifest, as it is
+    CONFIGURATION = "configuration"  # a file that lies outside of the data directory
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ them; nobody else should parse these objects.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import TypeVar
 
@@ -74,16 +74,7 @@ def manifest_to_json(manifest: Manifest) -> bytes:
             "compression": manifest.compression,
             "jobs": manifest.jobs,
             "software": manifest.software,
-            "objects": [
-                {
-                    "key": item.key,
-                    "name": item.name,
-                    "role": item.role.value,
-                    "size_bytes": item.size_bytes,
-                    "sha256": item.sha256,
-                }
-                for item in manifest.objects
-            ],
+            "objects": [digest_values(item) for item in manifest.objects],
             "source": _source_values(manifest.source),
         },
     )
@@ -111,7 +102,7 @@ def verdict_from_json(data: bytes, key: str) -> ProofRecord:
 
     def read() -> ProofRecord:
         fields = open_sealed(data, VERDICT_KIND)
-        _agree(_id(fields, "id"), _owner(key, Beside.VERDICT)[0])
+        _agree(id_from(fields, "id"), _owner(key, Beside.VERDICT)[0])
         latest = fields.optional_section("latest")
         return ProofRecord(_proof(fields.section("standing")), _proof(latest) if latest else None)
 
@@ -136,7 +127,9 @@ def lease_from_json(data: bytes, key: str) -> Lease:
 
     def read() -> Lease:
         fields = open_sealed(data, LEASE_KIND)
-        lease = Lease(_id(fields, "id"), fields.text("token"), fields.text("purpose"), fields.moment("until"))
+        lease = Lease(
+            id_from(fields, "id"), fields.text("token"), fields.text("purpose"), fields.moment("until")
+        )
         if parse_lease_key(key) != (lease.id, lease.token):
             raise Unreadable(f"it is the lease {lease.token} of {lease.id}, under another's key")
         return lease
@@ -153,7 +146,7 @@ def _reading(what: str, key: str, read: Callable[[], Record]) -> Record:
 
 def _manifest(fields: Fields, key: str) -> Manifest:
     manifest = Manifest(
-        id=_id(fields, "id"),
+        id=id_from(fields, "id"),
         tier=fields.text("tier"),
         scheduled_for=fields.optional_moment("scheduled_for"),
         started_at=fields.moment("started_at"),
@@ -163,10 +156,10 @@ def _manifest(fields: Fields, key: str) -> Manifest:
         format=fields.text("format"),
         compression=fields.text("compression"),
         jobs=fields.integer("jobs", minimum=1),
-        objects=tuple(_digest(item) for item in fields.sections("objects")),
+        objects=tuple(digest_from(item) for item in fields.sections("objects")),
         source=_source(fields.section("source")),
         software=fields.text("software"),
-        copied_from=None if fields.optional_text("copied_from") is None else _id(fields, "copied_from"),
+        copied_from=None if fields.optional_text("copied_from") is None else id_from(fields, "copied_from"),
         engine=fields.text("engine"),
     )
     owner, tier = _owner(key, Beside.MANIFEST)
@@ -179,14 +172,18 @@ def _manifest(fields: Fields, key: str) -> Manifest:
         )
     if manifest.copied_from and manifest.copied_from.database != manifest.id.database:
         raise Unreadable(f"it is a copy of another database's backup {manifest.copied_from}")
-    _check_objects(manifest)
+    check_digests(manifest.objects, data_prefix(manifest.id, manifest.tier))
+    if not manifest.of_role(ObjectRole.DUMP):
+        raise Unreadable("it has no object that is the dump")
     return manifest
 
 
-def _check_objects(manifest: Manifest) -> None:
-    """Each object is our own: below this backup's prefix, with a name that stays in its folder."""
-    prefix = data_prefix(manifest.id, manifest.tier)
-    for item in manifest.objects:
+def check_digests(objects: Sequence[ObjectDigest], prefix: str) -> None:
+    """Each object is our own: below its backup's prefix, with a name that stays in its folder.
+
+    Raises Unreadable.
+    """
+    for item in objects:
         below = item.key.removeprefix(prefix)
         if not item.key.startswith(prefix) or not _is_inside(below) or below in COPY_NAMES.values():
             raise Unreadable(f"its object {item.key!r} does not lie below {prefix}")
@@ -197,13 +194,11 @@ def _check_objects(manifest: Manifest) -> None:
         if _SHA256.fullmatch(item.sha256) is None:
             raise Unreadable(f"the sha256 of {item.key!r} is not 64 hexadecimal digits")
     for what, values in (
-        ("key", [item.key for item in manifest.objects]),
-        ("name", [item.name for item in manifest.objects]),
+        ("key", [item.key for item in objects]),
+        ("name", [item.name for item in objects]),
     ):
         if len(set(values)) != len(values):
             raise Unreadable(f"two of its objects have the same {what}")
-    if not manifest.of_role(ObjectRole.DUMP):
-        raise Unreadable("it has no object that is the dump")
 
 
 def _is_inside(path: str) -> bool:
@@ -227,7 +222,8 @@ def _agree(found: BackupId, owner: BackupId) -> None:
         raise Unreadable(f"it is that of {found}, under another backup's key")
 
 
-def _id(fields: Fields, name: str) -> BackupId:
+def id_from(fields: Fields, name: str) -> BackupId:
+    """The backup id in a field. Raises Unreadable."""
     text = fields.text(name)
     try:
         return BackupId.parse(text)
@@ -235,7 +231,19 @@ def _id(fields: Fields, name: str) -> BackupId:
         raise Unreadable(f"{name} is not a backup id: {text!r}") from None
 
 
-def _digest(fields: Fields) -> ObjectDigest:
+def digest_values(item: ObjectDigest) -> dict[str, object]:
+    """One stored object, as it stands in a record."""
+    return {
+        "key": item.key,
+        "name": item.name,
+        "role": item.role.value,
+        "size_bytes": item.size_bytes,
+        "sha256": item.sha256,
+    }
+
+
+def digest_from(fields: Fields) -> ObjectDigest:
+    """One stored object of a record; `check_digests` looks at them together. Raises Unreadable."""
     role = fields.text("role")
     if role not in list(ObjectRole):
         raise Unreadable(f"the role {role!r} of an object is not known here")

@@ -16,7 +16,7 @@ from backup_pipeline.errors import ServerError
 Connection = psycopg.Connection[tuple[object, ...]]
 
 # What keepalives do not see: a query that never arrives. Not for tools: a busy server may leave data waiting.
-_USER_TIMEOUT_MS = 90_000
+USER_TIMEOUT_MS = 90_000
 
 
 def connect(
@@ -35,7 +35,7 @@ def connect(
 
     Raises ServerError saying what was tried, and how it may be put right.
     """
-    conninfo = {"tcp_user_timeout": str(_USER_TIMEOUT_MS)} | endpoint.conninfo
+    conninfo = {"tcp_user_timeout": str(USER_TIMEOUT_MS)} | endpoint.conninfo
     if purpose:
         conninfo["application_name"] = f"{APPLICATION} {purpose}"
     with server_errors(endpoint, "cannot connect"):
@@ -102,7 +102,7 @@ def server_errors(endpoint: Endpoint, what: str) -> Iterator[None]:
         raise ServerError(
             f"{what} ({endpoint.shown}): {said}",
             detail=detail,
-            hint=_hint(error.sqlstate or "", said) or diagnosis.message_hint or "",
+            hint=hint_for(error.sqlstate or "", said) or diagnosis.message_hint or "",
         ) from error
 
 
@@ -142,7 +142,8 @@ _HINTS = (
 )
 
 
-def _hint(sqlstate: str, said: str) -> str:
+def hint_for(sqlstate: str, said: str) -> str:
+    """What to do about an error of the server or of libpq; "" when nobody knows."""
     lower = said.lower()
     for code, part, hint in _HINTS:
         if (code and code == sqlstate) or part in lower:
