@@ -37,11 +37,11 @@ from backup_pipeline.storage.catalog import (
     exists,
     list_backups,
     load,
-    missing_objects,
     refresh_index,
     unindexed,
 )
 from backup_pipeline.storage.catalog_delete import Deletion, collect, delete, delete_imported
+from backup_pipeline.storage.catalog_publish import missing_objects
 from backup_pipeline.storage.imported import list_imported, load_imported
 from backup_pipeline.storage.store import ObjectInfo, Store, read_all
 from backup_pipeline.units import show_bytes, show_count
@@ -253,10 +253,10 @@ def _damaged(store: Store, backups: tuple[Backup, ...], objects: list[ObjectInfo
     sizes = {info.key: info.size_bytes for info in objects}
     found = {}
     for backup in backups:
-        if backup.manifest is not None and missing_objects(backup.manifest, sizes):
+        if backup.manifest is not None and missing_objects(backup.manifest.objects, sizes):
             # It may have been published since the objects were listed: look again.
             present = {info.key: info.size_bytes for info in store.list(data_prefix(backup.id, backup.tier))}
-            problem = missing_objects(backup.manifest, present)
+            problem = missing_objects(backup.manifest.objects, present)
             if problem:
                 found[backup.id] = problem
     return found
@@ -295,7 +295,7 @@ def _worth_of_copy(store: Store, key: str, sizes: Mapping[str, int]) -> str:
     if key not in sizes:
         return ""
     try:
-        problem = missing_objects(manifest_from_json(read_all(store, key), key), sizes)
+        problem = missing_objects(manifest_from_json(read_all(store, key), key).objects, sizes)
     except ObjectNotFound:
         return ""
     except Corrupt as error:

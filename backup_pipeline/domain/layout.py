@@ -110,9 +110,14 @@ _WAL_KEY = re.compile(
 )
 
 
+def bases_prefix(cluster: str) -> str:
+    """What the keys of all of a cluster's base backups begin with."""
+    return f"{CLUSTERS}{cluster}/base/"
+
+
 def base_prefix(backup: BackupId) -> str:
     """What the keys of a base backup's objects begin with; the id's database is the cluster's name."""
-    return f"{CLUSTERS}{backup.database}/base/{backup.stamp}/"
+    return f"{bases_prefix(backup.database)}{backup.stamp}/"
 
 
 def parse_base_key(key: str) -> tuple[BackupId, str] | None:

@@ -21,6 +21,7 @@ from backup_pipeline.domain.backup import (
     Verdict,
     newest_first,
 )
+from backup_pipeline.domain.base_backup import BaseManifest, base_from_json, is_base_record
 from backup_pipeline.domain.layout import (
     COPY_NAMES,
     DATA,
@@ -44,24 +45,25 @@ from backup_pipeline.errors import (
     BackupNotFound,
     Busy,
     Corrupt,
-    ObjectExists,
     ObjectNotFound,
     Refused,
 )
 from backup_pipeline.storage import catalog_index, leases
+from backup_pipeline.storage.catalog_publish import publish_record, read_or_none
 from backup_pipeline.storage.store import ObjectInfo, Store, read_all
 
 __all__ = [
+    "CatalogRecord",
     "Marks",
+    "catalog_keys",
     "exists",
     "imported_marks",
     "list_backups",
     "load",
     "load_marks",
-    "missing_objects",
     "pin",
     "publish",
-    "read_or_none",
+    "read_records",
     "record_proof",
     "refresh_index",
     "unindexed",
@@ -70,6 +72,10 @@ __all__ = [
 
 READERS = 16
 """Reads of small objects at the same time."""
+
+
+CatalogRecord = Manifest | BaseManifest | ProofRecord | Corrupt
+"""What a record in the catalog is read as; Corrupt says why it cannot be."""
 
 
 @dataclass(frozen=True)
@@ -92,21 +98,17 @@ class Marks:
 
 
 def publish(store: Store, manifest: Manifest) -> Backup:
-    """List a finished backup: the copy beside the objects first, the catalog's manifest last.
-
-    Durable on return, and may be run again. Raises Refused when an object is missing or another
-    manifest has this id, Corrupt when the manifest could not be read back.
-    """
+    """List a finished backup; see publish_record. Raises Corrupt when the manifest could not be read back."""
     data, key = manifest_to_json(manifest), catalog_key(manifest.id)
     manifest_from_json(data, key)
-    _refuse_missing(store, manifest)
-    _put_once(store, copy_key(manifest.id, manifest.tier, Beside.MANIFEST), data)
-    # From here on a prune that collects unlisted objects sees the copy; see leases.py.
-    for lease in leases.others(store, manifest.id, now=manifest.finished_at):
-        if lease.purpose == leases.PRUNE:
-            raise Busy(f"{manifest.id} is being collected by a prune, as objects that nobody published")
-    _refuse_missing(store, manifest)
-    _put_once(store, key, data)
+    publish_record(
+        store,
+        manifest.id,
+        data,
+        manifest.objects,
+        prefix=data_prefix(manifest.id, manifest.tier),
+        at=manifest.finished_at,
+    )
     return _backup(manifest)
 
 
@@ -129,7 +131,7 @@ def load_marks(store: Store, backup: BackupId) -> Marks:
     data = read_or_none(store, key)
     record = _parse(key, data) if data is not None else None
     if isinstance(record, Corrupt):
-        return Marks(None, pinned, _reason(record))
+        return Marks(None, pinned, reason_of(record))
     return Marks(record if isinstance(record, ProofRecord) else None, pinned)
 
 
@@ -139,8 +141,10 @@ def list_backups(store: Store, database: str = "", *, fresh: bool = False) -> Ca
     Few requests for any number of backups, as long as prunes refresh the index now and then. For
     decisions on what to delete, `fresh` reads the manifests themselves.
     """
-    found, unreadable = _catalog_keys(store, database)
-    records = _records(store, _infos(found), catalog_index.Index() if fresh else catalog_index.read(store))
+    found, unreadable = catalog_keys(store, database)
+    records = read_records(
+        store, _infos(found), catalog_index.Index() if fresh else catalog_index.read(store)
+    )
     backups = []
     for backup, beside in found.items():
         marks = _marks(beside, records)
@@ -152,19 +156,21 @@ def list_backups(store: Store, database: str = "", *, fresh: bool = False) -> Ca
             continue
         manifest = records.get(beside[Beside.MANIFEST].key)
         if isinstance(manifest, Corrupt):
-            unreadable.append((beside[Beside.MANIFEST].key, _reason(manifest)))
-        elif isinstance(manifest, Manifest):  # else it was deleted since it was listed
+            unreadable.append((beside[Beside.MANIFEST].key, reason_of(manifest)))
+        elif isinstance(manifest, Manifest):  # else a base backup, or deleted since it was listed
             backups.append(marks.on(_backup(manifest)))
     return CatalogListing(newest_first(backups), tuple(sorted(unreadable)))
 
 
 def imported_marks(store: Store, database: str, *, fresh: bool = False) -> Mapping[BackupId, Marks]:
     """The verdicts and pins that our own store keeps for imported dumps, which have no manifest."""
-    found, _ = _catalog_keys(store, database)
+    found, _ = catalog_keys(store, database)
     found = {backup: beside for backup, beside in found.items() if backup.imported}
     if not found:
         return {}
-    records = _records(store, _infos(found), catalog_index.Index() if fresh else catalog_index.read(store))
+    records = read_records(
+        store, _infos(found), catalog_index.Index() if fresh else catalog_index.read(store)
+    )
     return {backup: _marks(beside, records) for backup, beside in found.items()}
 
 
@@ -174,12 +180,12 @@ def unindexed(store: Store) -> int:
         since = store.head(INDEX).modified_at
     except ObjectNotFound:
         since = datetime.min.replace(tzinfo=UTC)
-    return sum(info.modified_at >= since for info in _infos(_catalog_keys(store, "")[0]))
+    return sum(info.modified_at >= since for info in _infos(catalog_keys(store, "")[0]))
 
 
 def refresh_index(store: Store) -> int:
     """Rewrite the index from the store; returns how many objects it holds. May be run at any time."""
-    infos = _infos(_catalog_keys(store, "")[0])
+    infos = _infos(catalog_keys(store, "")[0])
     index = catalog_index.read(store)
     bodies = {info: index.body(info) for info in infos}
     missing = [
@@ -253,14 +259,6 @@ def has_pin(store: Store, backup: BackupId) -> bool:
     return any(exists(store, key) for key in keys)
 
 
-def read_or_none(store: Store, key: str) -> bytes | None:
-    """The whole of a small object, None when there is none."""
-    try:
-        return read_all(store, key)
-    except ObjectNotFound:
-        return None
-
-
 def _copies_of_pin(store: Store, backup: BackupId) -> list[str]:
     if backup.imported:
         return []
@@ -272,50 +270,16 @@ def _copies_of_pin(store: Store, backup: BackupId) -> list[str]:
     return [key for key, found in named if found and found[::2] == (backup, COPY_NAMES[Beside.PIN])]
 
 
-def missing_objects(manifest: Manifest, present: Mapping[str, int]) -> str:
-    """Which of a backup's objects is missing or of another size, given the sizes in the store; "" if none."""
-    for item in manifest.objects:
-        if item.key not in present:
-            return f"its object {item.key} is missing"
-        if present[item.key] != item.size_bytes:
-            return f"its object {item.key} has {present[item.key]} bytes instead of {item.size_bytes}"
-    return ""
-
-
-def _refuse_missing(store: Store, manifest: Manifest) -> None:
-    present = {info.key: info.size_bytes for info in store.list(data_prefix(manifest.id, manifest.tier))}
-    problem = missing_objects(manifest, present)
-    if problem:
-        raise Refused(
-            f"{manifest.id} is not published: {problem}",
-            hint="Take the backup again; what is unlisted is collected.",
-        )
-
-
-def _put_once(store: Store, key: str, data: bytes) -> None:
-    before = read_or_none(store, key)
-    if before is None:
-        try:
-            store.put_if_absent(key, data)
-            return
-        except ObjectExists:  # another's, or our own whose answer was lost
-            before = read_or_none(store, key)
-    if before != data:
-        raise Refused(
-            f"{key} holds another manifest", hint="Manifests are never overwritten: take the backup again."
-        )
-
-
 def _put_beside(store: Store, backup: BackupId, tier: str, beside: Beside, data: bytes) -> None:
     if tier:
         store.put(copy_key(backup, tier, beside), [data])
     store.put(catalog_key(backup, beside), [data])
 
 
-def _catalog_keys(
+def catalog_keys(
     store: Store, database: str
 ) -> tuple[dict[BackupId, dict[Beside, ObjectInfo]], list[tuple[str, str]]]:
-    """What lies in the catalog, by backup, and the keys that are none of ours."""
+    """What lies in the catalog of one subject, or of all: by backup, and the keys that are none of ours."""
     found: dict[BackupId, dict[Beside, ObjectInfo]] = {}
     foreign = []
     for info in store.list(catalog_prefix(database)):
@@ -331,11 +295,11 @@ def _infos(found: Mapping[BackupId, Mapping[Beside, ObjectInfo]]) -> list[Object
     return [info for beside in found.values() for kind, info in beside.items() if kind is not Beside.PIN]
 
 
-def _records(
+def read_records(
     store: Store, infos: Iterable[ObjectInfo], index: catalog_index.Index
-) -> dict[str, Manifest | ProofRecord | Corrupt]:
+) -> dict[str, CatalogRecord]:
     """Manifests and verdicts by key: from the index where it agrees and can be read, else from the store."""
-    records: dict[str, Manifest | ProofRecord | Corrupt] = {}
+    records: dict[str, CatalogRecord] = {}
     missing = []
     for info in infos:
         body = index.body(info)
@@ -350,9 +314,11 @@ def _records(
     return records
 
 
-def _parse(key: str, body: bytes) -> Manifest | ProofRecord | Corrupt:
+def _parse(key: str, body: bytes) -> CatalogRecord:
     try:
-        return verdict_from_json(body, key) if key.endswith(Beside.VERDICT) else manifest_from_json(body, key)
+        if key.endswith(Beside.VERDICT):
+            return verdict_from_json(body, key)
+        return base_from_json(body, key) if is_base_record(body) else manifest_from_json(body, key)
     except Corrupt as error:
         return error
 
@@ -369,12 +335,10 @@ def _read_many(store: Store, infos: Sequence[ObjectInfo]) -> list[bytes | None]:
         return list(pool.map(read, infos))
 
 
-def _marks(
-    beside: Mapping[Beside, ObjectInfo], records: Mapping[str, Manifest | ProofRecord | Corrupt]
-) -> Marks:
+def _marks(beside: Mapping[Beside, ObjectInfo], records: Mapping[str, CatalogRecord]) -> Marks:
     record = records.get(beside[Beside.VERDICT].key) if Beside.VERDICT in beside else None
     if isinstance(record, Corrupt):
-        return Marks(None, Beside.PIN in beside, _reason(record))
+        return Marks(None, Beside.PIN in beside, reason_of(record))
     return Marks(record if isinstance(record, ProofRecord) else None, Beside.PIN in beside)
 
 
@@ -389,7 +353,8 @@ def _backup(manifest: Manifest) -> Backup:
     )
 
 
-def _reason(error: Corrupt) -> str:
+def reason_of(error: Corrupt) -> str:
+    """Why a record cannot be read."""
     return str(error.detail["reason"])
 
 

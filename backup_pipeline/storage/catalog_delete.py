@@ -14,7 +14,8 @@ from backup_pipeline.domain.manifest import manifest_from_json
 from backup_pipeline.domain.retention import UnlistedObjects
 from backup_pipeline.errors import StoreError
 from backup_pipeline.storage import leases
-from backup_pipeline.storage.catalog import exists, load_marks, read_or_none
+from backup_pipeline.storage.catalog import exists, load_marks
+from backup_pipeline.storage.catalog_publish import read_or_none
 from backup_pipeline.storage.store import Store
 
 Clock = Callable[[], datetime]
@@ -42,7 +43,7 @@ def delete(store: Store, backup: Backup, *, clock: Clock) -> Deletion:
     key, copy = catalog_key(backup.id), copy_key(backup.id, backup.tier, Beside.MANIFEST)
     with leases.claim(store, backup.id, clock=clock) as others:
         if others:
-            return Deletion(kept=_in_use(others))
+            return Deletion(kept=in_use(others))
         data = read_or_none(store, key)
         if data is None:
             return Deletion(kept="its manifest is gone already: another prune is or was at it")
@@ -75,7 +76,7 @@ def delete(store: Store, backup: Backup, *, clock: Clock) -> Deletion:
 def delete_imported(imports: Store, store: Store, backup: Backup, *, clock: Clock) -> Deletion:
     """Delete an imported dump from `imports`, then what `store` keeps of it."""
     with leases.claim(store, backup.id, clock=clock) as others:
-        reason = _in_use(others) if others else _speaks_against(store, backup, clock())
+        reason = in_use(others) if others else _speaks_against(store, backup, clock())
         if reason:
             return Deletion(kept=reason)
         denied = imports.delete([backup.imported_key])
@@ -90,7 +91,7 @@ def collect(store: Store, found: UnlistedObjects, *, clock: Clock) -> Deletion:
     """Delete objects that no manifest names, unless they were published or claimed meanwhile."""
     with leases.claim(store, found.id, clock=clock) as others:
         if others:
-            return Deletion(kept=_in_use(others))
+            return Deletion(kept=in_use(others))
         for key in (
             catalog_key(found.id),
             copy_key(found.id, found.tier, Beside.MANIFEST),
@@ -113,7 +114,7 @@ def _speaks_against(store: Store, backup: Backup, now: datetime) -> str:
     """What came up since the plan was made that forbids deleting; "" if nothing."""
     others = [lease for lease in leases.others(store, backup.id, now=now) if lease.purpose != leases.PRUNE]
     if others:
-        return _in_use(others)
+        return in_use(others)
     marks = load_marks(store, backup.id)
     if marks.pinned:
         return "it was pinned meanwhile"
@@ -122,7 +123,8 @@ def _speaks_against(store: Store, backup: Backup, now: datetime) -> str:
     return ""
 
 
-def _in_use(found: Iterable[Lease]) -> str:
+def in_use(found: Iterable[Lease]) -> str:
+    """Who holds a backup, in words."""
     return "in use: " + ", ".join(
         sorted(f"{lease.purpose} until {lease.until:%Y-%m-%dT%H:%M:%SZ}" for lease in found)
     )

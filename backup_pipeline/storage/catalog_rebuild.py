@@ -12,7 +12,8 @@ from backup_pipeline.domain.backup import BackupId
 from backup_pipeline.domain.layout import CATALOG, DATA, Beside, catalog_key, copy_key, parse_data_key
 from backup_pipeline.domain.manifest import manifest_from_json, verdict_from_json
 from backup_pipeline.errors import Corrupt, ObjectNotFound
-from backup_pipeline.storage.catalog import list_backups, missing_objects
+from backup_pipeline.storage.catalog import list_backups
+from backup_pipeline.storage.catalog_publish import missing_objects
 from backup_pipeline.storage.store import Store, read_all
 
 
@@ -73,7 +74,7 @@ def _restore(
         return False, []  # deleted since it was listed
     except Corrupt as error:
         return False, [(manifest_key, str(error.detail["reason"]))]
-    problem = missing_objects(manifest, sizes)
+    problem = missing_objects(manifest.objects, sizes)
     if problem:
         return False, [(manifest_key, problem)]
     refused = []

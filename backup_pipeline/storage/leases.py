@@ -46,6 +46,8 @@ SKEW = timedelta(minutes=5)
 UNREADABLE_FOR = timedelta(hours=24)
 """An unreadable lease counts as live until it was written this long ago."""
 
+DUMP = "dump"
+BASE_BACKUP = "base backup"
 PRUNE = "prune"
 UNREADABLE = "unreadable"
 
@@ -88,9 +90,10 @@ def hold(
     ttl: timedelta = TTL,
     required: bool = True,
 ) -> Iterator[Held]:
-    """Hold a lease on a backup while the block runs. `purpose` is "dump", "restore" or "proof".
+    """Hold a lease on a backup while the block runs. `purpose` is "dump", "base backup",
+    "restore" or "proof".
 
-    For all but a dump the backup must exist, or BackupNotFound is raised; Busy when an imported
+    For a restore and a proof the backup must exist, or BackupNotFound is raised; Busy when an imported
     dump is being pruned. A renewal that fails is tried again until the lease runs out; ask
     `check()` before a step that must not begin without it. Where a lease is not `required` (a
     restore by somebody who may only read), one that cannot be put is told in `unshielded`.
@@ -107,7 +110,7 @@ def hold(
         target=_renew, args=(store, held, ttl, ended), name=f"lease {backup}", daemon=True
     )
     try:
-        if purpose != "dump":
+        if purpose not in (DUMP, BASE_BACKUP):  # those make the backup
             _refuse_deleted(store, held)
         if not held.unshielded:
             thread.start()

@@ -13,6 +13,7 @@ from backup_pipeline.domain.backup import BackupId, Verdict
 from backup_pipeline.domain.layout import INDEX, Beside, catalog_key, copy_key, data_prefix
 from backup_pipeline.errors import Busy, StoreError
 from backup_pipeline.storage import catalog, leases
+from backup_pipeline.storage.catalog_publish import missing_objects
 from backup_pipeline.storage.directory import DirectoryStore
 from backup_pipeline.storage.store import ObjectInfo, Store
 from backup_pipeline_tests.domain.values import NOW, manifest, proof
@@ -183,7 +184,7 @@ def test_killed_before_each_effect_all_promises_hold_and_the_next_run_converges(
         sizes = {info.key: info.size_bytes for info in victim.list("databases/")}
         for backup in listing.backups:
             assert backup.manifest is not None
-            assert not catalog.missing_objects(backup.manifest, sizes)
+            assert not missing_objects(backup.manifest.objects, sizes)
         assert {2, 5, 6, 7} <= set(days(victim))
         run(victim, now=NOW + timedelta(hours=1))
         assert contents(victim) == want

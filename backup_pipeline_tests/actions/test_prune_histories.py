@@ -16,7 +16,8 @@ from backup_pipeline.domain.layout import Beside, catalog_key, copy_key, lease_k
 from backup_pipeline.domain.manifest import lease_to_json
 from backup_pipeline.errors import BackupError
 from backup_pipeline.storage import catalog, leases
-from backup_pipeline.storage.catalog import exists, missing_objects
+from backup_pipeline.storage.catalog import exists
+from backup_pipeline.storage.catalog_publish import missing_objects
 from backup_pipeline.storage.catalog_rebuild import rebuild
 from backup_pipeline.storage.imported import list_imported
 from backup_pipeline.storage.store import ObjectInfo
@@ -95,7 +96,7 @@ class History:
         return {
             item.id
             for item in self.listed()
-            if (missing_objects(item.manifest, sizes) if item.manifest else not item.size_bytes)
+            if (missing_objects(item.manifest.objects, sizes) if item.manifest else not item.size_bytes)
         }
 
     def any_backup(self) -> Backup | None:

@@ -15,7 +15,9 @@ from backup_pipeline.domain.backup import (
     Source,
     Verdict,
 )
-from backup_pipeline.domain.layout import data_prefix
+from backup_pipeline.domain.base_backup import BaseManifest, Tablespace, WalPoint
+from backup_pipeline.domain.layout import base_prefix, data_prefix
+from backup_pipeline.domain.wal import Lsn
 
 NOW = datetime(2026, 3, 10, 12, tzinfo=UTC)
 
@@ -140,3 +142,42 @@ def imported(*, at: datetime, tier: str = "daily", verdict: Verdict = Verdict.NO
     found = backup(at=at, tier=tier, verdict=verdict, suffix=f"imported-{tier}")
     key = f"{tier}/backup_{tier}_{at:%Y%m%d_%H%M%S}.sql.gz"
     return replace(found, manifest=None, imported_key=key, size_bytes=1000)
+
+
+def base_manifest(
+    cluster: str = "main", *, at: datetime = datetime(2026, 3, 1, 2, tzinfo=UTC)
+) -> BaseManifest:
+    """The whole record of a base backup; its objects hold content_of(id, name)."""
+    backup = BackupId.make(cluster, at, "3f9a1c")
+    roles = {
+        "16384.tar.zst": ObjectRole.TABLESPACE,
+        "base.tar.zst": ObjectRole.BASE,
+        "backup_manifest": ObjectRole.FILE_LIST,
+        "configuration/etc/postgresql.conf": ObjectRole.CONFIGURATION,
+    }
+    contents = {name: content_of(backup, name) for name in roles}
+    return BaseManifest(
+        id=backup,
+        started_at=at,
+        stopped_at=at + timedelta(minutes=1),
+        finished_at=at + timedelta(minutes=2),
+        start=WalPoint(1, Lsn.parse("0/5000028")),
+        end=WalPoint(1, Lsn.parse("0/6000100")),
+        system_identifier=SOURCE.system_identifier,
+        server_version=170010,
+        server_version_text="17.10",
+        segment_bytes=16 * 1024 * 1024,
+        from_standby=False,
+        page_checksums=True,
+        page_checksums_wrong=False,
+        source_bytes=50_000_000,
+        tablespaces=(Tablespace(16384, "/srv/fast", 1_000_000),),
+        objects=tuple(
+            ObjectDigest(base_prefix(backup) + name, name, role, len(data), hashlib.sha256(data).hexdigest())
+            for (name, role), data in zip(roles.items(), contents.values(), strict=True)
+        ),
+        compression="zstd:1",
+        settings=(("max_connections", 100), ("max_wal_senders", 10)),
+        software="0.1.0",
+        notes=("a page did not agree with its checksum",),
+    )

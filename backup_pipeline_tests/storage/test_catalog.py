@@ -21,6 +21,7 @@ from backup_pipeline.domain.layout import (
 from backup_pipeline.domain.manifest import manifest_from_json, manifest_to_json, verdict_to_json
 from backup_pipeline.errors import BackupNotFound, Busy, Corrupt, Refused, StoreError
 from backup_pipeline.storage import catalog, catalog_delete, catalog_index, leases
+from backup_pipeline.storage.catalog_publish import missing_objects
 from backup_pipeline.storage.catalog_rebuild import rebuild
 from backup_pipeline.storage.store import ObjectInfo, read_all
 from backup_pipeline_tests.domain.values import NOW, manifest, proof
@@ -359,7 +360,7 @@ class TestDelete:
             for found in catalog.list_backups(store).backups:
                 assert found.manifest is not None
                 sizes = {info.key: info.size_bytes for info in store.list("databases/")}
-                assert not catalog.missing_objects(found.manifest, sizes)
+                assert not missing_objects(found.manifest.objects, sizes)
             still = listed(store) == [M.id]
             again = catalog_delete.delete(store, backup, clock=lambda: NOW + timedelta(hours=1))
             assert (not again.kept) == still, "what is no longer listed is left to the collector"

@@ -1,0 +1,164 @@
+"""The base backups of a cluster: publish, list, load, delete. What exists is what the catalog's records say.
+
+They lie in the same catalog as the dumps, under the cluster's name, with records of another kind; a cluster
+and a database never share a name. Called by actions/; what is deleted is decided elsewhere.
+"""
+
+from collections.abc import Callable
+from datetime import datetime
+
+from backup_pipeline.domain.backup import BackupId
+from backup_pipeline.domain.base_backup import (
+    BaseBackup,
+    BaseListing,
+    BaseManifest,
+    base_from_json,
+    base_to_json,
+)
+from backup_pipeline.domain.layout import (
+    COPY_NAMES,
+    Beside,
+    base_prefix,
+    bases_prefix,
+    catalog_key,
+    parse_base_key,
+)
+from backup_pipeline.errors import BackupNotFound, Corrupt, ObjectNotFound, StoreError
+from backup_pipeline.storage import catalog, catalog_index, leases
+from backup_pipeline.storage.catalog_delete import Deletion, in_use
+from backup_pipeline.storage.catalog_publish import publish_record, read_or_none
+from backup_pipeline.storage.store import Store, read_all
+
+Clock = Callable[[], datetime]
+
+
+def publish(store: Store, manifest: BaseManifest) -> BaseBackup:
+    """List a finished base backup; durable on return, and may be run again.
+
+    That the WAL which it needs is in the archive is for the caller to see to. Raises Refused, Busy,
+    Corrupt when the record could not be read back.
+    """
+    data = base_to_json(manifest)
+    base_from_json(data, catalog_key(manifest.id))
+    publish_record(
+        store,
+        manifest.id,
+        data,
+        manifest.objects,
+        prefix=base_prefix(manifest.id),
+        at=manifest.finished_at,
+    )
+    return BaseBackup(manifest)
+
+
+def load(store: Store, backup: BackupId) -> BaseBackup:
+    """One base backup as it is now, never from the index. Raises BackupNotFound, or Corrupt."""
+    key = catalog_key(backup)
+    try:
+        manifest = base_from_json(read_all(store, key), key)
+    except ObjectNotFound:
+        raise BackupNotFound(
+            f"there is no base backup {backup}",
+            hint=f"`backup-pipeline list {backup.database}` shows what there is.",
+        ) from None
+    return BaseBackup(manifest, catalog.exists(store, catalog_key(backup, Beside.PIN)))
+
+
+def list_base_backups(store: Store, cluster: str = "", *, fresh: bool = False) -> BaseListing:
+    """The base backups of one cluster, newest first, or of all clusters. What cannot be read is told.
+
+    Of one cluster, whatever is no base backup's record is told as well; of all, dumps are passed over.
+    For decisions on what to delete, `fresh` reads the records themselves.
+    """
+    found, unreadable = catalog.catalog_keys(store, cluster)
+    infos = [beside[Beside.MANIFEST] for beside in found.values() if Beside.MANIFEST in beside]
+    records = catalog.read_records(
+        store, infos, catalog_index.Index() if fresh else catalog_index.read(store)
+    )
+    backups = []
+    for beside in found.values():
+        if Beside.MANIFEST not in beside:
+            continue
+        key = beside[Beside.MANIFEST].key
+        record = records.get(key)
+        if isinstance(record, Corrupt):
+            unreadable.append((key, catalog.reason_of(record)))
+        elif isinstance(record, BaseManifest):
+            backups.append(BaseBackup(record, Beside.PIN in beside))
+    backups.sort(key=lambda item: (item.id.taken_at, item.id.stamp, item.id.database), reverse=True)
+    return BaseListing(tuple(backups), tuple(sorted(unreadable)))
+
+
+def unlisted(store: Store, cluster: str) -> dict[BackupId, int]:
+    """Base backups that were begun and never published, or half deleted: their ids and bytes.
+
+    One may be under way: its lease tells, see `collect`.
+    """
+    sizes: dict[BackupId, int] = {}
+    for info in store.list(bases_prefix(cluster)):
+        if named := parse_base_key(info.key):
+            sizes[named[0]] = sizes.get(named[0], 0) + info.size_bytes
+    found, _ = catalog.catalog_keys(store, cluster)
+    return {each: size for each, size in sizes.items() if Beside.MANIFEST not in found.get(each, {})}
+
+
+def delete(store: Store, backup: BaseBackup, *, clock: Clock) -> Deletion:
+    """Delete a base backup that a logged plan gave up, in an order that may stop anywhere.
+
+    The copy of the record, the record, then the objects. Right after the record it looks again for a
+    lease or a pin, and puts the record back when there is one; see leases.py. Raises Corrupt when the
+    record has become unreadable.
+    """
+    key, copy = catalog_key(backup.id), base_prefix(backup.id) + COPY_NAMES[Beside.MANIFEST]
+    with leases.claim(store, backup.id, clock=clock) as others:
+        if others:
+            return Deletion(kept=in_use(others))
+        data = read_or_none(store, key)
+        if data is None:
+            return Deletion(kept="its record is gone already: another prune is or was at it")
+        if base_from_json(data, key) != backup.manifest:
+            return Deletion(kept="its record is not the one that was planned with")
+        if reason := _speaks_against(store, backup.id, clock()):
+            return Deletion(kept=reason)
+        denied = store.delete([copy]) or store.delete([key])
+        try:
+            reason = "the store does not let go of its record" if denied else ""
+            reason = reason or _speaks_against(store, backup.id, clock())
+        except StoreError:
+            _put_back(store, {copy: data, key: data})
+            raise
+        if reason:
+            _put_back(store, {copy: data, key: data})
+            return Deletion(kept=reason, denied=denied)
+        return _delete_objects(store, backup.id)
+
+
+def collect(store: Store, backup: BackupId, *, clock: Clock) -> Deletion:
+    """Delete what lies of a base backup that is not listed, unless it is under way or was published."""
+    with leases.claim(store, backup, clock=clock) as others:
+        if others:
+            return Deletion(kept=in_use(others))
+        for key in (catalog_key(backup), base_prefix(backup) + COPY_NAMES[Beside.MANIFEST]):
+            if catalog.exists(store, key):
+                return Deletion(kept=f"{key} is there now")
+        return _delete_objects(store, backup)
+
+
+def _delete_objects(store: Store, backup: BackupId) -> Deletion:
+    objects = {info.key: info.size_bytes for info in store.list(base_prefix(backup))}
+    denied = store.delete(list(objects)) if objects else {}
+    freed = sum(size for key, size in objects.items() if key not in denied)
+    return Deletion(denied=denied, freed_bytes=freed)
+
+
+def _put_back(store: Store, records: dict[str, bytes]) -> None:
+    for key, data in records.items():
+        if read_or_none(store, key) != data:
+            store.put(key, [data])
+
+
+def _speaks_against(store: Store, backup: BackupId, now: datetime) -> str:
+    others = [lease for lease in leases.others(store, backup, now=now) if lease.purpose != leases.PRUNE]
+    if others:
+        return in_use(others)
+    return "it was pinned meanwhile" if catalog.exists(store, catalog_key(backup, Beside.PIN)) else ""

@@ -1,0 +1,58 @@
+"""zstd as streams: compressed and decompressed as the chunks come, in bounded memory.
+
+The library's own thread compresses while ours reads and sends. Called by actions/; what is compressed, and
+where it goes, does not belong here.
+"""
+
+import sys
+from collections.abc import Iterable, Iterator
+
+from backup_pipeline.errors import Corrupt
+
+if sys.version_info >= (3, 14):
+    from compression.zstd import CompressionParameter, ZstdCompressor, ZstdDecompressor, ZstdError
+else:
+    from backports.zstd import CompressionParameter, ZstdCompressor, ZstdDecompressor, ZstdError
+
+LEVEL = 1
+CHUNK_BYTES = 1024 * 1024
+_WORKERS = 1
+
+
+def compressed(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """One zstd frame of all chunks, in pieces that are never empty."""
+    parameters: dict[int, int] = {
+        CompressionParameter.compression_level: LEVEL,
+        CompressionParameter.nb_workers: _WORKERS,
+        CompressionParameter.checksum_flag: 1,
+    }
+    compressor = ZstdCompressor(options=parameters)
+    for chunk in chunks:
+        if piece := compressor.compress(chunk):
+            yield piece
+    yield compressor.flush()
+
+
+def decompressed(chunks: Iterable[bytes], name: str) -> Iterator[bytes]:
+    """The plain bytes of one zstd frame, in pieces of at most CHUNK_BYTES.
+
+    Raises Corrupt, naming `name`, when the frame is damaged or cut, or when something follows it.
+    """
+    decompressor = ZstdDecompressor()
+    try:
+        for chunk in chunks:
+            given = chunk
+            while True:
+                if given and decompressor.eof:
+                    raise Corrupt(f"{name}: something follows the compressed data")
+                if piece := decompressor.decompress(given, CHUNK_BYTES):
+                    yield piece
+                given = b""
+                if decompressor.eof and decompressor.unused_data:
+                    raise Corrupt(f"{name}: something follows the compressed data")
+                if decompressor.eof or decompressor.needs_input:
+                    break
+    except ZstdError as error:
+        raise Corrupt(f"{name}: the compressed data is damaged: {error}") from error
+    if not decompressor.eof:
+        raise Corrupt(f"{name}: the compressed data is cut short")
