@@ -184,7 +184,7 @@ class _Dump:
             self.prefix = layout.data_prefix(backup, self.tier)
             with (
                 leases.hold(self.protected.store, backup, "dump", clock=self.clock) as lease,
-                taken_away_on_failure(self.protected, self.prefix, self.report),
+                taken_away_on_failure(self.protected.store, self.prefix, self.report),
             ):
                 with snapshot.reading() as session:
                     details = read_source(session, tools)  # a role granted a moment ago is in the dump too

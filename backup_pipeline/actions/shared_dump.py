@@ -17,6 +17,7 @@ from backup_pipeline.domain import layout
 from backup_pipeline.domain.backup import Backup, BackupId, Manifest, ObjectDigest, Verdict
 from backup_pipeline.errors import BackupNotFound, CopyUnsupported, Corrupt, StoreError
 from backup_pipeline.storage import catalog, leases
+from backup_pipeline.storage.store import Store
 
 
 def same_schedule(protected: Protected, tier: str, scheduled_for: datetime | None) -> Backup | None:
@@ -64,7 +65,7 @@ def copy_shared(protected: Protected, shared: Backup, *, tier: str, clock: Clock
     with (
         leases.hold(protected.store, shared.id, "restore", clock=clock),
         leases.hold(protected.store, backup, "dump", clock=clock) as lease,
-        taken_away_on_failure(protected, prefix, report),
+        taken_away_on_failure(protected.store, prefix, report),
     ):
         copying = _Copying(protected, tier, manifest.size_bytes, report)
         objects = tuple(copying.copy(item, prefix) for item in manifest.objects)
@@ -126,14 +127,14 @@ def inherit_proof(protected: Protected, manifest: Manifest) -> None:
 
 
 @contextlib.contextmanager
-def taken_away_on_failure(protected: Protected, prefix: str, report: Report) -> Iterator[None]:
+def taken_away_on_failure(store: Store, prefix: str, report: Report) -> Iterator[None]:
     """Delete what was stored below `prefix` when the block raises; what cannot be deleted is told."""
     try:
         yield
     except BaseException:
         try:
-            left = [item.key for item in protected.store.list(prefix)]
-            denied = protected.store.delete(left) if left else {}
+            left = [item.key for item in store.list(prefix)]
+            denied = store.delete(left) if left else {}
         except StoreError as error:
             denied = {prefix: error.message}
         for key, reason in denied.items():

@@ -23,7 +23,7 @@ from backup_pipeline.domain.layout import (
     catalog_key,
     parse_base_key,
 )
-from backup_pipeline.errors import BackupNotFound, Corrupt, ObjectNotFound, StoreError
+from backup_pipeline.errors import BackupNotFound, Busy, Corrupt, ObjectNotFound, Refused, StoreError
 from backup_pipeline.storage import catalog, catalog_index, leases
 from backup_pipeline.storage.catalog_delete import Deletion, in_use
 from backup_pipeline.storage.catalog_publish import publish_record, read_or_none
@@ -100,6 +100,26 @@ def unlisted(store: Store, cluster: str) -> dict[BackupId, int]:
             sizes[named[0]] = sizes.get(named[0], 0) + info.size_bytes
     found, _ = catalog.catalog_keys(store, cluster)
     return {each: size for each, size in sizes.items() if Beside.MANIFEST not in found.get(each, {})}
+
+
+def rebuild(store: Store, cluster: str) -> tuple[tuple[BackupId, ...], tuple[tuple[str, str], ...]]:
+    """List again what a lost catalog, or a death while publishing, left whole but unlisted.
+
+    Returns the ids, and the copies that could not be used, each with why. May be run again.
+    """
+    restored, refused = [], []
+    for backup in unlisted(store, cluster):
+        copy = base_prefix(backup) + COPY_NAMES[Beside.MANIFEST]
+        data = read_or_none(store, copy)
+        if data is None:
+            continue
+        try:
+            publish(store, base_from_json(data, copy))
+        except (Corrupt, Refused, Busy) as error:
+            refused.append((copy, error.message))
+        else:
+            restored.append(backup)
+    return tuple(restored), tuple(refused)
 
 
 def delete(store: Store, backup: BaseBackup, *, clock: Clock) -> Deletion:

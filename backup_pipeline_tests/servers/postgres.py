@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 from psycopg import sql
 
-from backup_pipeline.engines.postgres.cluster import LocalCluster
+from backup_pipeline import process
+from backup_pipeline.engines.postgres.cluster import LocalCluster, server_identity
 from backup_pipeline.engines.postgres.endpoint import Endpoint
 from backup_pipeline.engines.postgres.scratch import private_folder
 from backup_pipeline.engines.postgres.server import connect
+from backup_pipeline.process import Command
 
 DEBIAN_15 = Path("/usr/lib/postgresql/15/bin")
 
@@ -52,3 +54,9 @@ def fresh_database(cluster: LocalCluster, name: str = "") -> Iterator[Endpoint]:
             yield cluster.endpoint(name)
         finally:
             session.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+def enable_checksums(cluster: LocalCluster) -> None:
+    """Give a stopped cluster page checksums."""
+    argv = (cluster._program("pg_checksums"), "--enable", "--no-sync", "-D", str(cluster.data))
+    process.run(Command(argv, identity=server_identity(), cwd="/"), timeout_s=60)

@@ -160,3 +160,19 @@ def test_one_under_way_is_not_collected_and_one_being_collected_not_published() 
     with leases.claim(store, manifest.id, clock=lambda: at), pytest.raises(Busy):
         base_backups.publish(store, manifest)
     assert listed(store) == []
+
+
+def test_a_lost_catalog_is_made_anew_from_the_copies() -> None:
+    store, manifest = stored()
+    base_backups.publish(store, manifest)
+    copy = base_prefix(manifest.id) + "manifest.json"
+    store.delete([catalog_key(manifest.id)])
+    assert "is there now" in base_backups.collect(store, manifest.id, clock=clock).kept
+    assert base_backups.rebuild(store, "main") == ((manifest.id,), ())
+    assert listed(store) == [manifest.id]
+    assert base_backups.rebuild(store, "main") == ((), ())
+    store.delete([catalog_key(manifest.id), manifest.objects[0].key])
+    assert base_backups.rebuild(store, "main")[1][0][0] == copy
+    store.put(copy, [b"{}"])
+    assert base_backups.rebuild(store, "main")[1][0][0] == copy
+    assert listed(store) == []

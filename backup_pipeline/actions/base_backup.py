@@ -1,0 +1,237 @@
+"""Take a base backup: preflight, read and upload as it comes, wait for the WAL that it needs, publish.
+
+Called by cli.py and by Dagster's op. Nothing is listed before its WAL is in the archive; a failure takes away
+what was stored.
+"""
+
+import contextlib
+import secrets
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from importlib.metadata import version
+
+from backup_pipeline.actions.needed_wal import await_wal, has_wal
+from backup_pipeline.actions.protected import Clock
+from backup_pipeline.actions.protected_cluster import ProtectedCluster
+from backup_pipeline.actions.report import Report, timed
+from backup_pipeline.actions.shared_dump import taken_away_on_failure
+from backup_pipeline.domain.backup import BackupId, ObjectDigest, ObjectRole
+from backup_pipeline.domain.base_backup import (
+    BASE_OBJECT,
+    FILE_LIST_OBJECT,
+    BaseBackup,
+    BaseManifest,
+    Tablespace,
+)
+from backup_pipeline.domain.layout import SCRATCH, base_prefix
+from backup_pipeline.domain.wal import TimelineHistory, parse_history
+from backup_pipeline.engines.postgres import base_backup as engine
+from backup_pipeline.engines.postgres.dump import Hashing
+from backup_pipeline.engines.postgres.endpoint import Endpoint
+from backup_pipeline.engines.postgres.server import ServerInfo, connect, read_server_info, server_errors
+from backup_pipeline.engines.postgres.source_cluster import (
+    ClusterFacts,
+    OutsideFiles,
+    read_cluster_facts,
+    read_outside_files,
+    server_clock,
+)
+from backup_pipeline.errors import Refused, ServerError
+from backup_pipeline.storage import base_backups, leases
+from backup_pipeline.units import show_bytes, show_seconds
+from backup_pipeline.zstd import LEVEL, compressed
+
+SOFTWARE = version("backup-pipeline")
+COMPRESSION = f"zstd:{LEVEL}"
+
+_NO_CHECKSUMS = (
+    "the cluster has no page checksums: a page that its disk spoiled cannot be told from a good one"
+)
+_WRONG_PAGES = (
+    "PAGES THAT DO NOT AGREE WITH THEIR CHECKSUMS were copied as they are: the source is damaged. Look at "
+    "the server's disks; keep older base backups until the pages are known to be whole"
+)
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """What a base backup will be made of."""
+
+    source: Endpoint
+    server: ServerInfo
+    system_identifier: str
+    facts: ClusterFacts
+    outside: OutsideFiles
+
+
+def take(cluster: ProtectedCluster, *, clock: Clock, report: Report, fast: bool | None = None) -> BaseBackup:
+    """One whole base backup, published. `fast` is as configured when None.
+
+    Raises ConfigError, ServerError, StoreError, Refused; what was stored is taken away again.
+    """
+    ready = preflight(cluster, report=report)
+    wanted = cluster.config.checkpoint == "fast" if fast is None else fast
+    return _Taking(cluster, ready, clock, report, fast=wanted).run()
+
+
+def preflight(cluster: ProtectedCluster, *, report: Report) -> Preflight:
+    """Try everything that the backup will need; change nothing but a scratch object in the store.
+
+    Raises ConfigError, ServerError, StoreError, Refused: what would make it fail.
+    """
+    source = cluster.source()
+    with (
+        contextlib.closing(connect(source, purpose="preflight")) as session,
+        server_errors(source, "cannot ask the server what it is"),
+    ):
+        server, facts = read_server_info(session), read_cluster_facts(session)
+        outside = read_outside_files(session)
+    if server.major < engine.OLDEST_MAJOR:
+        raise ServerError(
+            f"cluster {cluster.name} runs PostgreSQL {server.version_text}, and base backups need "
+            f"{engine.OLDEST_MAJOR} or newer",
+            hint="Take dumps of its databases, or upgrade it.",
+        )
+    if not facts.may_replicate:
+        raise ServerError(
+            f"the role {source.user} may not take base backups of cluster {cluster.name}",
+            hint=f'ALTER ROLE "{source.user}" REPLICATION; or use a role that has it.',
+        )
+    stall_s = cluster.config.stall_timeout.total_seconds()
+    system, _timeline = engine.identify_system(source, stall_s=stall_s)
+    if facts.archive_mode == "off" and not has_wal(cluster, system):
+        raise Refused(
+            f"nothing archives the WAL of cluster {cluster.name}, and without it a base backup is of no use",
+            detail={"system identifier": system, "archive_mode": facts.archive_mode},
+            hint="Run `backup-pipeline wal setup` for it first.",
+        )
+    cluster.store.put(f"{SCRATCH}preflight", [b"may this process write here?"])
+    cluster.store.delete([f"{SCRATCH}preflight"])
+    kind = "standby" if server.in_recovery else "primary"
+    report.say(f"PostgreSQL {server.version_text}, {kind}, system {system}; {COMPRESSION}")
+    return Preflight(source, server, system, facts, outside)
+
+
+@dataclass
+class _Taking:
+    """One base backup under way: what its steps share."""
+
+    cluster: ProtectedCluster
+    ready: Preflight
+    clock: Clock
+    report: Report
+    fast: bool
+    objects: list[ObjectDigest] = field(default_factory=list)
+    prefix: str = ""
+    tell: Callable[[int, int], None] = lambda *_: None
+
+    def run(self) -> BaseBackup:
+        config, facts, store = self.cluster.config, self.ready.facts, self.cluster.store
+        options = engine.Options(
+            f"backup-pipeline {config.name}", fast=self.fast, max_rate_bytes_s=config.max_rate_bytes_s
+        )
+        self.report.say(f"asked for a {'fast' if self.fast else 'spread'} checkpoint")
+        stall_s = config.stall_timeout.total_seconds()
+        checkpoint_s = 0.0 if self.fast else facts.checkpoint_timeout_s
+        with contextlib.ExitStack() as begun:
+            reading = engine.base_backup(
+                self.ready.source, options, stall_s=stall_s, checkpoint_s=checkpoint_s
+            )
+            backup = begun.enter_context(reading)
+            started_at = self._server_time()
+            id_ = BackupId.make(config.name, started_at, secrets.token_hex(3))
+            self.prefix = base_prefix(id_)
+            with leases.hold(store, id_, leases.BASE_BACKUP, clock=self.clock) as lease:
+                with taken_away_on_failure(store, self.prefix, self.report):
+                    self._upload(backup)
+                    manifest, history = self._manifest(id_, started_at, backup)
+                    begun.close()
+                    self.report.say(f"waiting for the WAL up to {manifest.end}")
+                    await_wal(self.cluster, manifest, history, timeout_s=stall_s, report=self.report)
+                    lease.check()
+                published = base_backups.publish(store, replace(manifest, finished_at=self.clock()))
+        size, took = show_bytes(manifest.size_bytes), show_seconds(manifest.duration_s)
+        self.report.say(f"published {manifest.id}: {size} in {took}")
+        for note in manifest.notes:
+            self.report.say(f"warning: {note}")
+        return published
+
+    def _upload(self, backup: engine.BaseBackup) -> None:
+        self.tell = timed(self.report, "base backup")
+        sizes = {item.oid: item.size_bytes for item in backup.tablespaces}
+        for archive in backup.archives():
+            tell = lambda _done: self.tell(backup.read_bytes, backup.size_bytes)  # noqa: E731
+            if archive.name == engine.MANIFEST_NAME:
+                self._put(FILE_LIST_OBJECT, ObjectRole.FILE_LIST, archive.chunks, 0, tell)
+                continue
+            role = ObjectRole.TABLESPACE if archive.oid else ObjectRole.BASE
+            name = f"{archive.oid}.tar.zst" if archive.oid else BASE_OBJECT
+            self._put(name, role, compressed(archive.chunks), sizes.get(archive.oid, 0), tell)
+        for name, content in self.ready.outside.files:
+            self._put(name, ObjectRole.CONFIGURATION, [content])
+
+    def _put(
+        self,
+        name: str,
+        role: ObjectRole,
+        chunks: Iterable[bytes],
+        size_hint_bytes: int = 0,
+        tell: Callable[[int], None] | None = None,
+    ) -> None:
+        hashing = Hashing(chunks, progress=tell)
+        self.cluster.store.put(self.prefix + name, hashing, size_hint_bytes=size_hint_bytes)
+        self.objects.append(ObjectDigest(self.prefix + name, name, role, hashing.size_bytes, hashing.sha256))
+
+    def _manifest(
+        self, id_: BackupId, started_at: datetime, backup: engine.BaseBackup
+    ) -> tuple[BaseManifest, TimelineHistory]:
+        """The record, but for its end, and the history of the timeline that the backup ended on."""
+        ready, facts = self.ready, self.ready.facts
+        if backup.end is None:
+            raise ServerError("the server did not say where the base backup ended")
+        history = TimelineHistory(backup.end.timeline)
+        if backup.end.timeline > 1:
+            ((_name, content),) = backup.ask(f"TIMELINE_HISTORY {backup.end.timeline}")
+            history = parse_history(backup.end.timeline, (content or "").encode("utf-8", "surrogateescape"))
+        stopped_at = self._server_time()
+        manifest = BaseManifest(
+            id=id_,
+            started_at=started_at,
+            stopped_at=stopped_at,
+            finished_at=self.clock(),
+            start=backup.start,
+            end=backup.end,
+            system_identifier=ready.system_identifier,
+            server_version=ready.server.version,
+            server_version_text=ready.server.version_text,
+            segment_bytes=facts.segment_bytes,
+            from_standby=ready.server.in_recovery,
+            page_checksums=facts.page_checksums,
+            page_checksums_wrong=backup.page_checksums_wrong,
+            source_bytes=backup.read_bytes,
+            tablespaces=tuple(
+                Tablespace(item.oid, item.location, item.size_bytes)
+                for item in backup.tablespaces
+                if item.oid
+            ),
+            objects=tuple(self.objects),
+            compression=COMPRESSION,
+            settings=facts.settings,
+            software=SOFTWARE,
+            notes=(
+                *([_WRONG_PAGES] if backup.page_checksums_wrong else []),
+                *([] if facts.page_checksums else [_NO_CHECKSUMS]),
+                *backup.notices,
+                *ready.outside.notes,
+            ),
+        )
+        return manifest, history
+
+    def _server_time(self) -> datetime:
+        source = self.ready.source
+        with (
+            contextlib.closing(connect(source, purpose="base backup")) as session,
+            server_errors(source, "cannot ask the server for its time"),
+        ):
+            return server_clock(session)
