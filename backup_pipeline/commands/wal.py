@@ -26,7 +26,7 @@ from backup_pipeline.wal.agent import Agent, AgentConfig
 from backup_pipeline.wal.archive import WalArchive
 from backup_pipeline.wal.identity import System, adopt, claim
 from backup_pipeline.wal.listing import read_archive
-from backup_pipeline.wal.setup import SetupPlan, archive_command, plan_setup
+from backup_pipeline.wal.setup import SetupPlan, archive_command, plan_setup, refuse_unreadable
 from backup_pipeline.wal.status import WalStatus, ask_agent
 
 _TIMED_OUT = 75
@@ -91,6 +91,8 @@ def setup(context: Context, cluster: str, apply_: bool, adopt_: bool, replace_co
             )
         command = archive_command(config, context.config.path)
         plan = plan_setup(archiving, config, context.config.store, command, replace_command=replace_command)
+        if apply_:
+            refuse_unreadable(Path(archiving.data_directory))
         system = System(info.system_identifier, archiving.segment_bytes)
         if adopt_:
             adopt(store, config.name, system, at=now())

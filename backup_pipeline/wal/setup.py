@@ -4,15 +4,18 @@ Called by commands/wal.py, which shows the plan or has it carried out. Settings 
 engines/postgres/archiving.py, the archive's owner by identity.py.
 """
 
+import os
 import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from backup_pipeline import process
 from backup_pipeline.config import ClusterConfig, StoreConfig
 from backup_pipeline.engines.postgres.archiving import Archiving
-from backup_pipeline.errors import Refused
+from backup_pipeline.errors import Refused, ToolError
+from backup_pipeline.process import Command, Identity
 from backup_pipeline.wal import client
 
 _NEEDS_RESTART = ("wal_level", "archive_mode")
@@ -49,6 +52,32 @@ def is_ours(command: str) -> bool:
     except ValueError:
         return False
     return any(word.endswith("/backup_pipeline/wal/client.py") for word in words)
+
+
+def refuse_unreadable(data_directory: Path) -> None:
+    """Raise Refused when PostgreSQL's user, on this machine, cannot start the client. Only root can try.
+
+    A Python in somebody's home is the usual case.
+    """
+    try:
+        owner = data_directory.stat()
+    except OSError:
+        return  # the server is on another machine
+    if os.getuid() != 0 or owner.st_uid == 0:
+        return
+    argv = (sys.executable, "-I", "-S", str(Path(client.__file__).absolute()))
+    why = ""
+    try:
+        identity = Identity(owner.st_uid, owner.st_gid)
+        done = process.run(Command(argv, identity=identity, cwd="/"), timeout_s=20.0, check=False)
+        why = "" if "usage: push" in done.stderr else done.stderr.strip()[-200:] or "it ended otherwise"
+    except ToolError as error:
+        why = error.message
+    if why:
+        raise Refused(
+            f"the user of {data_directory} cannot run {sys.executable} on {argv[-1]}: {why}",
+            hint="Install this program where every user may read it, in /opt say, and run it from there.",
+        )
 
 
 @dataclass(frozen=True)

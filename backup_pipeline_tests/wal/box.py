@@ -1,6 +1,8 @@
 """A cluster's agent and client: in this process for speed, or as the processes that an operator starts."""
 
 import contextlib
+import os
+import site
 import subprocess
 import sys
 import threading
@@ -9,9 +11,12 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
+import pytest
+
 from backup_pipeline import process
 from backup_pipeline.config import ClusterConfig, Config, StoreConfig
 from backup_pipeline.config_file import parse
+from backup_pipeline.engines.postgres.cluster import runs_as
 from backup_pipeline.process import Command, Completed, Identity
 from backup_pipeline.storage.store import Store, open_store
 from backup_pipeline.wal import client
@@ -37,6 +42,7 @@ class WalBox:
     data_directory: str = ""
     push_timeout: str = "20s"
     identity: Identity | None = None
+    python: str = sys.executable
     said: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -83,7 +89,7 @@ class WalBox:
 
     def client_argv(self, path: str, *, timeout_s: float = 30.0) -> tuple[str, ...]:
         options = ("--socket", str(self.socket), "--config", str(self.path), "--cluster", "main")
-        return (sys.executable, "-I", "-S", CLIENT, "push", *options, "--timeout", f"{timeout_s:g}", path)
+        return (self.python, "-I", "-S", CLIENT, "push", *options, "--timeout", f"{timeout_s:g}", path)
 
     def push(self, path: Path, *, timeout_s: float = 30.0) -> Completed:
         """Run the client as PostgreSQL does: in the data directory, with a relative path."""
@@ -92,7 +98,7 @@ class WalBox:
         return process.run(Command(argv, cwd=str(data), identity=self.identity), timeout_s=100.0, check=False)
 
     def program(self, *args: str) -> Command:
-        argv = (sys.executable, "-I", "-m", "backup_pipeline.cli", "--config", str(self.path), *args)
+        argv = (self.python, "-I", "-m", "backup_pipeline.cli", "--config", str(self.path), *args)
         return Command(argv, identity=self.identity, cwd="/")
 
     @contextlib.contextmanager
@@ -128,6 +134,27 @@ class WalBox:
             stop.set()
             thread.join(30)
             assert not thread.is_alive()
+
+
+def python_for(identity: Identity | None, folder: Path) -> str:
+    """A Python with all of ours that a server's user can run; where none is to be had, the test is skipped.
+
+    When that of the tests lies in root's home: the system's, with the same packages.
+    """
+    if runs_as(Path(sys.executable), identity):
+        return sys.executable
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    system = Path("/usr/bin") / version
+    if not system.exists() or not os.access(Path(CLIENT), os.R_OK):
+        pytest.skip(f"needs a {version} that user nobody may run")
+    packages = folder / "python" / "lib" / version / "site-packages"
+    packages.mkdir(parents=True)
+    (folder / "python" / "bin").mkdir()
+    (folder / "python" / "pyvenv.cfg").write_text("home = /usr/bin\n")
+    (folder / "python" / "bin" / "python").symlink_to(system)
+    places = [str(Path(CLIENT).parents[2]), *site.getsitepackages()]
+    (packages / "ours.pth").write_text("\n".join(places))
+    return str(folder / "python" / "bin" / "python")
 
 
 def wait_for(reached: Callable[[], bool], *, timeout_s: float = 30.0) -> None:
