@@ -18,14 +18,16 @@ from backup_pipeline.actions import backups, dump, setup
 from backup_pipeline.actions import prove as proving
 from backup_pipeline.actions import prune as pruning
 from backup_pipeline.actions.protected import Protected
+from backup_pipeline.commands import base_backup as base_commands
+from backup_pipeline.commands import cluster_tables
 from backup_pipeline.commands.context import Context, json_option, now, pass_context
 from backup_pipeline.commands.restore import restore, undo
 from backup_pipeline.commands.wal import wal
 from backup_pipeline.config import StoreConfig
 from backup_pipeline.config_file import store_location
-from backup_pipeline.domain.backup import MANUAL_TIER, Backup, BackupId, Proof, Verdict
+from backup_pipeline.domain.backup import MANUAL_TIER, Backup, BackupId, CatalogListing, Proof, Verdict
 from backup_pipeline.errors import EXIT_CODES, BackupError
-from backup_pipeline.storage import catalog, catalog_rebuild
+from backup_pipeline.storage import base_backups, catalog, catalog_rebuild
 from backup_pipeline.units import show_count, show_line
 
 _EPILOG = "\b\nExit codes:\n" + "\n".join(f"  {code:>3}  {meaning}" for code, meaning in EXIT_CODES)
@@ -134,23 +136,29 @@ def backup(context: Context, database: str, tier: str, wanted: bool | None, as_j
 
 
 @cli.command("list")
-@click.argument("database", required=False, default="")
+@click.argument("database", metavar="[DATABASE|CLUSTER]", required=False, default="")
 @json_option
 @pass_context
 def list_(context: Context, database: str, as_json: bool) -> None:
     """Show the backups that exist in the store, newest first."""
-    if database:
+    bases = base_commands.listing(context, database)
+    if database in context.config.clusters:
+        found = CatalogListing(())
+    elif database:
         found = backups.listing(context.protected(database))
     else:
         each = (context.protected(name) for name in context.config.databases)
         found = backups.listing_of_all(context.store(), each)
     if as_json:
-        terminal.print_json([terminal.backup_record(item) for item in found.backups])
-    elif found.backups:
-        terminal.print_table(terminal.backups_table(found.backups, now()))
-    else:
+        records = [terminal.backup_record(item) for item in found.backups]
+        terminal.print_json([*records, *map(cluster_tables.base_record, bases.backups)])
+    elif not found.backups and not bases.backups:
         click.echo(f"no backups{f' of {database}' if database else ''} in {context.config.store.url}")
-    for key, reason in found.unreadable:
+    if found.backups and not as_json:
+        terminal.print_table(terminal.backups_table(found.backups, now()))
+    if bases.backups and not as_json:
+        terminal.print_table(cluster_tables.bases_table(bases.backups, now()))
+    for key, reason in dict.fromkeys((*found.unreadable, *bases.unreadable)):
         click.echo(show_line(f"UNREADABLE {key}: {reason}"), err=True)
 
 
@@ -160,6 +168,9 @@ def list_(context: Context, database: str, as_json: bool) -> None:
 @pass_context
 def show(context: Context, backup_id: str, as_json: bool) -> None:
     """Everything that is known of one backup."""
+    if (base := base_commands.find(context, backup_id)) is not None:
+        base_commands.show(context, base, as_json=as_json)
+        return
     protected = context.owner_of(backup_id)
     _show(protected, backups.find(protected, backup_id).id, as_json=as_json)
 
@@ -288,18 +299,22 @@ def probe(context: Context, as_json: bool) -> None:
 def rebuild(context: Context, as_json: bool) -> None:
     """Write a lost catalog anew from the copies that lie beside the backups."""
     rebuilt = catalog_rebuild.rebuild(context.store())
-    for key, reason in rebuilt.refused:
+    refused, done = list(rebuilt.refused), list(rebuilt.backups)
+    for name in context.config.clusters:
+        found, problems = base_backups.rebuild(context.store(), name)
+        refused, done = [*refused, *problems], [*done, *found]
+    for key, reason in refused:
         click.echo(show_line(f"NOT REBUILT {key}: {reason}"), err=True)
     if as_json:
-        refused = [{"key": key, "reason": reason} for key, reason in rebuilt.refused]
-        terminal.print_json({"rebuilt": [str(item) for item in rebuilt.backups], "refused": refused})
+        told = [{"key": key, "reason": reason} for key, reason in refused]
+        terminal.print_json({"rebuilt": [str(item) for item in done], "refused": told})
         return
-    for item in rebuilt.backups:
+    for item in done:
         click.echo(f"rebuilt {item}")
-    click.echo(f"{show_count(len(rebuilt.backups), 'manifest')} rebuilt")
+    click.echo(f"{show_count(len(done), 'manifest')} rebuilt")
 
 
-for command in (restore, undo, wal):
+for command in (restore, undo, wal, base_commands.base_backup):
     cli.add_command(command)
 
 

@@ -20,7 +20,6 @@ from backup_pipeline.actions.prune import Prune, Pruned
 from backup_pipeline.actions.report import Lines, Progress, Report
 from backup_pipeline.domain.backup import Backup, Proof, Verdict
 from backup_pipeline.units import show_bytes, show_line, show_seconds
-from backup_pipeline.wal.status import WalStatus
 
 _STYLES = {
     Verdict.PROVEN: "green",
@@ -169,7 +168,7 @@ def backup_details(backup: Backup, where: str, now: datetime) -> Table:
         rows += _proof_rows(backup.proof)
     if last := backup.last_attempt:
         rows += [("last attempt", f"{last.verdict}, {_made(last)}"), *_found_rows(last)]
-    return _two_columns(rows)
+    return two_columns(rows)
 
 
 def proof_details(backup: Backup, proof: Proof) -> Table:
@@ -177,7 +176,7 @@ def proof_details(backup: Backup, proof: Proof) -> Table:
     rows = [("backup", str(backup.id)), ("verdict", str(proof.verdict)), *_proof_rows(proof)]
     if backup.proof and backup.proof != proof:
         rows.append(("stands", f"{backup.verdict}, {_made(backup.proof)}"))
-    return _two_columns(rows)
+    return two_columns(rows)
 
 
 def _proof_rows(proof: Proof) -> list[tuple[str, str]]:
@@ -197,84 +196,14 @@ def _found_rows(proof: Proof) -> list[tuple[str, str]]:
     ]
 
 
-def _two_columns(rows: Sequence[tuple[str, str]]) -> Table:
+def two_columns(rows: Sequence[tuple[str, str]]) -> Table:
+    """Names and values."""
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
     for name, value in rows:
         table.add_row(name, Text(value))
     return table
-
-
-def wal_record(status: WalStatus) -> dict[str, object]:
-    """How archiving stands, as JSON for scripts; times ISO 8601 in UTC, sizes in bytes."""
-    archiver, archive, newest = status.archiver, status.archive, status.newest
-    segment_bytes = archive.segment_bytes if archive else 0
-    return {
-        "cluster": status.cluster,
-        "at": status.at.isoformat(),
-        "agent": {"answers": status.agent.answers, "said": status.agent.said, **dict(status.agent.told)},
-        "ready": archiver.ready,
-        "oldest_ready_s": _seconds_since(archiver.oldest_ready_at, status.at),
-        "archived_count": archiver.archived,
-        "failed_count": archiver.failed,
-        "failing": archiver.is_failing,
-        "last_failed_wal": archiver.last_failed or None,
-        "last_failed_at": archiver.last_failed_at.isoformat() if archiver.last_failed_at else None,
-        "timeline": archiver.timeline,
-        "lsn": str(archiver.lsn),
-        "newest": newest.segment.name(segment_bytes) if newest else None,
-        "newest_at": newest.archived_at.isoformat() if newest else None,
-        "lag_bytes": status.lag_bytes,
-        "lag_s": status.lag_s,
-        "segments": sum(len(found) for found in archive.segments.values()) if archive else 0,
-        "stored_bytes": archive.stored_bytes if archive else 0,
-        "gaps": [gap.names(segment_bytes) for gap in archive.gaps()] if archive else [],
-        "problems": list(status.problems),
-    }
-
-
-def _seconds_since(moment: datetime | None, now: datetime) -> float | None:
-    return max(0.0, (now - moment).total_seconds()) if moment else None
-
-
-def wal_details(status: WalStatus) -> Table:
-    """How archiving stands, for a person."""
-    table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column()
-    archiver, archive, newest = status.archiver, status.archive, status.newest
-    told = dict(status.agent.told)
-    rows = [
-        (
-            "agent",
-            f"version {told.get('program')}, process {told.get('pid')}, {told.get('archived')} archived"
-            if status.agent.answers
-            else f"NONE ({status.agent.said})",
-        ),
-        ("waiting", "not shown to this role" if archiver.ready is None else _waiting(status)),
-        ("archiver", f"{archiver.archived} archived, {archiver.failed} failed"),
-    ]
-    if archiver.last_failed_at:
-        rows.append(
-            ("last failure", f"{archiver.last_failed}, {show_age(archiver.last_failed_at, status.at)}")
-        )
-    if archive and newest:
-        name = newest.segment.name(archive.segment_bytes)
-        rows.append(("newest", f"{name}, {show_age(newest.archived_at, status.at)}"))
-        behind = f"{show_bytes(status.lag_bytes or 0)}, {show_seconds(status.lag_s or 0.0)}"
-        rows.append(("behind", f"{behind} (the server is at {archiver.lsn}, timeline {archiver.timeline})"))
-    rows += [("PROBLEM", line) for line in status.problems]
-    for name, value in rows:
-        table.add_row(name, Text(show_line(value)))
-    return table
-
-
-def _waiting(status: WalStatus) -> str:
-    oldest = status.archiver.oldest_ready_at
-    return f"{status.archiver.ready} files" + (
-        f", the oldest {show_age(oldest, status.at)}" if oldest else ""
-    )
 
 
 def print_table(table: Table) -> None:

@@ -37,7 +37,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "botocore": ("storage/",),
     "psycopg": ("engines/", "actions/", "demo/"),
     "click": ("cli.py", "commands/", "demo/"),
-    "rich": ("terminal.py",),
+    "rich": ("terminal.py", "commands/"),
 }
 MODULES = sorted(ROOT.rglob("*.py"))
 

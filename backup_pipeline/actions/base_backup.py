@@ -21,9 +21,11 @@ from backup_pipeline.domain.base_backup import (
     BASE_OBJECT,
     FILE_LIST_OBJECT,
     BaseBackup,
+    BaseListing,
     BaseManifest,
     Tablespace,
 )
+from backup_pipeline.domain.choice import LATEST
 from backup_pipeline.domain.layout import SCRATCH, base_prefix
 from backup_pipeline.domain.wal import TimelineHistory, parse_history
 from backup_pipeline.engines.postgres import base_backup as engine
@@ -37,7 +39,7 @@ from backup_pipeline.engines.postgres.source_cluster import (
     read_outside_files,
     server_clock,
 )
-from backup_pipeline.errors import Refused, ServerError
+from backup_pipeline.errors import BackupNotFound, Refused, ServerError
 from backup_pipeline.storage import base_backups, leases
 from backup_pipeline.units import show_bytes, show_seconds
 from backup_pipeline.zstd import LEVEL, compressed
@@ -235,3 +237,21 @@ class _Taking:
             server_errors(source, "cannot ask the server for its time"),
         ):
             return server_clock(session)
+
+
+def choose(listing: BaseListing, text: str) -> BaseBackup:
+    """The base backup that `cluster/stamp`, or the beginning of it, names; `cluster/latest` is the newest.
+
+    Raises BackupNotFound when there is none or more than one.
+    """
+    cluster, _, wanted = text.partition("/")
+    of_cluster = [backup for backup in listing.backups if backup.id.database == cluster]
+    found = of_cluster[:1] if wanted == LATEST else []
+    found = found or [backup for backup in of_cluster if backup.id.stamp == wanted]
+    found = found or [backup for backup in of_cluster if wanted and backup.id.stamp.startswith(wanted)]
+    if len(found) != 1:
+        raise BackupNotFound(
+            f"{text} names {len(found)} base backups" if found else f"no base backup is named {text}",
+            hint=f"`backup-pipeline list {cluster}` shows what there is.",
+        )
+    return found[0]

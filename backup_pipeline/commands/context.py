@@ -38,6 +38,11 @@ class Context:
         return ("backup-pipeline", *(word for item in given.items() if item[1] for word in map(str, item)))
 
     @property
+    def alone(self) -> bool:
+        """Whether there is only a store, and no configuration."""
+        return self._alone is not None
+
+    @property
     def config(self) -> Config:
         """The configuration; with --store, one that knows nothing but the store."""
         if self._config is None:

@@ -16,6 +16,7 @@ from pathlib import Path
 import click
 
 from backup_pipeline import terminal
+from backup_pipeline.commands import cluster_tables
 from backup_pipeline.commands.context import Context, now, pass_context
 from backup_pipeline.config import ClusterConfig
 from backup_pipeline.engines.postgres.archiving import alter_system, read_archiver, read_archiving
@@ -130,9 +131,9 @@ def status(context: Context, cluster: str, as_json: bool) -> None:
         listing = None
     found = WalStatus(config.name, now(), ask_agent(config), archiver, listing)
     if as_json:
-        terminal.print_json(terminal.wal_record(found))
+        terminal.print_json(cluster_tables.wal_record(found))
     else:
-        terminal.print_table(terminal.wal_details(found))
+        terminal.print_table(cluster_tables.wal_details(found))
     if found.problems:
         raise SystemExit(5)
 

@@ -1,0 +1,153 @@
+"""A cluster's WAL and base backups as tables for a terminal, and as records for JSON.
+
+Called by the commands beside this one and by cli.py; decides nothing.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from rich.table import Table
+from rich.text import Text
+
+from backup_pipeline.domain.base_backup import BaseBackup
+from backup_pipeline.domain.layout import base_prefix
+from backup_pipeline.terminal import show_age, two_columns
+from backup_pipeline.units import show_bytes, show_line, show_seconds
+from backup_pipeline.wal.status import WalStatus
+
+
+def wal_record(status: WalStatus) -> dict[str, object]:
+    """How archiving stands, as JSON for scripts; times ISO 8601 in UTC, sizes in bytes."""
+    archiver, archive, newest = status.archiver, status.archive, status.newest
+    segment_bytes = archive.segment_bytes if archive else 0
+    return {
+        "cluster": status.cluster,
+        "at": status.at.isoformat(),
+        "agent": {"answers": status.agent.answers, "said": status.agent.said, **dict(status.agent.told)},
+        "ready": archiver.ready,
+        "oldest_ready_s": _seconds_since(archiver.oldest_ready_at, status.at),
+        "archived_count": archiver.archived,
+        "failed_count": archiver.failed,
+        "failing": archiver.is_failing,
+        "last_failed_wal": archiver.last_failed or None,
+        "last_failed_at": archiver.last_failed_at.isoformat() if archiver.last_failed_at else None,
+        "timeline": archiver.timeline,
+        "lsn": str(archiver.lsn),
+        "newest": newest.segment.name(segment_bytes) if newest else None,
+        "newest_at": newest.archived_at.isoformat() if newest else None,
+        "lag_bytes": status.lag_bytes,
+        "lag_s": status.lag_s,
+        "segments": sum(len(found) for found in archive.segments.values()) if archive else 0,
+        "stored_bytes": archive.stored_bytes if archive else 0,
+        "gaps": [gap.names(segment_bytes) for gap in archive.gaps()] if archive else [],
+        "problems": list(status.problems),
+    }
+
+
+def _seconds_since(moment: datetime | None, now: datetime) -> float | None:
+    return max(0.0, (now - moment).total_seconds()) if moment else None
+
+
+def wal_details(status: WalStatus) -> Table:
+    """How archiving stands, for a person."""
+    archiver, archive, newest = status.archiver, status.archive, status.newest
+    told = dict(status.agent.told)
+    rows = [
+        (
+            "agent",
+            f"version {told.get('program')}, process {told.get('pid')}, {told.get('archived')} archived"
+            if status.agent.answers
+            else f"NONE ({status.agent.said})",
+        ),
+        ("waiting", "not shown to this role" if archiver.ready is None else _waiting(status)),
+        ("archiver", f"{archiver.archived} archived, {archiver.failed} failed"),
+    ]
+    if archiver.last_failed_at:
+        rows.append(
+            ("last failure", f"{archiver.last_failed}, {show_age(archiver.last_failed_at, status.at)}")
+        )
+    if archive and newest:
+        name = newest.segment.name(archive.segment_bytes)
+        rows.append(("newest", f"{name}, {show_age(newest.archived_at, status.at)}"))
+        behind = f"{show_bytes(status.lag_bytes or 0)}, {show_seconds(status.lag_s or 0.0)}"
+        rows.append(("behind", f"{behind} (the server is at {archiver.lsn}, timeline {archiver.timeline})"))
+    rows += [("PROBLEM", line) for line in status.problems]
+    return two_columns([(name, show_line(value)) for name, value in rows])
+
+
+def _waiting(status: WalStatus) -> str:
+    oldest = status.archiver.oldest_ready_at
+    return f"{status.archiver.ready} files" + (
+        f", the oldest {show_age(oldest, status.at)}" if oldest else ""
+    )
+
+
+def bases_table(backups: Sequence[BaseBackup], now: datetime) -> Table:
+    """The base backups, newest first, a line each."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("BASE BACKUP", "AGE", "SIZE", "CLUSTER SIZE", "TOOK", "NOTE"):
+        table.add_column(column, no_wrap=True, justify="right" if "SIZE" in column else "left")
+    for backup in backups:
+        manifest = backup.manifest
+        notes = [
+            *(["pinned"] if backup.pinned else []),
+            *(["from a standby"] if manifest.from_standby else []),
+            *(["DAMAGED PAGES IN THE SOURCE"] if manifest.page_checksums_wrong else []),
+        ]
+        table.add_row(
+            Text(str(backup.id)),
+            show_age(manifest.stopped_at, now),
+            show_bytes(manifest.size_bytes),
+            show_bytes(manifest.source_bytes),
+            show_seconds(manifest.duration_s),
+            Text(", ".join(notes), style="bold red" if manifest.page_checksums_wrong else ""),
+        )
+    return table
+
+
+def base_record(backup: BaseBackup) -> dict[str, object]:
+    """One base backup as JSON for scripts; times ISO 8601 in UTC, sizes in bytes."""
+    manifest = backup.manifest
+    return {
+        "kind": "base backup",
+        "id": str(backup.id),
+        "cluster": backup.id.database,
+        "started_at": manifest.started_at.isoformat(),
+        "stopped_at": manifest.stopped_at.isoformat(),
+        "start_lsn": str(manifest.start.lsn),
+        "end_lsn": str(manifest.end.lsn),
+        "timeline": manifest.end.timeline,
+        "system_identifier": manifest.system_identifier,
+        "server_version": manifest.server_version_text,
+        "size_bytes": manifest.size_bytes,
+        "source_bytes": manifest.source_bytes,
+        "duration_s": manifest.duration_s,
+        "from_standby": manifest.from_standby,
+        "page_checksums": manifest.page_checksums,
+        "page_checksums_wrong": manifest.page_checksums_wrong,
+        "pinned": backup.pinned,
+        "notes": list(manifest.notes),
+    }
+
+
+def base_details(backup: BaseBackup, where: str, now: datetime) -> Table:
+    """Everything of one base backup that helps to decide whether to recover from it."""
+    manifest = backup.manifest
+    kind = "standby" if manifest.from_standby else "primary"
+    checked = "none" if not manifest.page_checksums else "WRONG" if manifest.page_checksums_wrong else "right"
+    rows: list[tuple[str, str]] = [
+        ("base backup", str(backup.id) + (", pinned" if backup.pinned else "")),
+        ("taken", f"{manifest.stopped_at:%Y-%m-%d %H:%M:%S} UTC, {show_age(manifest.stopped_at, now)}"),
+        ("size", f"{show_bytes(manifest.size_bytes)}, of a cluster of {show_bytes(manifest.source_bytes)}"),
+        ("server", f"PostgreSQL {manifest.server_version_text}, {kind}, system {manifest.system_identifier}"),
+        ("WAL", f"from {manifest.start} to {manifest.end}, in the archive"),
+        ("page checksums", checked),
+        *(("tablespace", f"{item.oid}  {item.location}") for item in manifest.tablespaces),
+        *(("note", note) for note in manifest.notes),
+        *(
+            ("object", f"{item.name}  {show_bytes(item.size_bytes)}  sha256 {item.sha256}")
+            for item in manifest.objects
+        ),
+        ("stored", f"{where}/{base_prefix(backup.id)}"),
+    ]
+    return two_columns(rows)

@@ -1,0 +1,98 @@
+"""`backup-pipeline base-backup`, and `list` and `show` of what it took, as an operator runs them."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from backup_pipeline.domain.layout import catalog_key
+from backup_pipeline.storage import base_backups
+from backup_pipeline_tests.actions.cluster_box import ClusterBox, a_cluster
+from backup_pipeline_tests.domain.values import manifest
+from backup_pipeline_tests.servers import postgres as servers
+from backup_pipeline_tests.storage.backups import put_backup
+
+TEXT = """
+[store]
+url = "file:store"
+
+[databases.app]
+dsn = "postgresql://nobody@127.0.0.1:1/app"
+
+[clusters.main]
+dsn = "{dsn}"
+stall_timeout = "60s"
+"""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder with a configuration, its store, and the cluster that it names."""
+
+    folder: Path
+    box: ClusterBox
+
+    def run(self, *args: str, code: int = 0) -> tuple[str, str]:
+        """(standard output, standard error) of `backup-pipeline`."""
+        argv = [sys.executable, "-m", "backup_pipeline.cli", *args]
+        done = subprocess.run(argv, cwd=self.folder, capture_output=True, text=True, timeout=100, check=False)
+        assert done.returncode == code, done.stderr
+        return done.stdout, done.stderr
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    folder = tmp_path_factory.mktemp("cli")
+    with a_cluster(servers.bin_dir_17(), folder / "store") as box:
+        (folder / "backups.toml").write_text(TEXT.format(dsn=box.cluster.endpoint().dsn), encoding="utf-8")
+        put_backup(box.store, manifest())
+        yield Place(folder, box)
+
+
+def test_a_base_backup_is_taken_listed_and_shown(place: Place) -> None:
+    assert "no backups of main" in place.run("list", "main")[0]
+    with place.box.shipping():
+        out, err = place.run("base-backup", "main", "--fast", "--json")
+    taken = json.loads(out)
+    assert "asked for a fast checkpoint" in err
+    assert "published main/" in err
+    assert taken["cluster"] == "main"
+    assert taken["system_identifier"] == place.box.system
+    shown = place.run("list", "main")[0]
+    assert shown.splitlines()[0].startswith("BASE BACKUP")
+    assert taken["id"] in shown
+    assert json.loads(place.run("list", "main", "--json")[0]) == [taken]
+    everything, warned = place.run("list")
+    assert taken["id"] in everything
+    assert "app/20260301T020000Z-3f9a1c" in everything
+    assert not warned
+    assert taken["id"] not in place.run("list", "app")[0]
+    for name in (taken["id"], taken["id"][:-3], "main/latest"):
+        details = place.run("show", name)[0]
+        assert "in the archive" in details
+        assert "base.tar.zst" in details
+    assert json.loads(place.run("show", taken["id"], "--json")[0]) == taken
+    assert "no base backup is named main/2020" in place.run("show", "main/2020", code=9)[1]
+    assert "app/20260301T020000Z-3f9a1c" in place.run("show", "app/20260301T02")[0]
+    alone = ("--store", (place.folder / "store").as_uri())
+    assert taken["id"] in place.run(*alone, "list", "main")[0]
+    assert taken["id"] in place.run(*alone, "show", taken["id"])[0]
+    key = catalog_key(base_backups.list_base_backups(place.box.store, "main").backups[0].id)
+    data = (place.folder / "store" / key).read_bytes()
+    (place.folder / "store" / key).write_bytes(data[:-5])
+    assert f"UNREADABLE {key}" in place.run("list", "main")[1]
+    assert place.run("list")[1].count("UNREADABLE") == 1
+    (place.folder / "store" / key).unlink()
+    assert f"rebuilt {taken['id']}" in place.run("rebuild")[0]
+    assert taken["id"] in place.run("list", "main")[0]
+
+
+def test_what_is_not_configured_or_not_reachable_is_said(place: Place) -> None:
+    assert "no cluster maim is configured" in place.run("base-backup", "maim", code=3)[1]
+    assert "no cluster app is configured" in place.run("base-backup", "app", code=3)[1]
+    alone = ("--store", (place.folder / "store").as_uri())
+    assert "needs the configuration" in place.run(*alone, "base-backup", "main", code=3)[1]
