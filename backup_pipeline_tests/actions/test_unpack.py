@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from backup_pipeline import process
 from backup_pipeline.actions.unpack import unpack
 from backup_pipeline.domain.backup import ObjectRole
 from backup_pipeline.domain.base_backup import BaseManifest
@@ -17,6 +19,7 @@ from backup_pipeline.engines.postgres.scratch import private_folder
 from backup_pipeline.engines.postgres.server import connect
 from backup_pipeline.engines.postgres.unpack import plan_places
 from backup_pipeline.errors import BackupNotFound, Corrupt, Refused
+from backup_pipeline.process import Command
 from backup_pipeline.storage import base_backups
 from backup_pipeline.storage.directory import DirectoryStore
 from backup_pipeline.storage.store import read_all
@@ -195,3 +198,27 @@ def test_from_a_standby_that_came_from_a_base_backup(box: ClusterBox, manifest: 
             unpacked(box, taken, again)
             with started(box, again) as cluster:
                 assert ask(cluster.endpoint(), "SELECT n FROM public.seen") == 1
+
+
+@pytest.mark.parametrize("by", ["us", "tar and zstd"])
+def test_postgresqls_own_check_finds_it_whole(
+    box: ClusterBox, manifest: BaseManifest, tmp_path: Path, by: str
+) -> None:
+    """Also when it was unpacked without this software, as the record says."""
+    (base,), (listed,) = manifest.of_role(ObjectRole.BASE), manifest.of_role(ObjectRole.FILE_LIST)
+    folder, names = tmp_path / "data", tmp_path / "names"
+    names.write_bytes(read_all(box.store, listed.key))
+    if by == "us":
+        unpack(box.store, manifest, plan_places(folder, ()), clock=now, report=Said())
+    else:
+        if shutil.which("zstd") is None:
+            pytest.skip("needs zstd: apt-get install zstd")
+        folder.mkdir()
+        (tmp_path / "base.tar.zst").write_bytes(read_all(box.store, base.key))
+        taking_apart = ("tar", "--zstd", "-xf", str(tmp_path / "base.tar.zst"), "-C", str(folder))
+        process.run(Command(taking_apart), timeout_s=60)
+    verify = f"{servers.bin_dir_17()}/pg_verifybackup"
+    argv = (verify, "--no-parse-wal", "--exit-on-error", f"--manifest-path={names}", str(folder))
+    assert "successfully verified" in process.run(Command(argv), timeout_s=60).stdout
+    (folder / "PG_VERSION").write_text("18\n")
+    assert process.run(Command(argv), timeout_s=60, check=False).returncode == 1

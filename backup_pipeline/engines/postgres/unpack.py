@@ -158,7 +158,9 @@ class Unpacking:
                 hint=_TAMPERED,
             )
         root = unfinished(self.places.data)
-        (root / TABLESPACE_MAP).unlink(missing_ok=True)  # PostgreSQL would link to the source's places
+        with contextlib.suppress(FileNotFoundError):
+            if (root / TABLESPACE_MAP).stat().st_size:  # PostgreSQL would link to the source's places
+                (root / TABLESPACE_MAP).unlink()
         for oid, place in self.places.tablespaces.items():
             link = root / _LINKS / str(oid)
             link.symlink_to(place)
