@@ -55,7 +55,7 @@ class Agent:
 
     def __init__(self, config: AgentConfig, archive: WalArchive, *, log: Callable[[str], object]) -> None:
         self.config, self.say = config, log
-        self.pusher = Pusher(archive.push, log=log)
+        self._archive, self.pusher = archive, Pusher(archive.push, log=log)
         self._since_s = time.monotonic()
 
     def serve(self, stop: threading.Event) -> None:
@@ -66,6 +66,7 @@ class Agent:
         with _alone(self.config.socket), _Server(self) as server:
             thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": _POLL_S})
             thread.start()
+            threading.Thread(target=self._look, daemon=True).start()
             self.say(f"agent of {self.config.cluster} listens at {self.config.socket}")
             try:
                 stop.wait()
@@ -75,6 +76,13 @@ class Agent:
                 thread.join()
                 self.config.socket.unlink(missing_ok=True)
                 self.pusher.close()
+
+    def _look(self) -> None:
+        """Open the store's clients, which takes a second, before the first segment waits for it."""
+        try:
+            self.say(f"the archive of {self.config.cluster} takes WAL of {self._archive.look()}")
+        except BackupError as error:
+            self.say(f"the archive of {self.config.cluster} cannot be used: {error}")
 
     def answer(self, line: bytes, pulse: Callable[[], object]) -> Answer | None:
         """What to say to a line; None: nothing, and the client does without. `pulse` shows work."""

@@ -19,7 +19,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import IO
 
-from backup_pipeline.domain.layout import ArchivedWal, parse_wal_key, wal_key, wal_name_prefix
+from backup_pipeline.domain.layout import (
+    ArchivedWal,
+    parse_wal_key,
+    wal_identity_key,
+    wal_key,
+    wal_name_prefix,
+)
 from backup_pipeline.domain.wal import (
     HEADER_BYTES,
     WalKind,
@@ -31,7 +37,7 @@ from backup_pipeline.domain.wal import (
 )
 from backup_pipeline.errors import ConfigError, ObjectExists, ObjectNotFound, Refused, StoreError
 from backup_pipeline.storage.store import ObjectInfo, Store
-from backup_pipeline.wal.identity import Door, read_system_identifier
+from backup_pipeline.wal.identity import Door, read_identity, read_system_identifier
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -70,6 +76,12 @@ class WalArchive:
         self.store, self.cluster = store, cluster
         self._door = Door(store, cluster, clock)
         self._data_directory = data_directory
+
+    def look(self) -> str:
+        """Ask the store once, which opens its clients; whose the archive is. Raises StoreError, Corrupt."""
+        first = next(self.store.list(wal_identity_key(self.cluster)), None)
+        identity = read_identity(self.store, self.cluster) if first else None
+        return f"PostgreSQL system {identity.system_identifier}" if identity else "whoever is first"
 
     def push(self, path: Path) -> Pushed:
         """Archive the file at `path`, absolute, in pg_wal of a data directory. Durable on return.

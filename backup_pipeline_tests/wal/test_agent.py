@@ -183,9 +183,9 @@ def test_a_slow_push_is_told_in_time_and_goes_on(box: WalBox, data: DataDirector
         assert (late.returncode, "still being tried" in late.stderr) == (TOO_LATE, True)
         late = box.push(path, timeout_s=1.0)
         assert (late.returncode, "within 1 s" in late.stderr) == (1, True)
+        assert held.pushed == [path.name]  # one push, asked for twice
         held.go.set()
         assert box.push(path).returncode == 0
-    assert held.pushed == [path.name]  # one push, asked for three times
     assert numbers(box) == (3,)
 
 
@@ -228,6 +228,14 @@ def test_an_agent_tells_how_it_is(box: WalBox) -> None:
     with box.agent():
         told = dict(ask_agent(box.cluster).told)
         assert (told["program"], told["pid"], told["archived"]) == ("1.2", str(os.getpid()), "0")
+        wait_for(lambda: "the archive of main takes WAL of whoever is first" in box.said)
+
+
+def test_an_agent_says_at_once_that_the_store_is_away(box: WalBox, tmp_path: Path) -> None:
+    archive = WalArchive(box.store, "main", clock=now)
+    (tmp_path / "store").rmdir()
+    with box.agent(archive):
+        wait_for(lambda: any("cannot be used: the store's folder" in line for line in box.said))
 
 
 # Who may come in
