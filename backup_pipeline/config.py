@@ -36,6 +36,11 @@ class Secret:
     file: str = ""
     key: str = ""  # where it stands: the configuration's file, and the key in it
 
+    @property
+    def named(self) -> bool:
+        """Whether anything was said of it; with a store alone nothing is."""
+        return bool(self.value or self.env or self.file)
+
     def reveal(self) -> str:
         """The value. Raises ConfigError when its variable is not set or its file not readable."""
         if self.env:

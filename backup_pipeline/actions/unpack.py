@@ -34,8 +34,11 @@ def unpack(
     clock: Clock,
     report: Report,
     owner: Identity | None = None,
+    durable: bool = True,
 ) -> None:
-    """Fill `places` with the backup's files; durable on return. When it raises, nothing is left there.
+    """Fill `places` with the backup's files. When it raises, nothing is left there.
+
+    Durable on return, unless a server is started there next, which makes it so: `durable` says.
 
     `owner` is the user that the server will run as, where that is not ours. The WAL that makes it
     consistent is not brought. Raises Corrupt, StoreError, BackupNotFound, Refused, ToolError.
@@ -47,7 +50,7 @@ def unpack(
         listed = fetch_file_list(store, manifest)
         total = sum(file.size_bytes for file in listed.files.values())
         tell = timed(report, "unpack")
-        with unpacking(places, listed, owner=owner) as work:
+        with unpacking(places, listed, owner=owner, durable=durable) as work:
             for oid, item in _archives(manifest):
                 chunks = decompressed(verified(store, item), item.key)
                 work.add(item.key, oid, _telling(chunks, lambda: tell(work.read_bytes, total)))

@@ -10,7 +10,8 @@ from pathlib import Path
 import click
 
 from backup_pipeline.actions.protected import Protected, open_protected
-from backup_pipeline.config import Config, DatabaseConfig, Secret, StoreConfig, load
+from backup_pipeline.actions.protected_cluster import ProtectedCluster, open_cluster
+from backup_pipeline.config import ClusterConfig, Config, DatabaseConfig, Secret, StoreConfig, load
 from backup_pipeline.errors import ConfigError
 from backup_pipeline.storage.store import Store, open_store
 
@@ -60,6 +61,12 @@ class Context:
             nameless = DatabaseConfig(name, Secret(key=f"databases.{name}.dsn"))
             config = dataclasses.replace(config, databases={name: nameless})
         return open_protected(config, name)
+
+    def cluster(self, name: str) -> ProtectedCluster:
+        """The cluster `name` with its store opened; with --store, known by what lies there alone."""
+        if self._alone:
+            return ProtectedCluster(ClusterConfig(name, Secret(key=f"clusters.{name}.dsn")), self.store())
+        return open_cluster(self.config, name)
 
     def configured(self, name: str | None) -> list[str]:
         """`name`, or all databases, of the configuration.

@@ -8,9 +8,7 @@ had not answered, the client does itself.
 import contextlib
 import fcntl
 import os
-import socketserver
 import stat
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,14 +20,13 @@ from pathlib import Path
 from backup_pipeline.errors import BackupError, Busy, ConfigError
 from backup_pipeline.wal.ahead import Pusher
 from backup_pipeline.wal.archive import Pushed, WalArchive
+from backup_pipeline.wal.listener import Listener
 from backup_pipeline.wal.protocol import (
-    MAX_LINE_BYTES,
     NOT_MINE,
     PULSE_S,
     VERSION,
     Answer,
     Request,
-    answer_line,
     read_request,
 )
 
@@ -63,7 +60,7 @@ class Agent:
 
         Raises Busy when another agent listens there, ConfigError for a folder that others may enter.
         """
-        with _alone(self.config.socket), _Server(self) as server:
+        with _alone(self.config.socket), Listener(self, self.config.socket) as server:
             thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": _POLL_S})
             thread.start()
             threading.Thread(target=self._look, daemon=True).start()
@@ -140,53 +137,6 @@ class Agent:
             "failed": str(self.pusher.failed),
             "ahead": str(self.pusher.waiting),
         }
-
-
-class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
-    """A thread for each client, and no more than can be served."""
-
-    daemon_threads = False
-    block_on_close = True
-    request_queue_size = _AT_ONCE
-
-    def __init__(self, agent: Agent) -> None:
-        self.agent = agent
-        self._free = threading.BoundedSemaphore(_AT_ONCE)
-        old = os.umask(0o177)
-        try:
-            super().__init__(str(agent.config.socket), _Connection)
-        finally:
-            os.umask(old)
-
-    def verify_request(self, request: object, client_address: object) -> bool:  # noqa: ARG002
-        """Turn away whoever is one too many: the client does without."""
-        return self._free.acquire(blocking=False)
-
-    def process_request_thread(self, request: object, client_address: object) -> None:
-        """As it is, and free the place."""
-        try:
-            super().process_request_thread(request, client_address)  # type: ignore[arg-type]
-        finally:
-            self._free.release()
-
-    def handle_error(self, request: object, client_address: object) -> None:  # noqa: ARG002
-        """A client that went away in the middle is no news: what it asked for goes on."""
-        error = sys.exc_info()[1]
-        if not isinstance(error, OSError):
-            self.agent.say(f"a request failed: {error!r}")
-
-
-class _Connection(socketserver.StreamRequestHandler):
-    timeout = _READ_WITHIN_S
-
-    def handle(self) -> None:
-        server = self.server
-        if not isinstance(server, _Server):
-            raise TypeError
-        line = self.rfile.readline(MAX_LINE_BYTES)
-        answer = server.agent.answer(line, lambda: self.wfile.write(b"\n")) if line.endswith(b"\n") else None
-        if answer is not None:
-            self.wfile.write(answer_line(answer))
 
 
 @contextlib.contextmanager

@@ -76,6 +76,7 @@ class WalArchive:
         self.store, self.cluster = store, cluster
         self._door = Door(store, cluster, clock)
         self._data_directory = data_directory
+        self._known: set[int] = set()  # timelines whose history is archived
 
     def look(self) -> str:
         """Ask the store once, which opens its clients; whose the archive is. Raises StoreError, Corrupt."""
@@ -104,8 +105,21 @@ class WalArchive:
                 )
             if name.kind is WalKind.HISTORY:
                 return self._push_history(name, system, _read(file, MAX_TEXT_BYTES))
+            self._push_history_of(name.timeline, path.parent, system)
             with _packed(file) as (packed, digest, plain_bytes):
                 return self._store(name, system, packed, digest, plain_bytes)
+
+    def _push_history_of(self, timeline: int, pg_wal: Path, system: str) -> None:
+        """Archive where a timeline came from before its first segment: without it none can be recovered.
+
+        A server that was recovered with archiving off, and has it on now, never hands the file over.
+        """
+        path = pg_wal / f"{timeline:08X}.history"
+        if timeline in self._known or timeline == 1 or not path.exists():
+            return
+        with _opened(path) as file:
+            self._push_history(parse_wal_name(path.name), system, _read(file, MAX_TEXT_BYTES))
+        self._known.add(timeline)
 
     def _source(self, path: Path) -> Path:
         """The data directory whose pg_wal `path` lies in."""

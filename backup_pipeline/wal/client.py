@@ -1,15 +1,19 @@
-"""What archive_command starts for each file: asks the agent beside PostgreSQL, and is gone in milliseconds.
+"""What archive_command and restore_command start for each file: ask a socket, and be gone in milliseconds.
 
 Started by PostgreSQL in its data directory, by this file's path, so that it loads nothing else:
 
     python -I -S /…/backup_pipeline/wal/client.py push --socket S --config C --cluster N [--timeout T] %p
+    python -I -S /…/backup_pipeline/wal/client.py fetch --socket S %f %p
 
-Where no agent answers, or none that this client understands, the full program is started for the one file,
-with the same contract. It imports nothing of ours, and of the standard library as little as can be:
-PostgreSQL waits for it at every segment. What the lines of the protocol hold is written down in protocol.py.
+`push` asks the agent, `fetch` the recovery that set restore_command. Where no agent answers, or none that
+this client understands, the full program is started for the one file, with the same contract. It imports
+nothing of ours, and of the standard library as little as can be: PostgreSQL waits for it at every segment.
+What the lines of the protocol hold is written down in protocol.py.
 
-Exit codes: 0 only when the file is in the archive, durable; else 1 to 125, whatever happens. (PostgreSQL
-tries again after those. After a higher code its archiver ends, and pg_stat_archiver counts no failure.)
+Exit codes of `push`: 0 only when the file is in the archive, durable; else 1 to 125, whatever happens.
+(PostgreSQL tries again after those. After a higher code its archiver ends, and pg_stat_archiver counts no
+failure.) Of `fetch`: 0 only when the file is in place; 1 only when it is known not to exist, which PostgreSQL
+reads as the end of the WAL; else 200, which stops the recovery.
 """
 
 import os
@@ -26,6 +30,7 @@ SILENCE_S = 5.0
 """How long an agent may say nothing, not even that it is at work, before it counts as absent."""
 
 FAILED = 1
+ABSENT, FATAL = 1, 200
 NOT_MINE = 64
 _MOST_CODES = 125
 _TIMEOUT_S = 90.0
@@ -35,13 +40,15 @@ _PLAIN = frozenset(range(32, 127)) - {34, 92}  # what stands in JSON as it is
 
 
 def main(argv: "list[str]") -> int:
-    """Archive the file that `argv` names; what the command ends with."""
+    """Archive or fetch the file that `argv` names; what the command ends with."""
+    if argv[:1] == ["fetch"]:
+        return _fetch(argv)
     options = _options(argv)
     if options is None:
         return _failed(f"usage: {_USAGE}")
     path = os.path.join(os.getcwd(), options["path"])
     try:
-        answer = _ask(options, path)
+        answer = _ask(options, "push", path.rpartition("/")[2], path)
     except OSError as error:
         return _full_program(options, path, f"no agent at {options['socket']} ({error.strerror or error})")
     if isinstance(answer, str):
@@ -67,12 +74,29 @@ def _options(argv: "list[str]") -> "dict[str, str] | None":
         return None
 
 
-def _ask(options: "dict[str, str]", path: str) -> "tuple[int, str] | str":
+def _fetch(argv: "list[str]") -> int:
+    """Have a file put where PostgreSQL wants it."""
+    if len(argv) != 5 or argv[1] != "--socket":
+        return _failed("usage: fetch --socket SOCKET NAME PATH", FATAL)
+    _, _, socket_path, name, path = argv
+    options = {"socket": socket_path, "cluster": "", "timeout": "inf"}  # the recovery has its own patience
+    try:
+        answer = _ask(options, "fetch", name, os.path.join(os.getcwd(), path))
+    except OSError as error:
+        return _failed(f"no recovery at {socket_path} ({error.strerror or error})", FATAL)
+    if isinstance(answer, str):
+        return _failed(f"the recovery at {socket_path} {answer}", FATAL)
+    code, said = answer
+    if said:
+        _say(said)
+    return code if code in (0, ABSENT) else FATAL
+
+
+def _ask(options: "dict[str, str]", op: str, name: str, path: str) -> "tuple[int, str] | str":
     """The agent's answer, or what is wrong with it. Raises OSError when it does not answer."""
     deadline_s = time.monotonic() + float(options["timeout"])
-    name = path.rpartition("/")[2]
     about = f'"cluster": {_quoted(options["cluster"])}, "name": {_quoted(name)}, "path": {_quoted(path)}'
-    request = f'{{"version": {VERSION}, "op": "push", {about}}}\n'
+    request = f'{{"version": {VERSION}, "op": "{op}", {about}}}\n'
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         connection.settimeout(SILENCE_S)
@@ -141,9 +165,9 @@ def _mapped(code: int) -> int:
     return code if 0 <= code <= _MOST_CODES else FAILED
 
 
-def _failed(why: str) -> int:
+def _failed(why: str, code: int = FAILED) -> int:
     _say(why)
-    return FAILED
+    return code
 
 
 def _say(line: str) -> None:
@@ -157,5 +181,5 @@ if __name__ == "__main__":
     try:
         code = main(sys.argv[1:])
     except BaseException as error:
-        code = _failed(f"{type(error).__name__}: {error}")
+        code = _failed(f"{type(error).__name__}: {error}", FATAL if sys.argv[1:2] == ["fetch"] else FAILED)
     os._exit(code)  # nothing is left to be tidied up, and that would take as long as asking did

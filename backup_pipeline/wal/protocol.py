@@ -3,9 +3,9 @@
     {"version": 1, "op": "push", "cluster": "main", "name": "0000…", "path": "/…/pg_wal/0000…"}
     {"version": 1, "name": "0000…", "code": 0, "said": ""}
 
-Read and written here for the agent and for `wal status`; client.py, which imports nothing of ours, has its
-own few lines, and a test holds them against these. `op` is `push` or `status`; a `fetch` has the same
-members, `path` being where the file is to be put. While the agent is at work it sends an empty line each
+Read and written here for the agent, for `wal status` and for a recovery; client.py, which imports nothing
+of ours, has its own few lines, and a test holds them against these. `op` is `push` or `status`, and `fetch`
+where a recovery listens: `path` is then where the file is to be put. Who is at work sends an empty line each
 second. `code` is what the command ends with; 0 only when the file is in place, durable.
 """
 

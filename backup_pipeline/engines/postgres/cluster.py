@@ -39,6 +39,7 @@ _SOCKET_LINK = "socket"
 _SOCKET_PATH_BYTES = 107  # sun_path, less its closing zero
 _INITDB_TIMEOUT_S = 120.0
 _POLL_S = 0.02
+_SLOWEST_POLL_S = 0.5
 _PRIVATE_GIDS = range(59817, 59900)
 
 _OURS = {
@@ -76,12 +77,13 @@ class LocalCluster:
     lies in a folder of mode 0700 and asks for nothing. Run as root, the server runs as `nobody`,
     in a group that no one else is in.
 
-    With `first_oid`, what is made in it is numbered from there on.
+    With `first_oid`, what is made in it is numbered from there on. `superuser` and `database` are who enters
+    and where, to see that it answers: a cluster that others made may have others.
 
     It ends when the thread that started it ends: in order, or at once with `relaxed`. Without
     `network`, what runs in it reaches no other machine, where the system allows that: `cut_off` tells;
-    with `confined`, no files but the cluster's own, and those of PostgreSQL and the system to read:
-    `hidden` tells whether the others are out of reach.
+    with `confined`, no files but the cluster's own, those of PostgreSQL and the system to read, and what is
+    `readable` and `writable` besides: `hidden` tells whether the others are out of reach.
     """
 
     bin_dir: str
@@ -94,6 +96,10 @@ class LocalCluster:
     first_oid: int | None = None
     network: bool = True
     confined: bool = False
+    readable: tuple[str, ...] = ()
+    writable: tuple[str, ...] = ()
+    superuser: str = SUPERUSER
+    database: str = "postgres"
     cut_off: bool = field(default=False, init=False)
     hidden: bool = field(default=False, init=False)
     _server: Popen[bytes] | None = field(default=None, init=False, repr=False)
@@ -195,18 +201,19 @@ class LocalCluster:
                 *confinement.SYSTEM,
                 *(str(installed.parent / name) for name in (installed.name, "lib", "lib64", "share")),
                 *filter(None, os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep)),
+                *self.readable,
             ),
-            writable=(*confinement.DEVICES, *map(str, filter(None, own))),
+            writable=(*confinement.DEVICES, *map(str, filter(None, own)), *self.writable),
             network=self.network,
         )
 
     def _await(self, command: Command, server: Popen[bytes], timeout_s: float) -> None:
-        deadline = time.monotonic() + timeout_s
+        deadline, pause_s = time.monotonic() + timeout_s, _POLL_S
         while True:
             if (code := server.poll()) is not None:
                 raise process.failure(command, code, self._last_words())
             try:
-                connect(self.endpoint()).close()
+                connect(self.endpoint(self.database, user=self.superuser)).close()
                 return
             except ServerError as error:
                 if time.monotonic() > deadline:
@@ -214,7 +221,8 @@ class LocalCluster:
                         f"the server in {self.data} did not answer within {timeout_s:g} s",
                         detail={"said": error.message, "log": self._last_words()},
                     ) from error
-            time.sleep(_POLL_S)
+            time.sleep(pause_s)
+            pause_s = min(_SLOWEST_POLL_S, pause_s * 1.1)  # a recovery may take hours
 
     def _last_words(self) -> str:
         with contextlib.suppress(OSError), self.log.open("rb") as log:

@@ -167,15 +167,16 @@ def _begin(cluster: LocalCluster, major: int) -> None:
 
 def private_folder(parent: Path | None = None) -> contextlib.AbstractContextManager[Path]:
     """A folder for a cluster: a server that runs as another user passes through it."""
-    return spool.private_folder("scratch", parent=parent, mode=0o711, ending=_end_cluster)
+    return spool.private_folder("scratch", parent=parent, mode=0o711, ending=end_cluster)
 
 
 def collect_stale(parent: Path) -> tuple[Path, ...]:
     """End and remove the clusters that killed processes of this user left; return their folders."""
-    return spool.collect_stale("scratch", parent, _end_cluster)
+    return spool.collect_stale("scratch", parent, end_cluster)
 
 
-def _end_cluster(folder: Path) -> None:
+def end_cluster(folder: Path) -> None:
+    """End the server, and remove the socket, of a cluster that a killed process left in `folder`."""
     _end_server(folder / "cluster" / "data")
     remove_socket_folder(folder / "cluster")
 

@@ -88,6 +88,7 @@ class Unpacking:
     places: Places
     listed: FileList
     owner: Identity | None
+    durable: bool = True
     read_bytes: int = 0
     _missing: dict[bytes, ListedFile] = field(init=False, repr=False)
     _folders: dict[Path, set[bytes]] = field(default_factory=dict, repr=False)
@@ -166,8 +167,9 @@ class Unpacking:
             link.symlink_to(place)
             if self.owner is not None:
                 os.lchown(link, self.owner.uid, self.owner.gid)
-        for place in self.places.all:
-            _sync_below(unfinished(place))
+        if self.durable:
+            for place in self.places.all:
+                _sync_below(unfinished(place))
         for place in self.places.all:
             if place.exists():
                 place.rmdir()
@@ -181,9 +183,14 @@ class Unpacking:
 
 
 @contextlib.contextmanager
-def unpacking(places: Places, listed: FileList, *, owner: Identity | None = None) -> Iterator[Unpacking]:
-    """Fill new directories; when the block ends they get their names, whole and durable, the data directory
-    last. When it raises, nothing is left of them. `owner` is who the server will run as, if not us.
+def unpacking(
+    places: Places, listed: FileList, *, owner: Identity | None = None, durable: bool = True
+) -> Iterator[Unpacking]:
+    """Fill new directories; when the block ends they get their names, whole, the data directory last.
+
+    When it raises, nothing is left of them. `owner` is who the server will run as, if not us. Without
+    `durable` a crash of the machine may cost what was written: PostgreSQL makes all of it durable itself
+    before it replays.
 
     Raises Corrupt when a file is missing; Refused when another unpacking is, or died, in the same place.
     """
@@ -193,7 +200,7 @@ def unpacking(places: Places, listed: FileList, *, owner: Identity | None = None
                 f"{unfinished(place)} is there: another unpacking is under way, or was killed",
                 hint="When none is under way, remove it and begin again.",
             )
-    work = Unpacking(places, listed, owner)
+    work = Unpacking(places, listed, owner, durable)
     beside = [place.parent for place in places.tablespaces.values() if not place.parent.exists()]
     try:
         for folder in dict.fromkeys(beside):

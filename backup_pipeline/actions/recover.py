@@ -1,0 +1,392 @@
+"""Recover a whole cluster to a moment: plan and show, then unpack, replay, and see that it is what was asked.
+
+Called by cli.py and by Dagster's job. The plan is made from the store alone; the cluster may be gone. Nothing
+that exists is touched: a new directory gets its name only when the recovery was seen to have reached its
+target, and whatever fails leaves nothing behind.
+"""
+
+import contextlib
+import os
+import shlex
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from backup_pipeline.actions.protected import Clock
+from backup_pipeline.actions.protected_cluster import ProtectedCluster
+from backup_pipeline.actions.recovery_facts import RecoveryFacts, read_ending, read_facts
+from backup_pipeline.actions.report import Report
+from backup_pipeline.actions.unpack import unpack
+from backup_pipeline.domain.backup import BackupId
+from backup_pipeline.domain.base_backup import BaseManifest
+from backup_pipeline.domain.recovery_route import Ending, Judgement, find_route, judge
+from backup_pipeline.domain.recovery_target import RecoveryTarget, show_moment
+from backup_pipeline.engines.postgres import recovery
+from backup_pipeline.engines.postgres.cluster import LocalCluster, runs_as, server_identity
+from backup_pipeline.engines.postgres.recovery import ControlFile, Recovered
+from backup_pipeline.engines.postgres.scratch import end_cluster
+from backup_pipeline.engines.postgres.server import connect
+from backup_pipeline.engines.postgres.tools import Tools, find_tools
+from backup_pipeline.engines.postgres.unpack import plan_places
+from backup_pipeline.errors import BackupError, ConfigError, Refused, ServerError, ToolError
+from backup_pipeline.process import Identity
+from backup_pipeline.spool import private_folder
+from backup_pipeline.storage import leases
+from backup_pipeline.units import show_bytes, show_count, show_line, show_seconds
+from backup_pipeline.wal import client
+from backup_pipeline.wal.fetch import fetch
+from backup_pipeline.wal.prefetch import Prefetch, serving
+
+PROGRAMS = ("postgres", "pg_controldata", "pg_waldump")
+"""What a recovery needs of the server's own major version."""
+
+_LATEST_ANSWER_S = 30 * 24 * 3600.0
+_SPOOL = "pg_wal/backup_pipeline"  # its own file system, where pg_wal has one
+_UNCONFINED = (
+    "this system cannot keep the replay to its own directory: a tablespace that was made after the base "
+    "backup would lie where the source's lies"
+)
+_PYTHONS = ("/usr/bin/python3", "/usr/local/bin/python3")
+
+
+@dataclass(frozen=True)
+class RecoverRequest:
+    """What the operator asked for."""
+
+    target: RecoveryTarget
+    into: Path  # the data directory to be; it does not exist yet, or is empty
+    timeline: int = 0  # 0: the newest
+    base: BackupId | None = None  # None: the newest that was finished before the target
+    tablespaces: Mapping[int, Path] = field(default_factory=dict)  # others go to <into>.tablespaces/<oid>
+    also_write: tuple[Path, ...] = ()  # where tablespaces may be that were made after the base backup
+    patience_s: float = 300.0  # how long a store that does not answer is waited for
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A recovery that may be carried out; `lines` are for the operator to read first."""
+
+    request: RecoverRequest
+    manifest: BaseManifest
+    judged: Judgement
+    tools: Tools
+    ending: Ending
+    wal_bytes: int
+    facts: RecoveryFacts
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """The plan in words."""
+        manifest, judged, target = self.manifest, self.judged, self.request.target
+        newest = show_moment(self.ending.newest) if self.ending.newest else "not known"
+        wal = f"{show_count(len(judged.needed), 'segment')}, {show_bytes(self.wal_bytes)} compressed"
+        lines = (
+            f"target: {target}",
+            f"begins with: {manifest.id}, consistent at {show_moment(manifest.stopped_at)}, "
+            f"{show_bytes(manifest.source_bytes)}, PostgreSQL {manifest.server_version_text}",
+            f"replays: {wal}, to timeline {judged.route.timeline}"
+            + ("" if judged.to_the_end else ", at the most"),
+            f"newest that can be recovered: {newest}, LSN {judged.route.end}",
+            f"into: {self.request.into}",
+            *(
+                f"tablespace {item.oid}, once {item.location}: {self._tablespaces[item.oid]}"
+                for item in manifest.tablespaces
+                if item.oid in self._tablespaces
+            ),
+            *(f"note: {note}" for note in (*judged.notes, *self.facts.notes, *manifest.notes)),
+        )
+        return tuple(show_line(line) for line in lines)
+
+    @property
+    def _tablespaces(self) -> Mapping[int, Path]:
+        return plan_places(self.request.into, self.manifest.tablespaces, self.request.tablespaces).tablespaces
+
+
+@dataclass(frozen=True)
+class RecoverResult:
+    """What a recovery came to."""
+
+    into: Path
+    recovered: Recovered
+    unpack_s: float
+    replay_s: float
+    lines: tuple[str, ...]
+
+
+def plan(cluster: ProtectedCluster, request: RecoverRequest, *, report: Report) -> Plan:
+    """Look at the store, change nothing, and say what a recovery would do, or why it cannot.
+
+    Raises Refused for a target that cannot be reached, naming the nearest, and for a place that is taken;
+    ConfigError, ToolError, StoreError.
+    """
+    facts = read_facts(cluster, base=request.base)
+    route = find_route(
+        facts.points, facts.archive, request.target, timeline=request.timeline, base=request.base
+    )
+    manifest = facts.manifest(route.base.id)
+    major = manifest.server_version // 10000
+    tools = find_tools(cluster.config.bin_dir, exactly=major, needs=PROGRAMS)
+    ending = read_ending(cluster, facts, route, tools.path("pg_waldump"), report)
+    judged = judge(route, request.target, ending, facts.archive)
+    plan_places(request.into, manifest.tablespaces, request.tablespaces)
+    return Plan(request, manifest, judged, tools, ending, facts.stored_bytes(judged.needed), facts)
+
+
+def carry_out(cluster: ProtectedCluster, planned: Plan, *, clock: Clock, report: Report) -> RecoverResult:
+    """Recover as planned. What fails leaves nothing: no directory, no server.
+
+    Raises Refused, ToolError for a target that the replay did not meet, Corrupt, StoreError, ServerError.
+    """
+    request, manifest = planned.request, planned.manifest
+    places = plan_places(request.into, manifest.tablespaces, request.tablespaces)
+    identity, begun_s = server_identity(), time.monotonic()
+    with (
+        leases.hold(cluster.store, manifest.id, "restore", clock=clock, required=False),
+        private_folder("recovery", parent=places.data.parent, mode=0o711, ending=end_cluster) as workspace,
+        _taken_away(tuple(places.tablespaces.values())),
+    ):
+        (workspace / "cluster").mkdir(mode=0o700)
+        inside = plan_places(workspace / "cluster" / "data", manifest.tablespaces, places.tablespaces)
+        unpack(cluster.store, manifest, inside, clock=clock, report=report, owner=identity, durable=False)
+        unpacked_s = time.monotonic()
+        control = recovery.read_control_file(planned.tools.path("pg_controldata"), inside.data)
+        _check_control(control, planned)
+        kept = recovery.lay_out(inside.data, control, owner=identity)
+        recovered = _replay(
+            cluster,
+            planned,
+            workspace / "cluster",
+            tuple(places.tablespaces.values()),
+            control,
+            identity,
+            report,
+        )
+        _name(inside.data, places.data)
+    return RecoverResult(
+        request.into,
+        recovered,
+        unpacked_s - begun_s,
+        time.monotonic() - unpacked_s,
+        _result_lines(planned, recovered, kept, time.monotonic() - begun_s, identity),
+    )
+
+
+def _check_control(control: ControlFile, planned: Plan) -> None:
+    manifest = planned.manifest
+    if control.system_identifier != manifest.system_identifier or control.major != planned.tools.major:
+        raise ToolError(
+            f"{manifest.id} holds cluster {control.system_identifier} of PostgreSQL {control.major}, and its "
+            f"record says {manifest.system_identifier} of PostgreSQL {planned.tools.major}",
+            hint="Do not use this backup; look for who changed it.",
+        )
+
+
+def _replay(
+    cluster: ProtectedCluster,
+    planned: Plan,
+    folder: Path,
+    tablespaces: Sequence[Path],
+    control: ControlFile,
+    identity: Identity | None,
+    report: Report,
+) -> Recovered:
+    """Let PostgreSQL replay, and see what it came to; the server has ended on return."""
+    target = planned.request.target
+    prefetch = Prefetch(
+        partial(_fetch, cluster, system_identifier=planned.manifest.system_identifier, report=report),
+        [segment.name(planned.manifest.segment_bytes) for segment in planned.judged.needed],
+        folder / "data" / _SPOOL,
+        owner=identity,
+        patience_s=planned.request.patience_s,
+        tell=report.say,
+    )
+    with _socket_folder(identity) as beside, serving(prefetch, beside / "fetch"):
+        python = _python(identity)
+        settings = recovery.recovery_settings(
+            target,
+            to_the_end=planned.judged.to_the_end,
+            timeline=planned.judged.route.timeline,
+            restore_command=restore_command(python, beside / "fetch", beside),
+            control=control,
+        )
+        server = LocalCluster(
+            planned.tools.bin_dir,
+            folder,
+            settings=settings,
+            # WAL may make a tablespace where its source has one: files that are not ours.
+            confined=True,
+            readable=(str(beside), *_installation(python)),
+            writable=tuple(map(str, (*tablespaces, *planned.request.also_write))),
+            superuser=planned.manifest.superuser,
+            database="template1",
+        )
+        try:
+            recovered = _await(server, planned, prefetch)
+        finally:
+            server.stop()
+        if not server.hidden:
+            report.say(f"warning: {_UNCONFINED}")
+    shutil.rmtree(folder / "data" / _SPOOL)
+    return recovered
+
+
+def _fetch(
+    cluster: ProtectedCluster, name: str, path: Path, *, system_identifier: str, report: Report
+) -> None:
+    fetched = fetch(cluster.store, cluster.name, name, path, system_identifier=system_identifier)
+    report.say(f"fetched {fetched.name}")
+
+
+def _await(server: LocalCluster, planned: Plan, prefetch: Prefetch) -> Recovered:
+    target = planned.request.target
+    try:
+        server.create()  # opens its folder to the server's user
+        server.start(timeout_s=_LATEST_ANSWER_S)
+    except ToolError as error:
+        log = _log_of(server)
+        if prefetch.failure is not None:
+            raise _while_recovering(prefetch.failure, target) from error
+        raise recovery.explain(error, log, target, server.data) or error from error
+    endpoint = server.endpoint(server.database, user=server.superuser)
+    with contextlib.closing(connect(endpoint, purpose="recovery")) as session:
+        recovered = recovery.read_recovered(
+            session,
+            _log_of(server),
+            target,
+            to_the_end=planned.judged.to_the_end,
+            base_timeline=planned.judged.route.timeline,
+        )
+    if planned.judged.to_the_end:
+        missed = [name for name in prefetch.order if name not in prefetch.brought]
+        if missed:
+            raise ServerError(
+                f"the recovery to {target} cannot be believed: {missed[0]} was archived and not replayed",
+                detail={"replayed to": str(recovered.replayed_to)},
+            )
+    return recovered
+
+
+def _while_recovering(error: BackupError, target: RecoveryTarget) -> BackupError:
+    error.detail["while"] = f"recovering to {target}"
+    return error
+
+
+def _log_of(server: LocalCluster) -> str:
+    return server.log.read_text(encoding="utf-8", errors="replace")
+
+
+def restore_command(python: str, socket: Path, folder: Path) -> str:
+    """The setting: our client, copied into `folder`, where the server's user can read it."""
+    program = folder / "client.py"
+    shutil.copyfile(client.__file__, program)
+    program.chmod(0o644)
+    words = (python, "-I", "-S", str(program), "fetch", "--socket", str(socket))
+    return f"{shlex.join(words).replace('%', '%%')} %f %p"
+
+
+def _python(identity: Identity | None) -> str:
+    """A Python that the server's user can run; the client needs no library."""
+    python = next((path for path in (sys.executable, *_PYTHONS) if runs_as(Path(path), identity)), "")
+    if not python:
+        raise ToolError(
+            f"the server's user can run no Python: neither {sys.executable} nor {' nor '.join(_PYTHONS)}",
+            hint="Install python3 for all users, or run this as a user other than root.",
+        )
+    return python
+
+
+def _installation(python: str) -> tuple[str, ...]:
+    """The folders that a Python loads itself from."""
+    if python != sys.executable:
+        return ()  # the system's own
+    return tuple(dict.fromkeys((sys.prefix, sys.base_prefix, str(Path(python).resolve().parent.parent))))
+
+
+@contextlib.contextmanager
+def _socket_folder(identity: Identity | None) -> Iterator[Path]:
+    """A folder with a short path that only we and the server's user may enter."""
+    with tempfile.TemporaryDirectory(prefix="backup-fetch-") as name:
+        if identity is not None:
+            os.chown(name, identity.uid, identity.gid)
+        yield Path(name)
+
+
+@contextlib.contextmanager
+def _taken_away(folders: Iterable[Path]) -> Iterator[None]:
+    """Leave no tablespace of a recovery that failed."""
+    try:
+        yield
+    except BaseException:
+        for folder in folders:
+            shutil.rmtree(folder, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                folder.parent.rmdir()
+        raise
+
+
+def _name(data: Path, into: Path) -> None:
+    """Give the finished directory its name, durably."""
+    try:
+        os.rename(data, into)
+    except OSError as error:
+        raise Refused(
+            f"{into} came into being meanwhile: {error.strerror}", hint="Name a new directory."
+        ) from error
+    handle = os.open(into.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _result_lines(
+    planned: Plan, recovered: Recovered, kept: tuple[str, ...], took_s: float, identity: Identity | None
+) -> tuple[str, ...]:
+    into = planned.request.into
+    bin_dir, quoted = planned.tools.bin_dir, shlex.quote(str(into))
+    owner = ["owned by nobody: `chown -R` it to PostgreSQL's user first"] if identity else []
+    return tuple(
+        show_line(line)
+        for line in (
+            f"recovered {planned.manifest.id.database} into {into} in {show_seconds(took_s)}",
+            f"target: {recovered.stopped or 'all that is archived was replayed'}",
+            f"last transaction: {show_moment(recovered.last_commit_at)}; replayed to {recovered.replayed_to}",
+            f"it is on timeline {recovered.timeline}; the server is stopped",
+            *owner,
+            f"to start it: {bin_dir}/pg_ctl -D {quoted} start",
+            f"its settings are ours; those of its source are beside them: {', '.join(kept)}",
+        )
+    )
+
+
+def record(planned: Plan, result: RecoverResult) -> dict[str, object]:
+    """What was recovered, for scripts; times ISO 8601 in UTC."""
+    recovered = result.recovered
+    return {
+        "cluster": planned.manifest.id.database,
+        "into": str(result.into),
+        "base_backup": str(planned.manifest.id),
+        "target": str(planned.request.target),
+        "timeline": recovered.timeline,
+        "replayed_to": str(recovered.replayed_to),
+        "last_commit_at": recovered.last_commit_at.isoformat() if recovered.last_commit_at else None,
+        "unpack_s": round(result.unpack_s, 3),
+        "replay_s": round(result.replay_s, 3),
+        "lines": list(result.lines),
+    }
+
+
+def parse_tablespaces(given: Sequence[str]) -> Mapping[int, Path]:
+    """Read `OID=DIRECTORY`s. Raises ConfigError."""
+    found: dict[int, Path] = {}
+    for text in given:
+        oid, _, folder = text.partition("=")
+        if not oid.isascii() or not oid.isdigit() or not folder:
+            raise ConfigError(f"not a tablespace's place: {text!r}", hint="Write 16384=/srv/fast/main.")
+        found[int(oid)] = Path(folder)
+    return found

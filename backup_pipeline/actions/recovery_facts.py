@@ -1,0 +1,161 @@
+"""What a recovery is planned from: the base backups and the WAL that the store holds, and where it ends.
+
+Called by recover.py and by listings of what can be recovered. Deciding is domain/recovery_route.py's.
+"""
+
+import contextlib
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from backup_pipeline.actions.protected_cluster import ProtectedCluster
+from backup_pipeline.actions.report import Report
+from backup_pipeline.domain.backup import BackupId
+from backup_pipeline.domain.base_backup import BaseManifest
+from backup_pipeline.domain.recovery_route import Archive, BasePoint, Ending, Route
+from backup_pipeline.domain.wal import Lsn, WalKind, WalSegment, parse_wal_name
+from backup_pipeline.domain.wal_archive import ArchiveListing
+from backup_pipeline.engines.postgres.server import connect, server_errors
+from backup_pipeline.engines.postgres.source_cluster import server_clock
+from backup_pipeline.engines.postgres.waldump import last_transaction
+from backup_pipeline.errors import BackupError, ConfigError, Refused
+from backup_pipeline.storage import base_backups
+from backup_pipeline.wal.fetch import fetch
+from backup_pipeline.wal.listing import read_archive
+
+_LOOK_BACK = 64
+"""In so many last segments the last transaction is looked for."""
+
+_LONG_PAGE_HEADER_BYTES = 40  # where an idle server stands after a switch
+
+
+@dataclass(frozen=True)
+class RecoveryFacts:
+    """One system's base backups and WAL, as the store has them."""
+
+    manifests: tuple[BaseManifest, ...]
+    listing: ArchiveListing
+    notes: tuple[str, ...] = ()
+
+    @property
+    def points(self) -> tuple[BasePoint, ...]:
+        """The base backups as beginnings."""
+        return tuple(
+            BasePoint(
+                each.id,
+                each.end.timeline,
+                each.start.lsn,
+                each.end.lsn,
+                each.stopped_at,
+                each.size_bytes,
+            )
+            for each in self.manifests
+        )
+
+    @property
+    def archive(self) -> Archive:
+        """The WAL as routes are found in it."""
+        listing = self.listing
+        return Archive(
+            listing.segment_bytes,
+            {
+                timeline: {each.segment.number: each.archived_at for each in found}
+                for timeline, found in listing.segments.items()
+            },
+            listing.histories,
+            frozenset(_segments_of(listing.conflicts, listing.segment_bytes)),
+        )
+
+    def manifest(self, backup: BackupId) -> BaseManifest:
+        """The base backup of this id."""
+        return next(each for each in self.manifests if each.id == backup)
+
+    def stored_bytes(self, segments: Iterable[WalSegment]) -> int:
+        """What these segments take in the store."""
+        sizes = {
+            each.segment: each.stored_bytes for found in self.listing.segments.values() for each in found
+        }
+        return sum(sizes.get(segment, 0) for segment in segments)
+
+
+def _segments_of(names: Iterable[str], segment_bytes: int) -> Iterable[WalSegment]:
+    for text in names:
+        name = parse_wal_name(text)
+        if name.kind is WalKind.SEGMENT:
+            with contextlib.suppress(ConfigError):
+                yield WalSegment(name.timeline, name.number(segment_bytes))
+
+
+def read_facts(cluster: ProtectedCluster, *, base: BackupId | None = None) -> RecoveryFacts:
+    """Read the base backups and the WAL of the system that archives now, or of the one that `base` is of.
+
+    Raises BackupNotFound where there is no archive, or no such base backup; Refused, StoreError.
+    """
+    found = base_backups.list_base_backups(cluster.store, cluster.name)
+    system = base_backups.load(cluster.store, base).manifest.system_identifier if base else ""
+    listing = read_archive(cluster.store, cluster.name, system_identifier=system)
+    mine = [
+        each.manifest
+        for each in found.backups
+        if each.manifest.system_identifier == listing.system_identifier
+    ]
+    notes = [f"{key} cannot be read: {reason}" for key, reason in (*found.unreadable, *listing.odd)]
+    others = sorted({each.manifest.system_identifier for each in found.backups} - {listing.system_identifier})
+    if others and not mine:
+        raise Refused(
+            f"every base backup of {cluster.name} is of another system than its WAL, "
+            f"{listing.system_identifier}",
+            detail={"base backups of": ", ".join(others)},
+            hint="Take a base backup of the system that archives now, or name an earlier one with --base.",
+        )
+    return RecoveryFacts(tuple(mine), listing, tuple(notes))
+
+
+def read_ending(
+    cluster: ProtectedCluster, facts: RecoveryFacts, route: Route, pg_waldump: str, report: Report
+) -> Ending:
+    """When the last transaction of a route ended, by the segments themselves; and whether the server, if it
+    can be asked, has written nothing since.
+
+    Raises StoreError, Corrupt, ToolError.
+    """
+    last_at = None
+    system, size = facts.listing.system_identifier, facts.listing.segment_bytes
+    with tempfile.TemporaryDirectory(prefix="backup-waldump-") as folder:
+        for segment in reversed(route.segments[-_LOOK_BACK:]):
+            path = Path(folder) / segment.name(size)
+            fetch(cluster.store, cluster.name, path.name, path, system_identifier=system)
+            found = last_transaction(pg_waldump, path)
+            path.unlink()
+            if found is not None:
+                last_at = found.at
+                break
+    covered = None
+    if route.missing is None and route.doubled is None and cluster.config.dsn.named:
+        try:
+            covered = _idle_at(cluster, route.end, system)
+        except BackupError as error:
+            report.say(f"the server cannot be asked whether it has written more: {error.message}")
+    return Ending(last_at, covered)
+
+
+def _idle_at(cluster: ProtectedCluster, end: Lsn, system_identifier: str) -> datetime | None:
+    """The server's time when all that it ever wrote is archived; None when there is more."""
+    source = cluster.source()
+    with (
+        contextlib.closing(connect(source, purpose="recovery", statement_timeout_s=10.0)) as session,
+        server_errors(source, "cannot ask the server how far it has written"),
+    ):
+        at = server_clock(session)
+        row = session.execute(
+            "SELECT system_identifier::text, pg_catalog.pg_is_in_recovery(),"
+            " CASE WHEN NOT pg_catalog.pg_is_in_recovery()"
+            " THEN pg_catalog.pg_current_wal_insert_lsn()::text END"
+            " FROM pg_catalog.pg_control_system()"
+        ).fetchone()
+    if row is None or row[0] != system_identifier or row[1] or row[2] is None:
+        return None
+    written = Lsn.parse(str(row[2]))
+    return at if written.value <= end.value + _LONG_PAGE_HEADER_BYTES else None

@@ -1,0 +1,216 @@
+"""A data directory that was just unpacked, recovered: settings of ours, the replay, and what it came to.
+
+Called by actions/recover.py and by drills. Where WAL comes from is what `restore_command` says; which target,
+and whether it can be reached, was decided before. Nothing that the source's own configuration says is run.
+
+Source: PostgreSQL, "Continuous Archiving and Point-in-Time Recovery", "Archive Recovery", "Recovery Target".
+"""
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from backup_pipeline import process
+from backup_pipeline.domain.recovery_target import RecoveryTarget, TargetKind
+from backup_pipeline.domain.wal import Lsn
+from backup_pipeline.engines.postgres.event_triggers import OFF, SINCE_MAJOR
+from backup_pipeline.engines.postgres.server import Connection
+from backup_pipeline.errors import ServerError, ToolError
+from backup_pipeline.process import Command, Identity
+
+SOURCE_SUFFIX = ".source"
+"""Ends the names of the source's own configuration files, which are kept beside ours and not read."""
+
+_CONFIGURATION = ("postgresql.conf", "postgresql.auto.conf", "pg_hba.conf", "pg_ident.conf")
+_SIGNALS = ("standby.signal", "recovery.signal", "recovery.conf", "postmaster.pid", "postmaster.opts")
+_TIMEOUT_S = 60.0
+_LIMITS = {
+    # What the control file says: what WAL, and prepared transactions, may need at least.
+    "max_connections": "max_connections setting",
+    "max_worker_processes": "max_worker_processes setting",
+    "max_wal_senders": "max_wal_senders setting",
+    "max_prepared_transactions": "max_prepared_xacts setting",
+    "max_locks_per_transaction": "max_locks_per_xact setting",
+}
+_SAFE = {
+    "archive_mode": "off",
+    "listen_addresses": "",
+    "unix_socket_permissions": "0700",
+    "shared_preload_libraries": "",
+    "max_logical_replication_workers": "0",  # a copied subscription would take from the source's slot
+    "max_sync_workers_per_subscription": "0",
+}
+_CONF = """\
+# This cluster was recovered by backup-pipeline. These settings keep it to itself: it archives nothing,
+# opens no network port, loads no library and subscribes to nothing. Those of its source are in the files
+# beside this one that end in .source: take over what you need.
+{lines}
+"""
+_HBA = """\
+# The socket's mode lets in the server's own user alone.
+local all all trust
+"""
+_ENDED_EARLY = "recovery ended before configured recovery target was reached"
+_LAST_AT = re.compile(r"last completed transaction was at log time (?P<at>\S+ \S+)")
+_REDO_DONE = re.compile(r"redo done at (?P<lsn>[0-9A-F]+/[0-9A-F]+)")
+_OUTSIDE = re.compile(
+    r'(?:FATAL|PANIC): [^"\n]*"(?P<path>(?:/|pg_tblspc/)[^"\n]*)"[^\n]*'
+    r"(?:Permission denied|does not exist|No such file|File exists)"
+)
+_STOPPED = re.compile(r"recovery stopping (?:before|after|at) .*")
+
+
+@dataclass(frozen=True)
+class ControlFile:
+    """What pg_controldata says of a data directory."""
+
+    system_identifier: str
+    major: int  # of PostgreSQL, as PG_VERSION says
+    timeline: int
+    settings: Mapping[str, str]  # of _LIMITS
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """What a replay came to, as the server says it."""
+
+    timeline: int
+    replayed_to: Lsn
+    last_commit_at: datetime | None
+    stopped: str  # the server's own words on the target; "" at the end of the WAL
+
+
+def read_control_file(pg_controldata: str, data: Path) -> ControlFile:
+    """Ask pg_controldata. Raises ToolError for a directory that has none, or one of another version."""
+    command = Command((pg_controldata, "-D", str(data)), {"LC_ALL": "C"})
+    lines = process.run(command, timeout_s=_TIMEOUT_S).stdout.splitlines()
+    said = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    try:
+        return ControlFile(
+            system_identifier=said["Database system identifier"],
+            major=int((data / "PG_VERSION").read_text(encoding="ascii").strip()),
+            timeline=int(said["Latest checkpoint's TimeLineID"]),
+            settings={name: str(int(said[label])) for name, label in _LIMITS.items()},
+        )
+    except (KeyError, ValueError, OSError) as error:
+        raise ToolError(f"{data} has no control file that {pg_controldata} understands: {error}") from error
+
+
+def lay_out(data: Path, control: ControlFile, *, owner: Identity | None) -> tuple[str, ...]:
+    """Put settings of ours into a data directory, and keep the source's beside them, unread.
+
+    Planted commands and libraries lie in those, also where pg_verifybackup does not look. Returns the names
+    that were kept.
+    """
+    for name in _SIGNALS:
+        (data / name).unlink(missing_ok=True)
+    kept = []
+    for name in _CONFIGURATION:
+        if (data / name).exists():
+            os.replace(data / name, data / f"{name}{SOURCE_SUFFIX}")
+            kept.append(f"{name}{SOURCE_SUFFIX}")
+    lines = "\n".join(f"{name} = '{value}'" for name, value in {**_SAFE, **control.settings}.items())
+    for name, text in (
+        ("postgresql.conf", _CONF.format(lines=lines)),
+        ("pg_hba.conf", _HBA),
+        ("pg_ident.conf", ""),
+        ("recovery.signal", ""),
+    ):
+        path = data / name
+        path.write_text(text, encoding="utf-8")
+        path.chmod(0o600)
+        if owner is not None:
+            os.chown(path, owner.uid, owner.gid)
+    return tuple(kept)
+
+
+def recovery_settings(
+    target: RecoveryTarget, *, to_the_end: bool, timeline: int, restore_command: str, control: ControlFile
+) -> dict[str, str]:
+    """The settings of the replay, for the server's command line: they win over every file.
+
+    With `to_the_end` PostgreSQL is given no target: there is no record at which it could stop.
+    """
+    return {
+        **_SAFE,
+        **control.settings,
+        **(OFF if control.major >= SINCE_MAJOR else {}),
+        "restore_command": restore_command,
+        "recovery_target_timeline": str(timeline),
+        "recovery_target_action": "promote",
+        "recovery_init_sync_method": "fsync",  # what was unpacked is made durable before the replay
+        "hot_standby": "off",  # then no setting of the source's has to be matched while it replays
+        **({} if to_the_end else target.settings()),
+    }
+
+
+def explain(error: ToolError, log: str, target: RecoveryTarget, data: Path) -> ToolError | None:
+    """The error for a replay that did not meet its target, or left its directory; None for another end."""
+    if outside := _last(_OUTSIDE, log):
+        link = data.joinpath(*Path(outside["path"]).parts[:2])
+        place = os.readlink(link) if link.is_symlink() else outside["path"]
+        return ToolError(
+            f"the replay wanted to write outside of its own directory: {place}",
+            detail={"server": error.message},
+            hint="A tablespace was made there after the base backup. Begin with a later one; or, on a "
+            "machine where nothing of the source's lies there, allow it with --also-write.",
+        )
+    if _ENDED_EARLY not in log:
+        return None
+    last, done = _last(_LAST_AT, log), _last(_REDO_DONE, log)
+    hint = "Choose an earlier target, or `latest`."
+    if target.kind in (TargetKind.NAME, TargetKind.XID):
+        hint = (
+            "It lies before the base backup, after the end of the archive, or on another timeline: name an "
+            "earlier base backup with --base, or another target."
+        )
+    return ToolError(
+        f"{target} was not met: the replay ended at {done['lsn'] if done else 'an unknown position'}",
+        detail={"last transaction": last["at"] if last else "none was replayed", "server": error.message},
+        hint=hint,
+    )
+
+
+def read_recovered(
+    session: Connection, log: str, target: RecoveryTarget, *, to_the_end: bool, base_timeline: int
+) -> Recovered:
+    """Ask a server that accepts sessions what it replayed. Raises ServerError unless the target was reached.
+
+    That it started says nothing: it has to be out of recovery, on a timeline of its own, and to have said
+    where it stopped.
+    """
+    row = session.execute(
+        "SELECT pg_catalog.pg_is_in_recovery(), pg_catalog.pg_last_xact_replay_timestamp(),"
+        " CASE WHEN NOT pg_catalog.pg_is_in_recovery()"
+        " THEN pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()) END"
+    ).fetchone()
+    in_recovery, last_at, name = row or (True, None, None)
+    done, stopped = _last(_REDO_DONE, log), _last(_STOPPED, log)
+    timeline = int(str(name)[:8], 16) if name else 0
+    wrong = ""
+    if in_recovery:
+        wrong = "the server is still in recovery"
+    elif timeline <= base_timeline:
+        wrong = f"it is on timeline {timeline}, and the backup was on {base_timeline}: it replayed no archive"
+    elif done is None:
+        wrong = "it does not say where the replay ended"
+    elif stopped is None and not to_the_end:
+        wrong = "it does not say that it stopped at the target"
+    if wrong or done is None:
+        raise ServerError(
+            f"the recovery to {target} cannot be believed: {wrong}", detail={"log": log[-2000:]}
+        )
+    return Recovered(
+        timeline=timeline,
+        replayed_to=Lsn.parse(done["lsn"]),
+        last_commit_at=last_at.astimezone(UTC) if isinstance(last_at, datetime) else None,
+        stopped=stopped[0] if stopped else "",
+    )
+
+
+def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
+    found = list(pattern.finditer(text))
+    return found[-1] if found else None

@@ -1,0 +1,200 @@
+"""A cluster under continuous protection, a ledger of its commits, and clusters recovered from it."""
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from backup_pipeline.actions import base_backup, recover
+from backup_pipeline.actions.protected_cluster import ProtectedCluster
+from backup_pipeline.actions.recover import RecoverRequest, RecoverResult
+from backup_pipeline.config import ClusterConfig, Secret
+from backup_pipeline.domain.backup import BackupId
+from backup_pipeline.domain.recovery_target import RecoveryTarget
+from backup_pipeline.domain.wal import Lsn, parse_wal_name
+from backup_pipeline.engines.postgres.cluster import LocalCluster
+from backup_pipeline.engines.postgres.endpoint import Endpoint
+from backup_pipeline.engines.postgres.scratch import private_folder
+from backup_pipeline.engines.postgres.server import Connection, connect
+from backup_pipeline.errors import ConfigError
+from backup_pipeline.storage.store import Store
+from backup_pipeline.wal.archive import WalArchive
+from backup_pipeline_tests.actions.box import Said, ask, now
+
+NAME = "main"
+SETTINGS = {
+    "wal_level": "replica",
+    "max_wal_senders": "5",
+    "archive_mode": "on",
+    "archive_command": "true",  # `ship` archives what it says yes to; nothing is removed from pg_wal
+    "wal_keep_size": "4GB",
+    "track_commit_timestamp": "on",
+    "fsync": "off",
+    "autovacuum": "off",
+}
+WITHIN_S = 60.0
+
+
+@dataclass(frozen=True)
+class Committed:
+    """One row of the ledger: the transaction that made it, when it was committed, and where it ends."""
+
+    number: int
+    xid: int
+    at: datetime
+    end: Lsn
+
+
+@dataclass
+class RecoveryBox:
+    """A running cluster whose WAL and base backups are in `store`; `ledger` is what its client knows."""
+
+    cluster: LocalCluster
+    store: Store
+    folder: Path
+    said: Said = field(default_factory=Said)
+    ledger: list[Committed] = field(default_factory=list)
+    shipped: set[str] = field(default_factory=set)
+
+    def protected(self, store: Store | None = None, **changes: Any) -> ProtectedCluster:
+        """The cluster as the configuration names it."""
+        config = ClusterConfig(
+            NAME,
+            dsn=Secret(self.cluster.endpoint().dsn),
+            stall_timeout=timedelta(seconds=WITHIN_S),
+            checkpoint="fast",
+        )
+        return ProtectedCluster(replace(config, **changes), store or self.store)
+
+    @contextlib.contextmanager
+    def session(self) -> Iterator[Connection]:
+        """A client of the cluster."""
+        with contextlib.closing(connect(self.cluster.endpoint())) as session:
+            yield session
+
+    def commit(self, count: int = 1, *, switch: bool = False) -> None:
+        """Add rows to the ledger, each in a transaction of its own; then, if so, begin a new segment."""
+        with self.session() as session:
+            session.execute("CREATE TABLE IF NOT EXISTS public.ledger (number int PRIMARY KEY)")
+            for _ in range(count):
+                number = len(self.ledger) + 1
+                query = "INSERT INTO public.ledger VALUES (%s) RETURNING txid_current()"
+                (xid,) = session.execute(query, [number]).fetchone() or (0,)
+                row = session.execute(
+                    "SELECT pg_xact_commit_timestamp(%s::text::xid), pg_current_wal_insert_lsn()::text", [xid]
+                ).fetchone()
+                assert row is not None
+                assert isinstance(row[0], datetime)
+                at = row[0].astimezone(UTC)
+                self.ledger.append(Committed(number, int(str(xid)), at, Lsn.parse(str(row[1]))))
+            if switch:
+                session.execute("SELECT pg_switch_wal()")
+
+    def name_point(self, name: str) -> None:
+        """A restore point here."""
+        with self.session() as session:
+            session.execute("SELECT pg_create_restore_point(%s)", [name])
+
+    def ship(self) -> None:
+        """Archive whatever PostgreSQL has handed over by now."""
+        archive = WalArchive(self.store, NAME, clock=now)
+        wal = self.cluster.data / "pg_wal"
+        for done in sorted((wal / "archive_status").glob("*.done")):
+            name = done.name.removesuffix(".done")
+            with contextlib.suppress(ConfigError):
+                parse_wal_name(name)
+                if name not in self.shipped and (wal / name).exists():
+                    archive.push(wal / name)
+                    self.shipped.add(name)
+
+    def switch(self) -> None:
+        """Begin a new segment, and archive all before it."""
+        self.name_point("a record, so that there is something to switch from")
+        name = str(ask(self.cluster.endpoint(), "SELECT pg_walfile_name(pg_switch_wal())"))
+        done = self.cluster.data / "pg_wal" / "archive_status" / f"{name}.done"
+        pause, waited_s = threading.Event(), 0.0
+        while not done.exists():
+            assert waited_s < WITHIN_S, f"{name} was not handed over"
+            pause.wait(0.02)
+            waited_s += 0.02
+        self.ship()
+
+    def take(self, **changes: Any) -> BackupId:
+        """One base backup, while the archive follows."""
+        ended, problems = threading.Event(), []
+
+        def follow() -> None:
+            try:
+                while not ended.wait(0.05):
+                    self.ship()
+            except BaseException as error:
+                problems.append(error)
+
+        thread = threading.Thread(target=follow)
+        thread.start()
+        try:
+            return base_backup.take(self.protected(**changes), clock=now, report=self.said).id
+        finally:
+            ended.set()
+            thread.join()
+            assert not problems, problems
+
+    def recover(
+        self, target: RecoveryTarget, into: str = "recovered", *, store: Store | None = None, **asked: Any
+    ) -> RecoverResult:
+        """Recover below the box's folder."""
+        cluster = self.protected(store)
+        request = RecoverRequest(target, self.folder / into, **asked)
+        return recover.carry_out(
+            cluster, recover.plan(cluster, request, report=self.said), clock=now, report=self.said
+        )
+
+    def go_on_with(self, into: str) -> None:
+        """What was recovered there is the cluster from now on, and archives on a timeline of its own."""
+        self.cluster.stop()
+        successor = LocalCluster(self.cluster.bin_dir, self.folder.parent / into, settings=SETTINGS)
+        successor.folder.mkdir(mode=0o711)
+        (self.folder / into).rename(successor.data)
+        successor.create()
+        successor.start(timeout_s=WITHIN_S)
+        self.cluster = successor
+
+    def numbers(self, into: str = "recovered") -> list[int]:
+        """The ledger of a recovered cluster, by a server that is started on it as an operator would."""
+        with started(self.cluster.bin_dir, self.folder / into) as endpoint:
+            rows = ask(endpoint, "SELECT array_agg(number ORDER BY number) FROM public.ledger")
+        return list(rows) if isinstance(rows, list) else []
+
+
+@contextlib.contextmanager
+def started(bin_dir: str, data: Path) -> Iterator[Endpoint]:
+    """A server on a recovered directory, with the settings that the recovery left there."""
+    with private_folder() as folder:
+        server = LocalCluster(bin_dir, folder / "cluster")
+        server.folder.mkdir(mode=0o711)
+        data.rename(server.data)
+        try:
+            server.create()
+            server.start(timeout_s=WITHIN_S)
+            yield server.endpoint()
+        finally:
+            server.stop()
+            server.data.rename(data)
+
+
+@contextlib.contextmanager
+def a_recovery_box(bin_dir: str, store: Store) -> Iterator[RecoveryBox]:
+    """A cluster with SETTINGS, its archive empty."""
+    with private_folder() as folder:
+        cluster = LocalCluster(bin_dir, folder / "cluster", settings=SETTINGS)
+        box = RecoveryBox(cluster, store, folder / "places")
+        try:
+            cluster.create()
+            cluster.start()
+            box.folder.mkdir()
+            yield box
+        finally:
+            box.cluster.stop()

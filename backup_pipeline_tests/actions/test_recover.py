@@ -1,0 +1,124 @@
+"""Recovery to any moment, held against a ledger of what was really committed."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+
+import pytest
+
+from backup_pipeline.actions import recover
+from backup_pipeline.actions.recover import RecoverRequest
+from backup_pipeline.domain.recovery_target import RecoveryTarget, TargetKind, parse_target
+from backup_pipeline.errors import Refused, ToolError
+from backup_pipeline.storage.directory import DirectoryStore
+from backup_pipeline_tests.actions.recovery_box import RecoveryBox, a_recovery_box
+from backup_pipeline_tests.servers import postgres as servers
+
+POINT = "before it's too late; $(true)"
+
+
+@pytest.fixture(scope="module", params=[servers.bin_dir_15, servers.bin_dir_17], ids=["15", "17"])
+def box(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RecoveryBox]:
+    """Two base backups, a dozen commits around them, a restore point; all archived."""
+    store = DirectoryStore(tmp_path_factory.mktemp("store"))
+    with a_recovery_box(request.param(), store) as made:
+        made.commit(2)
+        made.take()
+        made.commit(3, switch=True)
+        made.take()
+        made.commit(4, switch=True)
+        made.name_point(POINT)
+        made.commit(3)
+        made.switch()
+        yield made
+
+
+Target = Callable[[RecoveryBox], RecoveryTarget]
+
+
+def at(number: int, *, inclusive: bool = True, days: int = 0) -> Target:
+    return lambda box: RecoveryTarget(
+        TargetKind.TIME, at=box.ledger[number - 1].at + timedelta(days=days), inclusive=inclusive
+    )
+
+
+def lsn(number: int) -> Target:
+    return lambda box: RecoveryTarget(TargetKind.LSN, lsn=box.ledger[number - 1].end, inclusive=False)
+
+
+def xid(number: int, *, inclusive: bool = True) -> Target:
+    return lambda box: RecoveryTarget(TargetKind.XID, xid=box.ledger[number - 1].xid, inclusive=inclusive)
+
+
+def typed(text: str) -> Target:
+    return lambda _: parse_target(text)
+
+
+def forget(box: RecoveryBox) -> None:
+    """Remove what was recovered; nothing else is there."""
+    shutil.rmtree(box.folder / "recovered")
+    assert list(box.folder.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("target", "last"),
+    [
+        (at(4), 4),
+        (at(8), 8),
+        (at(8, inclusive=False), 7),
+        (lsn(7), 7),
+        (xid(7), 7),
+        (xid(7, inclusive=False), 6),
+        (typed(f"name:{POINT}"), 9),
+        (typed("latest"), 12),
+        (at(12), 12),
+    ],
+    ids=["time", "time 8", "before", "lsn", "xid", "before xid", "name", "latest", "last commit"],
+)
+def test_a_recovery_holds_just_what_was_committed_by_then(
+    box: RecoveryBox, target: Target, last: int
+) -> None:
+    result = box.recover(target(box))
+    try:
+        assert box.numbers() == list(range(1, last + 1))
+    finally:
+        forget(box)
+    assert result.recovered.timeline == 2
+
+
+def test_the_server_is_asked_whether_it_has_been_idle_since(box: RecoveryBox) -> None:
+    """It is not: the box's own switch left a record. So the newest moment is the last commit."""
+    plan = recover.plan(
+        box.protected(), RecoverRequest(parse_target("latest"), box.folder / "x"), report=box.said
+    )
+    assert plan.ending.last_commit_at == box.ledger[-1].at
+
+
+@pytest.mark.parametrize(
+    ("target", "said", "nearest"),
+    [
+        (at(1), "lies before the first moment that can be recovered", "first"),
+        (at(12, days=1), "lies past the end of what is archived", "newest"),
+        (typed("lsn:FF/0"), "lies past the end of what is archived", "newest"),
+        (typed("lsn:0/1"), "lies before the first moment that can be recovered", "first"),
+    ],
+)
+def test_what_cannot_be_reached_is_refused_with_the_nearest_that_can(
+    box: RecoveryBox, target: Target, said: str, nearest: str
+) -> None:
+    with pytest.raises(Refused, match=said) as caught:
+        box.recover(target(box))
+    assert "LSN" in str(caught.value.detail[nearest])
+    assert list(box.folder.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [("name:never", "restore point never"), ("4000000", "transaction")]
+)
+def test_a_name_or_transaction_that_the_replay_does_not_meet_leaves_nothing(
+    box: RecoveryBox, text: str, said: str
+) -> None:
+    with pytest.raises(ToolError, match=f"{said}.* was not met: the replay ended at") as caught:
+        box.recover(parse_target(text))
+    assert str(box.ledger[-1].at)[:19] in str(caught.value.detail["last transaction"])
+    assert list(box.folder.iterdir()) == []
