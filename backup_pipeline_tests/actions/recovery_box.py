@@ -58,6 +58,33 @@ class RecoveryBox:
     said: Said = field(default_factory=Said)
     ledger: list[Committed] = field(default_factory=list)
     shipped: set[str] = field(default_factory=set)
+    first: int = 0  # how many were committed when the first base backup was finished
+    last: int = 0  # and the last
+
+    @contextlib.contextmanager
+    def load(self) -> Iterator[None]:
+        """Others write meanwhile, all the time, to tables of their own."""
+        ended, problems = threading.Event(), []
+
+        def write() -> None:
+            try:
+                with self.session() as session:
+                    session.execute("CREATE TABLE public.noise (a int, b text)")
+                    while not ended.wait(0.01):
+                        session.execute(
+                            "INSERT INTO public.noise SELECT i, md5(i::text) FROM generate_series(1, 50) AS i"
+                        )
+            except BaseException as error:
+                problems.append(error)
+
+        thread = threading.Thread(target=write)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+        assert not problems, problems
 
     def protected(self, store: Store | None = None, **changes: Any) -> ProtectedCluster:
         """The cluster as the configuration names it."""

@@ -1,8 +1,10 @@
 """Recovery to any moment, held against a ledger of what was really committed."""
 
+import random
 import shutil
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 
@@ -122,3 +124,48 @@ def test_a_name_or_transaction_that_the_replay_does_not_meet_leaves_nothing(
         box.recover(parse_target(text))
     assert str(box.ledger[-1].at)[:19] in str(caught.value.detail["last transaction"])
     assert list(box.folder.iterdir()) == []
+
+
+def at_random(box: RecoveryBox, chance: random.Random) -> tuple[RecoveryTarget, int]:
+    """Any target right before or right after a commit, and the last number that it leaves in."""
+    number = chance.randint(box.first + 1, len(box.ledger) - 1)
+    inclusive = chance.random() < 0.5
+    last = number if inclusive else number - 1
+    match chance.choice(("time", "xid", "lsn", "between")):
+        case "time":
+            return at(number, inclusive=inclusive)(box), last
+        case "xid" if number > box.last + 1:  # the newest base backup has to begin before it
+            return xid(number, inclusive=inclusive)(box), last
+        case "lsn":
+            return lsn(number)(box), number
+        case _:
+            one, next_ = box.ledger[number - 1].at, box.ledger[number].at
+            between = one + (next_ - one) * chance.random()
+            return RecoveryTarget(TargetKind.TIME, at=between), number
+
+
+def hold_random_targets(store: DirectoryStore, *, targets: int, seed: int) -> None:
+    """Commits under load of others, base backups in between; each target gives just the ledger until it."""
+    chance = random.Random(seed)
+    with a_recovery_box(servers.bin_dir_17(), store) as box, box.load():
+        for _ in range(3):
+            box.commit(10, switch=chance.random() < 0.5)
+            box.take()
+            box.first, box.last = box.first or len(box.ledger), len(box.ledger)
+        box.commit(20)
+        box.switch()
+        for _ in range(targets):
+            target, last = at_random(box, chance)
+            box.recover(target)
+            found = box.numbers()
+            assert found == list(range(1, last + 1)), f"seed {seed}: {target} gave {found[-1]}, not {last}"
+            forget(box)
+
+
+def test_random_targets_under_load(tmp_path: Path) -> None:
+    hold_random_targets(DirectoryStore(tmp_path), targets=5, seed=random.randrange(10**6))
+
+
+@pytest.mark.slow
+def test_a_hundred_random_targets_under_load(tmp_path: Path) -> None:
+    hold_random_targets(DirectoryStore(tmp_path), targets=100, seed=random.randrange(10**6))
