@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from backup_pipeline import confinement
 from backup_pipeline.actions.protected import Clock
 from backup_pipeline.actions.protected_cluster import ProtectedCluster
 from backup_pipeline.actions.recovery_facts import RecoveryFacts, read_ending, read_facts
@@ -99,6 +100,7 @@ class Plan:
                 if item.oid in self._tablespaces
             ),
             *(f"note: {note}" for note in (*judged.notes, *self.facts.notes, *manifest.notes)),
+            *([] if confinement.available() else [f"warning: {_UNCONFINED}"]),
         )
         return tuple(show_line(line) for line in lines)
 
