@@ -220,7 +220,6 @@ class _Taking:
             objects=tuple(self.objects),
             compression=COMPRESSION,
             settings=facts.settings,
-            superuser=facts.superuser,
             software=SOFTWARE,
             notes=(
                 *([_WRONG_PAGES] if backup.page_checksums_wrong else []),

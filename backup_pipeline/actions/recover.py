@@ -12,7 +12,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from backup_pipeline import confinement
 from backup_pipeline.actions.protected import Clock
 from backup_pipeline.actions.protected_cluster import ProtectedCluster
 from backup_pipeline.actions.recovery_facts import RecoveryFacts, read_ending, read_facts
+from backup_pipeline.actions.recovery_place import Workplace, workplace
 from backup_pipeline.actions.report import Report
 from backup_pipeline.actions.unpack import unpack
 from backup_pipeline.domain.backup import BackupId
@@ -30,13 +31,10 @@ from backup_pipeline.domain.recovery_target import RecoveryTarget, show_moment
 from backup_pipeline.engines.postgres import recovery
 from backup_pipeline.engines.postgres.cluster import LocalCluster, runs_as, server_identity
 from backup_pipeline.engines.postgres.recovery import ControlFile, Recovered
-from backup_pipeline.engines.postgres.scratch import end_cluster
-from backup_pipeline.engines.postgres.server import connect
 from backup_pipeline.engines.postgres.tools import Tools, find_tools
 from backup_pipeline.engines.postgres.unpack import plan_places
 from backup_pipeline.errors import BackupError, ConfigError, Refused, ServerError, ToolError
 from backup_pipeline.process import Identity
-from backup_pipeline.spool import private_folder
 from backup_pipeline.storage import leases
 from backup_pipeline.units import show_bytes, show_count, show_line, show_seconds
 from backup_pipeline.wal import client
@@ -48,10 +46,7 @@ PROGRAMS = ("postgres", "pg_controldata", "pg_waldump")
 
 _LATEST_ANSWER_S = 30 * 24 * 3600.0
 _SPOOL = "pg_wal/backup_pipeline"  # its own file system, where pg_wal has one
-_UNCONFINED = (
-    "this system cannot keep the replay to its own directory: a tablespace that was made after the base "
-    "backup would lie where the source's lies"
-)
+_UNCONFINED = "a tablespace that was made after the base backup would be written where the source's lies"
 _PYTHONS = ("/usr/bin/python3", "/usr/local/bin/python3")
 
 
@@ -65,6 +60,7 @@ class RecoverRequest:
     base: BackupId | None = None  # None: the newest that was finished before the target
     tablespaces: Mapping[int, Path] = field(default_factory=dict)  # others go to <into>.tablespaces/<oid>
     also_write: tuple[Path, ...] = ()  # where tablespaces may be that were made after the base backup
+    unconfined: bool = False  # let the replay write wherever the WAL says: not on the source's own machine
     patience_s: float = 300.0  # how long a store that does not answer is waited for
 
 
@@ -100,7 +96,7 @@ class Plan:
                 if item.oid in self._tablespaces
             ),
             *(f"note: {note}" for note in (*judged.notes, *self.facts.notes, *manifest.notes)),
-            *([] if confinement.available() else [f"warning: {_UNCONFINED}"]),
+            *([f"warning: not confined: {_UNCONFINED}"] if self.request.unconfined else []),
         )
         return tuple(show_line(line) for line in lines)
 
@@ -133,9 +129,17 @@ def plan(cluster: ProtectedCluster, request: RecoverRequest, *, report: Report) 
     manifest = facts.manifest(route.base.id)
     major = manifest.server_version // 10000
     tools = find_tools(cluster.config.bin_dir, exactly=major, needs=PROGRAMS)
-    ending = read_ending(cluster, facts, route, tools.path("pg_waldump"), report)
+    ending, route = read_ending(
+        cluster, facts, route, tools.path("pg_waldump"), report, target=request.target
+    )
     judged = judge(route, request.target, ending, facts.archive)
     plan_places(request.into, manifest.tablespaces, request.tablespaces)
+    if not confinement.available() and not request.unconfined:
+        raise Refused(
+            "this system cannot keep the replay to its own directory, which takes a Linux with Landlock",
+            detail={"what could happen": _UNCONFINED},
+            hint="Recover on another machine than the source's, and say --unconfined there.",
+        )
     return Plan(request, manifest, judged, tools, ending, facts.stored_bytes(judged.needed), facts)
 
 
@@ -149,26 +153,17 @@ def carry_out(cluster: ProtectedCluster, planned: Plan, *, clock: Clock, report:
     identity, begun_s = server_identity(), time.monotonic()
     with (
         leases.hold(cluster.store, manifest.id, "restore", clock=clock, required=False),
-        private_folder("recovery", parent=places.data.parent, mode=0o711, ending=end_cluster) as workspace,
-        _taken_away(tuple(places.tablespaces.values())),
+        workplace(manifest, places, owner=identity) as work,
     ):
-        (workspace / "cluster").mkdir(mode=0o700)
-        inside = plan_places(workspace / "cluster" / "data", manifest.tablespaces, places.tablespaces)
-        unpack(cluster.store, manifest, inside, clock=clock, report=report, owner=identity, durable=False)
-        unpacked_s = time.monotonic()
-        control = recovery.read_control_file(planned.tools.path("pg_controldata"), inside.data)
-        _check_control(control, planned)
-        kept = recovery.lay_out(inside.data, control, owner=identity)
-        recovered = _replay(
-            cluster,
-            planned,
-            workspace / "cluster",
-            tuple(places.tablespaces.values()),
-            control,
-            identity,
-            report,
+        unpack(
+            cluster.store, manifest, work.inside, clock=clock, report=report, owner=identity, durable=False
         )
-        _name(inside.data, places.data)
+        unpacked_s = time.monotonic()
+        control = recovery.read_control_file(planned.tools.path("pg_controldata"), work.inside.data)
+        _check_control(control, planned)
+        kept = recovery.lay_out(work.inside.data, control, owner=identity)
+        recovered = _replay(cluster, planned, work, control, report)
+        work.take_names()
     return RecoverResult(
         request.into,
         recovered,
@@ -189,20 +184,14 @@ def _check_control(control: ControlFile, planned: Plan) -> None:
 
 
 def _replay(
-    cluster: ProtectedCluster,
-    planned: Plan,
-    folder: Path,
-    tablespaces: Sequence[Path],
-    control: ControlFile,
-    identity: Identity | None,
-    report: Report,
+    cluster: ProtectedCluster, planned: Plan, work: Workplace, control: ControlFile, report: Report
 ) -> Recovered:
     """Let PostgreSQL replay, and see what it came to; the server has ended on return."""
-    target = planned.request.target
+    target, identity, data = planned.request.target, work.owner, work.inside.data
     prefetch = Prefetch(
         partial(_fetch, cluster, system_identifier=planned.manifest.system_identifier, report=report),
-        [segment.name(planned.manifest.segment_bytes) for segment in planned.judged.needed],
-        folder / "data" / _SPOOL,
+        [segment.name(planned.manifest.segment_bytes) for segment in planned.judged.route.segments],
+        data / _SPOOL,
         owner=identity,
         patience_s=planned.request.patience_s,
         tell=report.say,
@@ -218,22 +207,21 @@ def _replay(
         )
         server = LocalCluster(
             planned.tools.bin_dir,
-            folder,
+            work.folder,
             settings=settings,
             # WAL may make a tablespace where its source has one: files that are not ours.
-            confined=True,
+            confined=not planned.request.unconfined,
+            insists=not planned.request.unconfined,
             readable=(str(beside), *_installation(python)),
-            writable=tuple(map(str, (*tablespaces, *planned.request.also_write))),
-            superuser=planned.manifest.superuser,
-            database="template1",
+            writable=tuple(map(str, (*work.inside.tablespaces.values(), *planned.request.also_write))),
         )
+        server.answers = partial(recovery.is_ready, server.log)
         try:
             recovered = _await(server, planned, prefetch)
         finally:
             server.stop()
-        if not server.hidden:
-            report.say(f"warning: {_UNCONFINED}")
-    shutil.rmtree(folder / "data" / _SPOOL)
+    recovery.check_stopped(planned.tools.path("pg_controldata"), data, recovered)
+    shutil.rmtree(data / _SPOOL)
     return recovered
 
 
@@ -254,15 +242,9 @@ def _await(server: LocalCluster, planned: Plan, prefetch: Prefetch) -> Recovered
         if prefetch.failure is not None:
             raise _while_recovering(prefetch.failure, target) from error
         raise recovery.explain(error, log, target, server.data) or error from error
-    endpoint = server.endpoint(server.database, user=server.superuser)
-    with contextlib.closing(connect(endpoint, purpose="recovery")) as session:
-        recovered = recovery.read_recovered(
-            session,
-            _log_of(server),
-            target,
-            to_the_end=planned.judged.to_the_end,
-            base_timeline=planned.judged.route.timeline,
-        )
+    recovered = recovery.read_recovered(
+        _log_of(server), target, to_the_end=planned.judged.to_the_end, route=planned.judged.route
+    )
     if planned.judged.to_the_end:
         missed = [name for name in prefetch.order if name not in prefetch.brought]
         if missed:
@@ -316,34 +298,6 @@ def _socket_folder(identity: Identity | None) -> Iterator[Path]:
         if identity is not None:
             os.chown(name, identity.uid, identity.gid)
         yield Path(name)
-
-
-@contextlib.contextmanager
-def _taken_away(folders: Iterable[Path]) -> Iterator[None]:
-    """Leave no tablespace of a recovery that failed."""
-    try:
-        yield
-    except BaseException:
-        for folder in folders:
-            shutil.rmtree(folder, ignore_errors=True)
-            with contextlib.suppress(OSError):
-                folder.parent.rmdir()
-        raise
-
-
-def _name(data: Path, into: Path) -> None:
-    """Give the finished directory its name, durably."""
-    try:
-        os.rename(data, into)
-    except OSError as error:
-        raise Refused(
-            f"{into} came into being meanwhile: {error.strerror}", hint="Name a new directory."
-        ) from error
-    handle = os.open(into.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _result_lines(

@@ -14,19 +14,17 @@ from backup_pipeline.actions.protected_cluster import ProtectedCluster
 from backup_pipeline.actions.report import Report
 from backup_pipeline.domain.backup import BackupId
 from backup_pipeline.domain.base_backup import BaseManifest
-from backup_pipeline.domain.recovery_route import Archive, BasePoint, Ending, Route
+from backup_pipeline.domain.recovery_route import Archive, BasePoint, Ending, Route, without
+from backup_pipeline.domain.recovery_target import RecoveryTarget
 from backup_pipeline.domain.wal import Lsn, WalKind, WalSegment, parse_wal_name
 from backup_pipeline.domain.wal_archive import ArchiveListing
 from backup_pipeline.engines.postgres.server import connect, server_errors
 from backup_pipeline.engines.postgres.source_cluster import server_clock
-from backup_pipeline.engines.postgres.waldump import last_transaction
-from backup_pipeline.errors import BackupError, ConfigError, Refused
+from backup_pipeline.engines.postgres.waldump import TransactionEnd, last_transaction
+from backup_pipeline.errors import BackupError, ConfigError, Corrupt, Refused
 from backup_pipeline.storage import base_backups
 from backup_pipeline.wal.fetch import fetch
 from backup_pipeline.wal.listing import read_archive
-
-_LOOK_BACK = 64
-"""In so many last segments the last transaction is looked for."""
 
 _LONG_PAGE_HEADER_BYTES = 40  # where an idle server stands after a switch
 
@@ -114,35 +112,58 @@ def read_facts(cluster: ProtectedCluster, *, base: BackupId | None = None) -> Re
 
 
 def read_ending(
-    cluster: ProtectedCluster, facts: RecoveryFacts, route: Route, pg_waldump: str, report: Report
-) -> Ending:
+    cluster: ProtectedCluster,
+    facts: RecoveryFacts,
+    route: Route,
+    pg_waldump: str,
+    report: Report,
+    *,
+    target: RecoveryTarget,
+) -> tuple[Ending, Route]:
     """When the last transaction of a route ended, by the segments themselves; and whether the server, if it
-    can be asked, has written nothing since.
+    can be asked, has written nothing since. The route ends before a segment that turns out to be damaged.
 
-    Raises StoreError, Corrupt, ToolError.
+    Raises StoreError, ToolError; Corrupt when that leaves nothing that is consistent.
     """
-    last_at = None
-    system, size = facts.listing.system_identifier, facts.listing.segment_bytes
+    last_at, archive = None, facts.archive
     with tempfile.TemporaryDirectory(prefix="backup-waldump-") as folder:
-        for segment in reversed(route.segments[-_LOOK_BACK:]):
-            path = Path(folder) / segment.name(size)
-            fetch(cluster.store, cluster.name, path.name, path, system_identifier=system)
-            found = last_transaction(pg_waldump, path)
-            path.unlink()
+        for segment in reversed(route.segments):
+            try:
+                found = _last_in(cluster, facts, segment, Path(folder), pg_waldump)
+            except Corrupt as error:
+                route = without(route, segment, error.message, archive)
+                report.say(f"warning: {error.message}")
+                if not route.complete:
+                    raise
+                continue
             if found is not None:
                 last_at = found.at
                 break
+            if target.at is not None and archive.segments[segment.timeline][segment.number] < target.at:
+                break  # nor is a commit beyond the target in any before it
     covered = None
-    if route.missing is None and route.doubled is None and cluster.config.dsn.named:
+    if route.missing is None and route.unusable is None and cluster.config.dsn.named:
         try:
-            covered = _idle_at(cluster, route.end, system)
+            covered = _idle_at(cluster, route, facts.listing.system_identifier)
         except BackupError as error:
             report.say(f"the server cannot be asked whether it has written more: {error.message}")
-    return Ending(last_at, covered)
+    return Ending(last_at or route.base.stopped_at, covered), route
 
 
-def _idle_at(cluster: ProtectedCluster, end: Lsn, system_identifier: str) -> datetime | None:
-    """The server's time when all that it ever wrote is archived; None when there is more."""
+def _last_in(
+    cluster: ProtectedCluster, facts: RecoveryFacts, segment: WalSegment, folder: Path, pg_waldump: str
+) -> TransactionEnd | None:
+    path = folder / segment.name(facts.listing.segment_bytes)
+    try:
+        system = facts.listing.system_identifier
+        fetch(cluster.store, cluster.name, path.name, path, system_identifier=system)
+        return last_transaction(pg_waldump, path)
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _idle_at(cluster: ProtectedCluster, route: Route, system_identifier: str) -> datetime | None:
+    """The server's time when all that it ever wrote is in the route; else None."""
     source = cluster.source()
     with (
         contextlib.closing(connect(source, purpose="recovery", statement_timeout_s=10.0)) as session,
@@ -152,10 +173,13 @@ def _idle_at(cluster: ProtectedCluster, end: Lsn, system_identifier: str) -> dat
         row = session.execute(
             "SELECT system_identifier::text, pg_catalog.pg_is_in_recovery(),"
             " CASE WHEN NOT pg_catalog.pg_is_in_recovery()"
-            " THEN pg_catalog.pg_current_wal_insert_lsn()::text END"
+            " THEN pg_catalog.pg_current_wal_insert_lsn()::text END,"
+            " CASE WHEN NOT pg_catalog.pg_is_in_recovery()"
+            " THEN pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn()) END"
             " FROM pg_catalog.pg_control_system()"
         ).fetchone()
     if row is None or row[0] != system_identifier or row[1] or row[2] is None:
         return None
-    written = Lsn.parse(str(row[2]))
-    return at if written.value <= end.value + _LONG_PAGE_HEADER_BYTES else None
+    written, timeline = Lsn.parse(str(row[2])), int(str(row[3])[:8], 16)
+    there = timeline == route.timeline and written.value <= route.end.value + _LONG_PAGE_HEADER_BYTES
+    return at if there else None

@@ -53,6 +53,9 @@ from backup_pipeline.domain.recovery_target import parse_target
     metavar="DIR",
     help="Let the replay write there too: a tablespace that was made after the base backup.",
 )
+@click.option(
+    "--unconfined", is_flag=True, help="Let the replay write wherever the WAL says; not beside the source."
+)
 @click.option("--dry-run", is_flag=True, help="Show the plan and stop.")
 @json_option
 @pass_context
@@ -66,6 +69,7 @@ def recover(
         timeline=asked["timeline"] or 0,
         base=BackupId.parse(asked["base"]) if asked["base"] else None,
         tablespaces=recovering.parse_tablespaces(asked["tablespaces"]),
+        unconfined=asked["unconfined"],
         also_write=tuple(path.absolute() for path in asked["also_write"]),
     )
     protected = context.cluster(cluster)

@@ -90,7 +90,6 @@ class BaseManifest:
     objects: tuple[ObjectDigest, ...]
     compression: str  # "zstd:1"
     settings: tuple[tuple[str, int], ...]  # of RECOVERY_SETTINGS
-    superuser: str  # who may enter a recovered cluster and do all: the role that initdb made
     software: str
     notes: tuple[str, ...] = ()  # in plain words
 
@@ -155,7 +154,6 @@ def base_to_json(manifest: BaseManifest, *, requires: Sequence[str] = ()) -> byt
             "page_checksums_wrong": manifest.page_checksums_wrong,
             "source_bytes": manifest.source_bytes,
             "compression": manifest.compression,
-            "superuser": manifest.superuser,
             "software": manifest.software,
             "notes": list(manifest.notes),
             "settings": [{"name": name, "value": value} for name, value in manifest.settings],
@@ -207,7 +205,6 @@ def _manifest(fields: Fields) -> BaseManifest:
         objects=tuple(digest_from(item) for item in fields.sections("objects")),
         compression=fields.text("compression"),
         settings=tuple((item.text("name"), item.integer("value")) for item in fields.sections("settings")),
-        superuser=fields.text("superuser"),
         software=fields.text("software"),
         notes=fields.texts("notes"),
     )

@@ -6,7 +6,7 @@ holds, by the action that asks.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from backup_pipeline.domain.backup import BackupId
@@ -67,7 +67,7 @@ class Route:
     end: Lsn
     end_at: datetime | None
     missing: WalGap | None = None
-    doubled: WalSegment | None = None
+    unusable: tuple[WalSegment, str] | None = None  # the segment that ends it, and what is wrong with it
 
     @property
     def complete(self) -> bool:
@@ -106,13 +106,9 @@ def _follow(base: BasePoint, history: TimelineHistory, archive: Archive) -> Rout
             end, end_at = wanted.end(size), archive.segments[wanted.timeline][number]
             number += 1
             continue
-        older = WalSegment(history.timeline_at(start), number)
-        if older != wanted and archive.holds(older):  # its first part, up to where that timeline was left
-            found.append(older)
-            end = next(each.end for each in history.ancestors if each.timeline == older.timeline)
-            end_at = archive.segments[older.timeline][number]
-        doubled = next((each for each in (wanted, older) if each in archive.doubled), None)
-        return Route(base, history.timeline, tuple(found), end, end_at, _missing(wanted, archive), doubled)
+        # The ancestor's own segment of that number, if there is one, goes on into a branch that was left.
+        bad = (wanted, "two versions are archived") if wanted in archive.doubled else None
+        return Route(base, history.timeline, tuple(found), end, end_at, _missing(wanted, archive), bad)
     return Route(base, history.timeline, tuple(found), end, end_at)
 
 
@@ -155,6 +151,14 @@ class Judgement:
     to_the_end: bool
     needed: tuple[WalSegment, ...]  # as far as is known before the replay
     notes: tuple[str, ...] = ()
+
+
+def without(route: Route, segment: WalSegment, why: str, archive: Archive) -> Route:
+    """The same up to a segment that turned out to be of no use."""
+    kept = tuple(each for each in route.segments if each.number < segment.number)
+    end_at = archive.segments[kept[-1].timeline][kept[-1].number] if kept else None
+    end = segment.start(archive.segment_bytes)
+    return replace(route, segments=kept, end=end, end_at=end_at, missing=None, unusable=(segment, why))
 
 
 def find_route(
@@ -223,7 +227,7 @@ def judge(route: Route, target: RecoveryTarget, ending: Ending, archive: Archive
         case TargetKind.TIME if target.at is not None:
             return _judge_time(route, target, target.at, ending, archive)
         case TargetKind.LATEST:
-            if route.missing is not None:
+            if route.missing is not None or route.unusable is not None:
                 raise _beyond(route, target, ending, archive)
             return Judgement(route, target, True, route.segments)
         case _:
@@ -243,7 +247,11 @@ def _judge_time(
         )
         needed = route.segments if number is None else _up_to(route, number + 1)
         return Judgement(route, target, False, needed)
-    if ending.newest is None or at > ending.newest or (route.missing is not None and at != last):
+    if (
+        ending.newest is None
+        or at > ending.newest
+        or ((route.missing or route.unusable) is not None and at != last)
+    ):
         raise _beyond(route, target, ending, archive)
     note = (
         f"nothing was committed between {show_moment(last)} and the target: all that is archived is replayed"
@@ -258,12 +266,14 @@ def _up_to(route: Route, number: int) -> tuple[WalSegment, ...]:
 def _beyond(route: Route, target: RecoveryTarget, ending: Ending, archive: Archive) -> Refused:
     """The refusal of a target that the route does not reach."""
     detail = {"newest": f"{show_moment(ending.newest)}, LSN {route.end}, with {route.base.id}"}
-    if route.doubled is not None:
-        name = route.doubled.name(archive.segment_bytes)
+    if route.unusable is not None:
+        segment, why = route.unusable
+        name = segment.name(archive.segment_bytes)
         return Refused(
-            f"{target} lies beyond segment {name}, of which two versions are archived",
+            f"{target} lies beyond segment {name}, which cannot be used: {why}",
             detail=detail,
-            hint="Two servers archived under one name: find out which is the right one, and drop the other.",
+            hint="Choose a target before it, or look for the right object: of two versions the one of "
+            "another history goes, of a damaged one there may be an older version or a copy.",
         )
     if route.missing is not None:
         return Refused(

@@ -16,12 +16,14 @@ from concurrent.futures import TimeoutError as NotYet
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from backup_pipeline.domain.wal import WalKind, parse_wal_name
 from backup_pipeline.errors import BackupError, ConfigError, NotArchived, Refused
 from backup_pipeline.process import Identity
-from backup_pipeline.wal.fetch import FATAL, restore_exit_code
+from backup_pipeline.wal.fetch import ABSENT, FATAL, restore_exit_code
 from backup_pipeline.wal.listener import Listener
 from backup_pipeline.wal.protocol import PULSE_S, Answer, read_request
 
+_TARGETS = ("RECOVERYXLOG", "RECOVERYHISTORY")
 AHEAD = 8
 WORKERS = 2
 _RETRY_S = 1.0
@@ -34,8 +36,10 @@ Fetch = Callable[[str, Path], object]
 class Prefetch:
     """Serves one recovery. `bring` is called by one client at a time, the rest from any thread.
 
-    `order` are the segments that the plan knows of, in the order of the replay: none of them may be missing.
-    `patience_s` is how long an archive that does not answer is waited for.
+    `order` are the segments that the plan knows of, in the order of the replay: none of them may be missing,
+    and no other one exists for this recovery, whatever the archive has got since, or has of another branch.
+    The spool lies in pg_wal, and files are put there alone. `patience_s` is how long an archive that does
+    not answer is waited for.
     """
 
     fetch: Fetch
@@ -73,11 +77,15 @@ class Prefetch:
 
     def bring(self, name: str, target: Path, pulse: Callable[[], object] = lambda: None) -> tuple[int, str]:
         """Put the file at `target`; (restore_command's exit code, what to say), with a `pulse` meanwhile."""
-        future = self._under_way.pop(name, None) or self._submit(name)
-        self._look_ahead(name)
         try:
+            if target.name not in _TARGETS:
+                raise Refused(f"{target} is no place that PostgreSQL wants WAL at")
+            if name not in self._places and parse_wal_name(name).kind is not WalKind.HISTORY:
+                return ABSENT, ""
+            future = self._under_way.pop(name, None) or self._submit(name)
+            self._look_ahead(name)
             _await(future, pulse)
-            os.replace(self.spool / name, target)
+            os.replace(self.spool / name, self.spool.parent / target.name)
         except NotArchived as error:
             if name not in self._places:
                 return restore_exit_code(error), ""

@@ -1,18 +1,24 @@
 """What may go wrong with a recovery: it ends, says why, leaves nothing, and never ends early in silence."""
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from backup_pipeline import process
+from backup_pipeline.actions import recover
+from backup_pipeline.actions.recover import RecoverRequest
 from backup_pipeline.domain.layout import parse_wal_key
 from backup_pipeline.domain.recovery_target import LATEST, parse_target
 from backup_pipeline.engines.postgres.cluster import server_identity
 from backup_pipeline.errors import BackupError, Corrupt, Refused, StoreError, ToolError
+from backup_pipeline.process import Command
 from backup_pipeline.storage.directory import DirectoryStore
 from backup_pipeline.storage.store import read_all
-from backup_pipeline_tests.actions.box import ask, execute
+from backup_pipeline_tests.actions.box import ask, execute, now
 from backup_pipeline_tests.actions.cluster_box import give
 from backup_pipeline_tests.actions.recovery_box import RecoveryBox, a_recovery_box, started
 from backup_pipeline_tests.servers import postgres as servers
@@ -90,10 +96,10 @@ def double(store: DirectoryStore) -> None:
     ("damage", "error", "said"),
     [
         (remove, Refused, "lies beyond a gap in the WAL"),
-        (truncate, Corrupt, "is not what was archived"),
-        (flip, Corrupt, "is not what was archived"),
-        (swap, Corrupt, "is not what was archived"),
-        (double, Refused, "of which two versions are archived"),
+        (truncate, BackupError, "is not what was archived"),
+        (flip, BackupError, "is not what was archived"),
+        (swap, BackupError, "is not what was archived"),
+        (double, Refused, "which cannot be used: two versions are archived"),
     ],
 )
 def test_a_damaged_archive_is_found_before_it_is_used(
@@ -107,6 +113,76 @@ def test_a_damaged_archive_is_found_before_it_is_used(
     with pytest.raises(error, match=said):
         whole.recover(LATEST, store=copy)
     assert list(whole.folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("damage", [remove, flip, double])
+def test_what_is_wrong_beyond_the_target_is_no_matter(
+    whole: RecoveryBox, copy: DirectoryStore, damage: Callable[[DirectoryStore], None]
+) -> None:
+    damage(copy)
+    early = whole.ledger[2]
+    whole.recover(parse_target(early.at.isoformat()), store=copy)
+    assert whole.numbers() == [1, 2, 3]
+    shutil.rmtree(whole.folder / "recovered")
+
+
+def test_a_damaged_last_segment_ends_the_route_before_it(whole: RecoveryBox, copy: DirectoryStore) -> None:
+    key = segments(copy)[-1]
+    copy.put(key, [read_all(copy, key)[:-10]])
+    with pytest.raises(Refused, match=r"which cannot be used: .* is not what was archived"):
+        whole.recover(LATEST, store=copy)
+    early = whole.ledger[4]
+    whole.recover(parse_target(early.at.isoformat()), store=copy)
+    assert whole.numbers() == [1, 2, 3, 4, 5]
+    shutil.rmtree(whole.folder / "recovered")
+
+
+def test_what_is_committed_after_the_plan_is_not_replayed(tmp_path: Path) -> None:
+    """The server was idle until the target, and is not any more when the replay runs."""
+    with a_recovery_box(servers.bin_dir_17(), DirectoryStore(tmp_path)) as box:
+        box.commit(1)
+        box.take()
+        box.commit(1)
+        plan = idle_plan(box)
+        assert plan.judged.to_the_end
+        box.commit(2, switch=True)
+        box.switch()
+        result = recover.carry_out(box.protected(), plan, clock=now, report=box.said)
+        assert box.numbers() == [1, 2]
+        assert result.recovered.last_commit_at == box.ledger[1].at
+
+
+def idle_plan(box: RecoveryBox) -> recover.Plan:
+    """A plan for this very moment; a server has to have been idle for it, so it is tried a few times."""
+    for attempt in range(10):
+        box.switch()
+        request = RecoverRequest(parse_target(f"{now().isoformat()}"), box.folder / "recovered")
+        try:
+            return recover.plan(box.protected(), request, report=box.said)
+        except Refused:
+            if attempt == 9:
+                raise
+    raise AssertionError
+
+
+def test_a_killed_recovery_leaves_nothing_that_the_next_one_does_not_collect(
+    whole: RecoveryBox, copy: DirectoryStore
+) -> None:
+    into = str(whole.folder / "recovered")
+    program = (sys.executable, "-m", "backup_pipeline.cli", "--store", f"file://{copy.root}")
+    command = Command((*program, "recover", "main", "--to", "latest", "--into", into))
+    child = process.start(command, stderr=subprocess.PIPE)
+    with child:
+        assert child.stderr is not None
+        for line in child.stderr:
+            if b"fetched" in line:
+                break
+        child.kill()
+    (left,) = whole.folder.iterdir()
+    assert left.name.startswith("backup-recovery-")
+    whole.recover(LATEST)
+    assert [path.name for path in whole.folder.iterdir()] == ["recovered"]
+    shutil.rmtree(whole.folder / "recovered")
 
 
 def test_a_damaged_base_backup_is_found_before_it_is_used(whole: RecoveryBox, copy: DirectoryStore) -> None:

@@ -9,7 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backup_pipeline.domain.backup import BackupId
-from backup_pipeline.domain.recovery_route import Archive, BasePoint, Ending, find_route, judge, routes
+from backup_pipeline.domain.recovery_route import (
+    Archive,
+    BasePoint,
+    Ending,
+    find_route,
+    judge,
+    routes,
+    without,
+)
 from backup_pipeline.domain.recovery_target import LATEST, RecoveryTarget, TargetKind, parse_target
 from backup_pipeline.domain.recovery_window import recovery_windows
 from backup_pipeline.domain.wal import Lsn, TimelineHistory, TimelineSwitch, WalSegment
@@ -141,7 +149,7 @@ def test_a_name_may_lie_before_a_gap_which_is_said() -> None:
 
 def test_a_segment_of_two_versions_is_never_replayed() -> None:
     there = replace(archive(range(1, 9)), doubled=frozenset({WalSegment(1, 5)}))
-    with pytest.raises(Refused, match="000000010000000000000005, of which two versions"):
+    with pytest.raises(Refused, match="000000010000000000000005, which cannot be used: two versions"):
         judge(find_route([base(2)], there, lsn(6)), lsn(6), Ending(), there)
     assert judge(find_route([base(2)], there, lsn(4)), lsn(4), Ending(), there).needed
 
@@ -167,12 +175,13 @@ def test_a_base_backup_after_the_switch_leads_to_its_own_timeline_only() -> None
     assert find_route([late], longer, LATEST, timeline=1).base == late
 
 
-def test_where_the_new_timeline_s_first_segment_is_not_archived_the_old_one_ends_at_the_switch() -> None:
-    there = archive(range(1, 6), [], switches=[(1, 5.5)])
+def test_the_old_timeline_s_own_segment_of_a_switch_is_never_replayed_on_the_way_to_the_new_one() -> None:
+    """It goes on into the branch that was left, and PostgreSQL would follow it there."""
+    there = archive(range(1, 9), [], switches=[(1, 5.5)])
     route = find_route([base(2)], there, LATEST)
     assert route.timeline == 2
-    assert route.segments[-1] == WalSegment(1, 5)
-    assert route.end == Lsn(int(5.5 * SIZE))
+    assert route.segments[-1] == WalSegment(1, 4)
+    assert route.end == Lsn(5 * SIZE)
 
 
 def test_windows_join_where_base_backups_overlap_and_part_at_gaps() -> None:
@@ -193,6 +202,22 @@ def test_windows_are_told_per_timeline() -> None:
         (1, minute(6)),
     ]
     assert not found.gaps
+
+
+def test_two_versions_of_the_last_segment_are_told_before_anything_is_unpacked() -> None:
+    there = replace(archive(range(1, 6)), doubled=frozenset({WalSegment(1, 5)}))
+    there = replace(there, segments={1: {n: minute(n + 1) for n in range(1, 5)}})
+    with pytest.raises(Refused, match="which cannot be used"):
+        judge(find_route([base(2)], there, LATEST), LATEST, Ending(), there)
+
+
+def test_a_damaged_segment_ends_the_route_before_it() -> None:
+    there = archive(range(1, 9))
+    route = without(find_route([base(2)], there, LATEST), WalSegment(1, 6), "it is damaged", there)
+    assert (route.segments[-1], route.end, route.end_at) == (WalSegment(1, 5), Lsn(6 * SIZE), minute(6))
+    with pytest.raises(Refused, match="000000010000000000000006, which cannot be used: it is damaged"):
+        judge(route, lsn(6.5), Ending(), there)
+    assert judge(route, lsn(4.5), Ending(), there).needed
 
 
 @given(

@@ -178,7 +178,6 @@ def base_manifest(
         ),
         compression="zstd:1",
         settings=(("max_connections", 100), ("max_wal_senders", 10)),
-        superuser="postgres",
         software="0.1.0",
         notes=("a page did not agree with its checksum",),
     )

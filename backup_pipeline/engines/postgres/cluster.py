@@ -16,7 +16,7 @@ import socket
 import stat
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from subprocess import Popen
@@ -28,7 +28,7 @@ from backup_pipeline.config import Secret
 from backup_pipeline.confinement import Confinement
 from backup_pipeline.engines.postgres.endpoint import Endpoint
 from backup_pipeline.engines.postgres.server import connect
-from backup_pipeline.errors import ConfigError, ServerError, ToolError
+from backup_pipeline.errors import ConfigError, Refused, ServerError, ToolError
 from backup_pipeline.process import Command, Identity
 
 SUPERUSER = "postgres"
@@ -77,13 +77,14 @@ class LocalCluster:
     lies in a folder of mode 0700 and asks for nothing. Run as root, the server runs as `nobody`,
     in a group that no one else is in.
 
-    With `first_oid`, what is made in it is numbered from there on. `superuser` and `database` are who enters
-    and where, to see that it answers: a cluster that others made may have others.
+    With `first_oid`, what is made in it is numbered from there on. `answers` says when it is ready, where
+    nobody of ours may enter: a cluster that others made.
 
     It ends when the thread that started it ends: in order, or at once with `relaxed`. Without
     `network`, what runs in it reaches no other machine, where the system allows that: `cut_off` tells;
     with `confined`, no files but the cluster's own, those of PostgreSQL and the system to read, and what is
-    `readable` and `writable` besides: `hidden` tells whether the others are out of reach.
+    `readable` and `writable` besides: `hidden` tells whether the others are out of reach. With `insists`
+    it is not started where they are not.
     """
 
     bin_dir: str
@@ -98,8 +99,8 @@ class LocalCluster:
     confined: bool = False
     readable: tuple[str, ...] = ()
     writable: tuple[str, ...] = ()
-    superuser: str = SUPERUSER
-    database: str = "postgres"
+    insists: bool = False
+    answers: Callable[[], bool] | None = None
     cut_off: bool = field(default=False, init=False)
     hidden: bool = field(default=False, init=False)
     _server: Popen[bytes] | None = field(default=None, init=False, repr=False)
@@ -174,6 +175,13 @@ class LocalCluster:
         place = self._confinement(postgres) if self.confined and confinement.available() else None
         # Libraries that lie elsewhere, as Nix has them, are out of reach then.
         self.hidden = place is not None and runs_as(Path(postgres), identity, confinement=place)
+        if self.insists and not self.hidden:
+            remove_socket_folder(self.folder)
+            raise Refused(
+                f"the server in {self.data} cannot be kept to its own files on this system",
+                hint="It takes a Linux with Landlock, and a PostgreSQL whose libraries lie beside it or in "
+                "the system's folders.",
+            )
         if self.hidden:
             settings["dynamic_shared_memory_type"] = "mmap"  # in its own folder
         self.cut_off = not self.network and runs_as(Path(postgres), identity, network=False)
@@ -212,17 +220,25 @@ class LocalCluster:
         while True:
             if (code := server.poll()) is not None:
                 raise process.failure(command, code, self._last_words())
-            try:
-                connect(self.endpoint(self.database, user=self.superuser)).close()
+            said = self._not_ready()
+            if not said:
                 return
-            except ServerError as error:
-                if time.monotonic() > deadline:
-                    raise ToolError(
-                        f"the server in {self.data} did not answer within {timeout_s:g} s",
-                        detail={"said": error.message, "log": self._last_words()},
-                    ) from error
+            if time.monotonic() > deadline:
+                raise ToolError(
+                    f"the server in {self.data} did not answer within {timeout_s:g} s",
+                    detail={"said": said, "log": self._last_words()},
+                )
             time.sleep(pause_s)
             pause_s = min(_SLOWEST_POLL_S, pause_s * 1.1)  # a recovery may take hours
+
+    def _not_ready(self) -> str:
+        if self.answers is not None:
+            return "" if self.answers() else "it is not ready yet"
+        try:
+            connect(self.endpoint()).close()
+        except ServerError as error:
+            return error.message
+        return ""
 
     def _last_words(self) -> str:
         with contextlib.suppress(OSError), self.log.open("rb") as log:

@@ -6,6 +6,7 @@ and whether it can be reached, was decided before. Nothing that the source's own
 Source: PostgreSQL, "Continuous Archiving and Point-in-Time Recovery", "Archive Recovery", "Recovery Target".
 """
 
+import contextlib
 import os
 import re
 from collections.abc import Mapping
@@ -14,10 +15,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from backup_pipeline import process
-from backup_pipeline.domain.recovery_target import RecoveryTarget, TargetKind
+from backup_pipeline.domain.recovery_route import Route
+from backup_pipeline.domain.recovery_target import RecoveryTarget, TargetKind, show_moment
 from backup_pipeline.domain.wal import Lsn
 from backup_pipeline.engines.postgres.event_triggers import OFF, SINCE_MAJOR
-from backup_pipeline.engines.postgres.server import Connection
 from backup_pipeline.errors import ServerError, ToolError
 from backup_pipeline.process import Command, Identity
 
@@ -27,6 +28,7 @@ SOURCE_SUFFIX = ".source"
 _CONFIGURATION = ("postgresql.conf", "postgresql.auto.conf", "pg_hba.conf", "pg_ident.conf")
 _SIGNALS = ("standby.signal", "recovery.signal", "recovery.conf", "postmaster.pid", "postmaster.opts")
 _TIMEOUT_S = 60.0
+_TAIL_BYTES = 65536
 _LIMITS = {
     # What the control file says: what WAL, and prepared transactions, may need at least.
     "max_connections": "max_connections setting",
@@ -35,6 +37,9 @@ _LIMITS = {
     "max_prepared_transactions": "max_prepared_xacts setting",
     "max_locks_per_transaction": "max_locks_per_xact setting",
 }
+_FLOORS = {"max_prepared_transactions": 1000, "max_locks_per_transaction": 256}
+"""What the replay has at least: the source's may have been raised after the base backup."""
+
 _SAFE = {
     "archive_mode": "off",
     "listen_addresses": "",
@@ -54,6 +59,9 @@ _HBA = """\
 local all all trust
 """
 _ENDED_EARLY = "recovery ended before configured recovery target was reached"
+_READY = "database system is ready to accept connections"
+_COMPLETE = "archive recovery complete"
+_TIMELINE = re.compile(r"selected new timeline ID: (?P<timeline>\d+)")
 _LAST_AT = re.compile(r"last completed transaction was at log time (?P<at>\S+ \S+)")
 _REDO_DONE = re.compile(r"redo done at (?P<lsn>[0-9A-F]+/[0-9A-F]+)")
 _OUTSIDE = re.compile(
@@ -85,18 +93,24 @@ class Recovered:
 
 def read_control_file(pg_controldata: str, data: Path) -> ControlFile:
     """Ask pg_controldata. Raises ToolError for a directory that has none, or one of another version."""
-    command = Command((pg_controldata, "-D", str(data)), {"LC_ALL": "C"})
-    lines = process.run(command, timeout_s=_TIMEOUT_S).stdout.splitlines()
-    said = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    said = _control_data(pg_controldata, data)
     try:
         return ControlFile(
             system_identifier=said["Database system identifier"],
             major=int((data / "PG_VERSION").read_text(encoding="ascii").strip()),
             timeline=int(said["Latest checkpoint's TimeLineID"]),
-            settings={name: str(int(said[label])) for name, label in _LIMITS.items()},
+            settings={
+                name: str(max(int(said[label]), _FLOORS.get(name, 0))) for name, label in _LIMITS.items()
+            },
         )
     except (KeyError, ValueError, OSError) as error:
         raise ToolError(f"{data} has no control file that {pg_controldata} understands: {error}") from error
+
+
+def _control_data(pg_controldata: str, data: Path) -> dict[str, str]:
+    command = Command((pg_controldata, "-D", str(data)), {"LC_ALL": "C"})
+    lines = process.run(command, timeout_s=_TIMEOUT_S).stdout.splitlines()
+    return {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
 
 def lay_out(data: Path, control: ControlFile, *, owner: Identity | None) -> tuple[str, ...]:
@@ -142,6 +156,10 @@ def recovery_settings(
         "recovery_target_timeline": str(timeline),
         "recovery_target_action": "promote",
         "recovery_init_sync_method": "fsync",  # what was unpacked is made durable before the replay
+        "recovery_prefetch": "off",  # it asks for segments far beyond the target, and fails at a gap
+        "lc_messages": "C",  # what it says of the replay is read
+        "timezone": "UTC",
+        "log_timezone": "UTC",
         "hot_standby": "off",  # then no setting of the source's has to be matched while it replays
         **({} if to_the_end else target.settings()),
     }
@@ -174,41 +192,51 @@ def explain(error: ToolError, log: str, target: RecoveryTarget, data: Path) -> T
     )
 
 
-def read_recovered(
-    session: Connection, log: str, target: RecoveryTarget, *, to_the_end: bool, base_timeline: int
-) -> Recovered:
-    """Ask a server that accepts sessions what it replayed. Raises ServerError unless the target was reached.
+def is_ready(log: Path) -> bool:
+    """Whether the server has said that it replayed all it was to, and takes sessions."""
+    with contextlib.suppress(FileNotFoundError), log.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
+        return _READY.encode() in file.read()
+    return False
 
-    That it started says nothing: it has to be out of recovery, on a timeline of its own, and to have said
-    where it stopped.
+
+def read_recovered(log: str, target: RecoveryTarget, *, to_the_end: bool, route: Route) -> Recovered:
+    """What a server that is ready said of its replay. Raises ServerError unless the target was reached.
+
+    That it started says nothing: it has to have ended its recovery on a timeline of its own, to have stopped
+    at the target, and to have replayed nothing beyond it or beyond the route. Nobody enters it for this:
+    who may is the source's business.
     """
-    row = session.execute(
-        "SELECT pg_catalog.pg_is_in_recovery(), pg_catalog.pg_last_xact_replay_timestamp(),"
-        " CASE WHEN NOT pg_catalog.pg_is_in_recovery()"
-        " THEN pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()) END"
-    ).fetchone()
-    in_recovery, last_at, name = row or (True, None, None)
-    done, stopped = _last(_REDO_DONE, log), _last(_STOPPED, log)
-    timeline = int(str(name)[:8], 16) if name else 0
+    done, stopped, last = _last(_REDO_DONE, log), _last(_STOPPED, log), _last(_LAST_AT, log)
+    found = _last(_TIMELINE, log)
+    timeline = int(found["timeline"]) if found else 0
+    last_at = datetime.fromisoformat(last["at"]).astimezone(UTC) if last else None
     wrong = ""
-    if in_recovery:
-        wrong = "the server is still in recovery"
-    elif timeline <= base_timeline:
-        wrong = f"it is on timeline {timeline}, and the backup was on {base_timeline}: it replayed no archive"
-    elif done is None:
+    if _COMPLETE not in log or done is None:
         wrong = "it does not say where the replay ended"
+    elif timeline <= route.timeline:
+        wrong = f"it is on timeline {timeline}, and the WAL led to {route.timeline}"
     elif stopped is None and not to_the_end:
         wrong = "it does not say that it stopped at the target"
+    elif Lsn.parse(done["lsn"]) >= route.end:
+        wrong = f"it replayed to {done['lsn']}, beyond the end of the plan, {route.end}"
+    elif target.at is not None and last_at is not None and last_at > target.at:
+        wrong = f"it replayed a transaction of {show_moment(last_at)}"
     if wrong or done is None:
+        said = f"the recovery to {target} cannot be believed: {wrong}"
+        raise ServerError(said, detail={"log": log[-2000:]})
+    return Recovered(timeline, Lsn.parse(done["lsn"]), last_at, stopped[0] if stopped else "")
+
+
+def check_stopped(pg_controldata: str, data: Path, recovered: Recovered) -> None:
+    """Raise ServerError unless the server has ended in order, on the timeline that it said."""
+    said = _control_data(pg_controldata, data)
+    found = said.get("Database cluster state"), said.get("Latest checkpoint's TimeLineID")
+    if found != ("shut down", str(recovered.timeline)):
         raise ServerError(
-            f"the recovery to {target} cannot be believed: {wrong}", detail={"log": log[-2000:]}
+            f"the recovered cluster is {found[0]} on timeline {found[1]}, and should be shut down on "
+            f"{recovered.timeline}"
         )
-    return Recovered(
-        timeline=timeline,
-        replayed_to=Lsn.parse(done["lsn"]),
-        last_commit_at=last_at.astimezone(UTC) if isinstance(last_at, datetime) else None,
-        stopped=stopped[0] if stopped else "",
-    )
 
 
 def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:

@@ -27,7 +27,6 @@ class ClusterFacts:
     archive_mode: str  # "off" | "on" | "always"
     checkpoint_timeout_s: int
     settings: tuple[tuple[str, int], ...]  # of RECOVERY_SETTINGS
-    superuser: str  # the role that initdb made, whatever it is called now
 
 
 def read_cluster_facts(session: Connection) -> ClusterFacts:
@@ -50,15 +49,7 @@ def read_cluster_facts(session: Connection) -> ClusterFacts:
         archive_mode=found["archive_mode"],
         checkpoint_timeout_s=int(found["checkpoint_timeout"]),
         settings=tuple((name, int(found[name])) for name in RECOVERY_SETTINGS),
-        superuser=_bootstrap_superuser(session),
     )
-
-
-def _bootstrap_superuser(session: Connection) -> str:
-    row = session.execute("SELECT rolname FROM pg_catalog.pg_roles WHERE oid = 10").fetchone()
-    if row is None:
-        raise ServerError("the server has no role of oid 10, which initdb makes")
-    return str(row[0])
 
 
 def server_clock(session: Connection) -> datetime:

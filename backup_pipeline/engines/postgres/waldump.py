@@ -11,9 +11,11 @@ from pathlib import Path
 
 from backup_pipeline import process
 from backup_pipeline.domain.wal import Lsn
+from backup_pipeline.errors import ToolError
 from backup_pipeline.process import Command
 
 _STALL_S = 120.0
+_WITHIN_ONE_RECORD = "could not find a valid record after"  # the segment is the middle of a large one
 _RECORD = re.compile(
     rb"rmgr: Transaction .*\btx:\s+(?P<xid>\d+), lsn: (?P<lsn>[0-9A-F]+/[0-9A-F]+), .*desc: "
     rb"(?P<what>COMMIT|ABORT)(?:_PREPARED| PREPARED)? (?:\S+: )?"
@@ -43,10 +45,15 @@ def last_transaction(pg_waldump: str, segment: Path) -> TransactionEnd | None:
     """
     command = Command(waldump_argv(pg_waldump, segment), {"TZ": "UTC", "LC_ALL": "C"})
     last, rest = b"", b""
-    with process.stream(command, stall_s=_STALL_S) as chunks:
-        for chunk in chunks:
-            *lines, rest = (rest + chunk).split(b"\n")
-            last = next((line for line in reversed(lines) if _RECORD.match(line)), last)
+    try:
+        with process.stream(command, stall_s=_STALL_S) as chunks:
+            for chunk in chunks:
+                *lines, rest = (rest + chunk).split(b"\n")
+                last = next((line for line in reversed(lines) if _RECORD.match(line)), last)
+    except ToolError as error:
+        if _WITHIN_ONE_RECORD not in str(error):
+            raise
+        return None
     match = _RECORD.match(last)
     return _ended(match) if match else None
 
