@@ -12,8 +12,7 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import CancelledError, Future
-from concurrent.futures import TimeoutError as NotYet
+from concurrent.futures import CancelledError, Future, wait
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -113,20 +112,18 @@ class Agent:
         self, request: Request, result: "Future[Pushed]", pulse: Callable[[], object]
     ) -> Answer | None:
         deadline_s = time.monotonic() + self.config.push_timeout_s
-        while True:
-            try:
-                result.result(timeout=min(PULSE_S, max(0.0, deadline_s - time.monotonic())))
-            except NotYet:
-                if time.monotonic() >= deadline_s:
-                    said = f"{request.name} was not archived within {self.config.push_timeout_s:g} s"
-                    return Answer(TOO_LATE, f"{said}; it is still being tried", request.name)
-                pulse()
-            except CancelledError:
-                return None
-            except Exception as error:
-                return Answer(FAILED, str(error), request.name)
-            else:
-                return Answer(0, "", request.name)
+        while not wait((result,), timeout=min(PULSE_S, max(0.0, deadline_s - time.monotonic()))).done:
+            if time.monotonic() >= deadline_s:
+                said = f"{request.name} was not archived within {self.config.push_timeout_s:g} s"
+                return Answer(TOO_LATE, f"{said}; it is still being tried", request.name)
+            pulse()
+        try:
+            result.result()
+        except CancelledError:
+            return None
+        except Exception as error:
+            return Answer(FAILED, str(error), request.name)
+        return Answer(0, "", request.name)
 
     def _facts(self) -> dict[str, str]:
         return {

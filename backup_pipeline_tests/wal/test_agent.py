@@ -19,7 +19,7 @@ from backup_pipeline.config import StoreConfig
 from backup_pipeline.errors import Busy, ConfigError, StoreError
 from backup_pipeline.process import Command
 from backup_pipeline.wal import client, protocol
-from backup_pipeline.wal.agent import TOO_LATE, Agent, AgentConfig
+from backup_pipeline.wal.agent import FAILED, TOO_LATE, Agent, AgentConfig
 from backup_pipeline.wal.ahead import AHEAD
 from backup_pipeline.wal.archive import Pushed, WalArchive
 from backup_pipeline.wal.listing import read_archive
@@ -44,12 +44,13 @@ class Held(WalArchive):
         self.pushed: list[str] = []
         self.go = threading.Event()
         self.failing = False
+        self.error: Exception = StoreError("the store is away")
 
     def push(self, path: Path) -> Pushed:
         self.pushed.append(path.name)
         assert self.go.wait(30)
         if self.failing:
-            raise StoreError("the store is away")
+            raise self.error
         return super().push(path)
 
 
@@ -187,6 +188,24 @@ def test_a_slow_push_is_told_in_time_and_goes_on(box: WalBox, data: DataDirector
         held.go.set()
         assert box.push(path).returncode == 0
     assert numbers(box) == (3,)
+
+
+def test_a_push_that_timed_out_is_a_failure_and_not_under_way(box: WalBox, data: DataDirectory) -> None:
+    held, pulses = Held(box), 0
+
+    def pulse() -> None:
+        nonlocal pulses
+        pulses += 1
+
+    held.failing, held.error = True, TimeoutError("the disk did not answer")
+    held.go.set()
+    agent = Agent(AgentConfig(box.socket, "main", 1.0), held, log=box.said.append)
+    path = str(data.segment(3))
+    answer = agent.answer(request_line(Request("push", "main", path)), pulse)
+    agent.pusher.close()
+    assert answer is not None
+    assert (answer.code, answer.said) == (FAILED, "the disk did not answer")
+    assert pulses == 0
 
 
 def test_a_client_that_is_killed_leaves_the_push_to_the_next(box: WalBox, data: DataDirectory) -> None:
