@@ -21,7 +21,7 @@ def wal_record(status: WalStatus) -> dict[str, object]:
     archiver, archive, newest = status.archiver, status.archive, status.newest
     segment_bytes = archive.segment_bytes if archive else 0
     return {
-        "cluster": status.cluster,
+        "cluster": status.cluster.name,
         "at": status.at.isoformat(),
         "agent": {"answers": status.agent.answers, "said": status.agent.said, **dict(status.agent.told)},
         "ready": archiver.ready,
@@ -39,7 +39,7 @@ def wal_record(status: WalStatus) -> dict[str, object]:
         "lag_s": status.lag_s,
         "segments": sum(len(found) for found in archive.segments.values()) if archive else 0,
         "stored_bytes": archive.stored_bytes if archive else 0,
-        "gaps": [gap.names(segment_bytes) for gap in archive.gaps()] if archive else [],
+        "gaps": [gap.names(segment_bytes) for gap in status.gaps],
         "problems": list(status.problems),
     }
 

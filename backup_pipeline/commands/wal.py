@@ -22,13 +22,12 @@ from backup_pipeline.config import ClusterConfig
 from backup_pipeline.engines.postgres.archiving import alter_system, read_archiver, read_archiving
 from backup_pipeline.engines.postgres.endpoint import Endpoint
 from backup_pipeline.engines.postgres.server import Connection, connect, read_server_info, server_errors
-from backup_pipeline.errors import BackupNotFound, ConfigError, ServerError
+from backup_pipeline.errors import ConfigError, ServerError
 from backup_pipeline.wal.agent import Agent, AgentConfig
 from backup_pipeline.wal.archive import WalArchive
 from backup_pipeline.wal.identity import System, adopt, claim
-from backup_pipeline.wal.listing import read_archive
 from backup_pipeline.wal.setup import SetupPlan, archive_command, plan_setup, refuse_unreadable
-from backup_pipeline.wal.status import WalStatus, ask_agent
+from backup_pipeline.wal.status import ask_agent, look
 
 _TIMED_OUT = 75
 
@@ -124,12 +123,10 @@ def status(context: Context, cluster: str, as_json: bool) -> None:
     """Show whether WAL arrives in the archive, and how far behind it is; 5 when something is wrong."""
     config = context.config.cluster(cluster)
     with _session(config, "wal status") as (_, session):
-        info, archiver = read_server_info(session), read_archiver(session)
-    try:
-        listing = read_archive(context.store(), config.name, system_identifier=info.system_identifier)
-    except BackupNotFound:
-        listing = None
-    found = WalStatus(config.name, now(), ask_agent(config), archiver, listing)
+        server, archiving = read_server_info(session), read_archiving(session)
+        archiver = read_archiver(session)
+    agent = ask_agent(config)
+    found = look(context.store(), config, server, archiving, archiver, agent=agent, at=now())
     if as_json:
         terminal.print_json(cluster_tables.wal_record(found))
     else:

@@ -219,6 +219,36 @@ def test_a_failure_is_counted_and_shown(one: Archiving) -> None:
     assert waiting(one.cluster.data)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("archive_command", "", "archive_command is empty"),
+        ("archive_command", "/bin/true", "archive_command is /bin/true"),
+        ("archive_mode", "off", "archive_mode waits for a restart"),
+    ],
+)
+def test_a_server_that_does_not_archive_here_is_told(
+    one: Archiving, name: str, value: str, said: str
+) -> None:
+    """PostgreSQL counts no failure of any of these."""
+    command = archive_command(one.box.cluster, one.box.path, python=one.box.python)
+    one.execute(f"ALTER SYSTEM SET archive_command = '{command}'", "SELECT pg_reload_conf()")
+    one.execute(f"ALTER SYSTEM SET {name} = '{value}'", "SELECT pg_reload_conf()")
+
+    def problems() -> list[str]:
+        with one.box.agent_process():
+            status = one.command("wal", "status", "main", "--json")
+        assert status.returncode == 5, status.stdout
+        found: list[str] = json.loads(status.stdout)["problems"]
+        return [line for line in found if line.startswith(name)]
+
+    try:
+        (problem,) = problems()
+        assert problem.startswith(said)
+    finally:
+        one.execute("ALTER SYSTEM RESET archive_mode", "SELECT pg_reload_conf()")
+
+
 def test_a_command_is_quoted_for_the_shell_and_for_postgresql(tmp_path: Path) -> None:
     folder = tmp_path / "it's 100% $HOME"
     box = WalBox(folder, StoreConfig("file:///nowhere"))

@@ -24,7 +24,7 @@ class Archiving:
 
     settings: Mapping[str, str]
     pending: tuple[str, ...]
-    data_directory: str
+    data_directory: str  # "" where the role may not see it
     segment_bytes: int
 
 
@@ -62,7 +62,7 @@ def read_archiving(session: Connection) -> Archiving:
         [list(SETTINGS)],
     ).fetchall()
     where = session.execute(
-        "SELECT pg_catalog.current_setting('data_directory'),"
+        "SELECT (SELECT setting FROM pg_catalog.pg_settings WHERE name = 'data_directory'),"
         " (SELECT setting FROM pg_catalog.pg_settings WHERE name = 'wal_segment_size')"
     ).fetchone()
     if where is None:
@@ -70,7 +70,7 @@ def read_archiving(session: Connection) -> Archiving:
     return Archiving(
         settings={str(name): str(value or "") for name, value, _ in rows},
         pending=tuple(sorted(str(name) for name, _, pending in rows if pending)),
-        data_directory=str(where[0]),
+        data_directory=str(where[0] or ""),
         segment_bytes=int(str(where[1])),
     )
 
