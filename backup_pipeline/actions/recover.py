@@ -27,7 +27,7 @@ from backup_pipeline.actions.unpack import unpack
 from backup_pipeline.domain.backup import BackupId
 from backup_pipeline.domain.base_backup import BaseManifest
 from backup_pipeline.domain.recovery_route import Ending, Judgement, find_route, judge
-from backup_pipeline.domain.recovery_target import RecoveryTarget, show_moment
+from backup_pipeline.domain.recovery_target import RecoveryTarget, TargetKind, show_moment
 from backup_pipeline.engines.postgres import recovery
 from backup_pipeline.engines.postgres.cluster import LocalCluster, runs_as, server_identity
 from backup_pipeline.engines.postgres.recovery import ControlFile, Recovered
@@ -40,6 +40,7 @@ from backup_pipeline.units import show_bytes, show_count, show_line, show_second
 from backup_pipeline.wal import client
 from backup_pipeline.wal.fetch import fetch
 from backup_pipeline.wal.prefetch import Prefetch, serving
+from backup_pipeline.wal.settling import Pause
 
 PROGRAMS = ("postgres", "pg_controldata", "pg_waldump")
 """What a recovery needs of the server's own major version."""
@@ -116,13 +117,17 @@ class RecoverResult:
     lines: tuple[str, ...]
 
 
-def plan(cluster: ProtectedCluster, request: RecoverRequest, *, report: Report) -> Plan:
+def plan(
+    cluster: ProtectedCluster, request: RecoverRequest, *, report: Report, pause: Pause = time.sleep
+) -> Plan:
     """Look at the store, change nothing, and say what a recovery would do, or why it cannot.
 
-    Raises Refused for a target that cannot be reached, naming the nearest, and for a place that is taken;
-    ConfigError, ToolError, StoreError.
+    For `latest`, a segment that may be under way is waited for, half a minute. Raises Refused for a target
+    that cannot be reached, naming the nearest, and for a place that is taken; ConfigError, ToolError,
+    StoreError.
     """
-    facts = read_facts(cluster, base=request.base)
+    is_latest = request.target.kind is TargetKind.LATEST
+    facts = read_facts(cluster, base=request.base, pause=pause if is_latest else None)
     route = find_route(
         facts.points, facts.archive, request.target, timeline=request.timeline, base=request.base
     )

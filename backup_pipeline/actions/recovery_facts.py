@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 from backup_pipeline.actions.protected_cluster import ProtectedCluster
@@ -24,7 +25,8 @@ from backup_pipeline.engines.postgres.waldump import TransactionEnd, last_transa
 from backup_pipeline.errors import BackupError, ConfigError, Corrupt, Refused
 from backup_pipeline.storage import base_backups
 from backup_pipeline.wal.fetch import fetch
-from backup_pipeline.wal.listing import read_archive
+from backup_pipeline.wal.listing import read_archive, read_settled_archive
+from backup_pipeline.wal.settling import Pause
 
 _LONG_PAGE_HEADER_BYTES = 40  # where an idle server stands after a switch
 
@@ -86,14 +88,18 @@ def _segments_of(names: Iterable[str], segment_bytes: int) -> Iterable[WalSegmen
                 yield WalSegment(name.timeline, name.number(segment_bytes))
 
 
-def read_facts(cluster: ProtectedCluster, *, base: BackupId | None = None) -> RecoveryFacts:
+def read_facts(
+    cluster: ProtectedCluster, *, base: BackupId | None = None, pause: Pause | None = None
+) -> RecoveryFacts:
     """Read the base backups and the WAL of the system that archives now, or of the one that `base` is of.
 
-    Raises BackupNotFound where there is no archive, or no such base backup; Refused, StoreError.
+    With `pause`, a gap that may be filled is waited for. Raises BackupNotFound where there is no archive, or
+    no such base backup; Refused, StoreError.
     """
     found = base_backups.list_base_backups(cluster.store, cluster.name)
     system = base_backups.load(cluster.store, base).manifest.system_identifier if base else ""
-    listing = read_archive(cluster.store, cluster.name, system_identifier=system)
+    read = partial(read_settled_archive, pause=pause) if pause else read_archive
+    listing = read(cluster.store, cluster.name, system_identifier=system)
     mine = [
         each.manifest
         for each in found.backups

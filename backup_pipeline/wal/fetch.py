@@ -13,11 +13,13 @@ import hashlib
 import os
 import secrets
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
-from backup_pipeline.domain.layout import parse_wal_key, wal_key, wal_timeline_prefix
+from backup_pipeline.domain.layout import ArchivedWal, parse_wal_key, wal_key, wal_timeline_prefix
 from backup_pipeline.domain.wal import (
     HEADER_BYTES,
     WalKind,
@@ -36,9 +38,11 @@ from backup_pipeline.errors import (
     Refused,
     StoreError,
 )
-from backup_pipeline.storage.store import Store
+from backup_pipeline.storage.store import ObjectInfo, Store
+from backup_pipeline.wal.ahead import AHEAD
 from backup_pipeline.wal.archive import MAX_TEXT_BYTES, objects_of
 from backup_pipeline.wal.identity import read_identity
+from backup_pipeline.wal.settling import Pause, may_be_filled, settled
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -68,12 +72,21 @@ def restore_exit_code(error: BaseException | None) -> int:
     return ABSENT if isinstance(error, NotArchived) else FATAL
 
 
-def fetch(store: Store, cluster: str, text: str, target: Path, *, system_identifier: str = "") -> Fetched:
+def fetch(
+    store: Store,
+    cluster: str,
+    text: str,
+    target: Path,
+    *,
+    system_identifier: str = "",
+    pause: Pause = time.sleep,
+) -> Fetched:
     """Put the archived file named `text` at `target`, replacing what is there, at once and whole.
 
-    `system_identifier` is the recovering cluster's; else the one that archives now. Raises NotArchived when
-    the archive is known not to have it; Refused for several objects of one name and for a segment that is
-    missing before others; Corrupt; ConfigError, StoreError.
+    `system_identifier` is the recovering cluster's; else the one that archives now. A segment that is missing
+    before a few others may be under way: it is waited for, half a minute. Raises NotArchived when the archive
+    is known not to have it; Refused for several objects of one name and for a segment that is missing before
+    others; Corrupt; ConfigError, StoreError.
     """
     name = parse_wal_name(text)
     identity = read_identity(store, cluster)
@@ -85,10 +98,7 @@ def fetch(store: Store, cluster: str, text: str, target: Path, *, system_identif
     system = system_identifier or identity.system_identifier
     if name.kind is WalKind.HISTORY:
         return _fetch_history(store, cluster, system, name, target)
-    objects = objects_of(store, cluster, system, name)
-    if not objects:
-        _refuse_gap(store, cluster, system, name)
-        raise _absent(name, cluster)
+    objects = _objects(store, cluster, system, name, pause)
     if len(objects) > 1:
         raise Refused(
             f"{text} is in the archive of {cluster} {len(objects)} times, with different bytes",
@@ -121,18 +131,35 @@ def _absent(name: WalName, cluster: str) -> NotArchived:
     return NotArchived(f"{name.text} is not in the archive of {cluster}")
 
 
-def _refuse_gap(store: Store, cluster: str, system: str, name: WalName) -> None:
-    """Raise Refused when later segments of the timeline are there: one in between is missing."""
+def _objects(
+    store: Store, cluster: str, system: str, name: WalName, pause: Pause
+) -> list[tuple[ObjectInfo, ArchivedWal]]:
+    """The objects of a name, at least one. Raises Refused for a gap, NotArchived."""
+
+    def look() -> tuple[list[tuple[ObjectInfo, ArchivedWal]], list[str]]:
+        objects = objects_of(store, cluster, system, name)
+        return objects, [] if objects else list(islice(_later(store, cluster, system, name), AHEAD + 1))
+
+    objects, later = settled(look, lambda found: may_be_filled(len(found[1])), pause=pause)
+    if later:
+        raise Refused(
+            f"{name.text} is missing in the archive of {cluster}, which has {later[0]} and perhaps more "
+            "behind it",
+            hint="Recovery would end here in silence: choose a target before the gap, or a later backup.",
+        )
+    if not objects:
+        raise _absent(name, cluster)
+    return objects
+
+
+def _later(store: Store, cluster: str, system: str, name: WalName) -> Iterator[str]:
+    """The later segments of its timeline that are there."""
     if name.kind is not WalKind.SEGMENT:
         return
     for info in store.list(wal_timeline_prefix(cluster, system, name.timeline)):
         found = parse_wal_key(info.key)
         if found and found.name.kind is WalKind.SEGMENT and found.name.text > name.text:
-            raise Refused(
-                f"{name.text} is missing in the archive of {cluster}, which has {found.name.text} and "
-                "perhaps more behind it",
-                hint="Recovery would end here in silence: choose a target before the gap, or a later backup.",
-            )
+            yield found.name.text
 
 
 @contextlib.contextmanager

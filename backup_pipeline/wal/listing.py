@@ -3,6 +3,7 @@
 The value, and what may be asked of it, is domain/wal_archive.py's.
 """
 
+import time
 from collections.abc import Iterator
 
 from backup_pipeline.domain.layout import parse_wal_key, wal_system_prefix
@@ -12,6 +13,7 @@ from backup_pipeline.errors import BackupNotFound, Corrupt, ObjectNotFound
 from backup_pipeline.storage.store import Store
 from backup_pipeline.wal.archive import MAX_TEXT_BYTES
 from backup_pipeline.wal.identity import read_identity
+from backup_pipeline.wal.settling import Pause, may_be_filled, settled
 
 
 def read_archive(store: Store, cluster: str, *, system_identifier: str = "") -> ArchiveListing:
@@ -39,6 +41,22 @@ def read_archive(store: Store, cluster: str, *, system_identifier: str = "") -> 
             except (Corrupt, ObjectNotFound) as error:
                 unreadable.append((each.key, error.message))
     return list_archive(identity, system, objects, histories, unreadable)
+
+
+def read_settled_archive(
+    store: Store, cluster: str, *, system_identifier: str = "", pause: Pause = time.sleep
+) -> ArchiveListing:
+    """`read_archive`, again while a gap near the end of a timeline may be filled, for half a minute."""
+
+    def may_fill(listing: ArchiveListing) -> bool:
+        return any(
+            may_be_filled(sum(number > gap.last for number in listing.numbers(gap.timeline)))
+            for gap in listing.gaps()
+        )
+
+    return settled(
+        lambda: read_archive(store, cluster, system_identifier=system_identifier), may_fill, pause=pause
+    )
 
 
 def _objects(store: Store, prefix: str) -> Iterator[ListedWal]:

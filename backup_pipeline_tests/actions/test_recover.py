@@ -10,6 +10,7 @@ import pytest
 
 from backup_pipeline.actions import recover
 from backup_pipeline.actions.recover import RecoverRequest
+from backup_pipeline.domain.layout import wal_archive_prefix
 from backup_pipeline.domain.recovery_target import RecoveryTarget, TargetKind, parse_target
 from backup_pipeline.errors import Refused, ToolError
 from backup_pipeline.storage.directory import DirectoryStore
@@ -94,6 +95,33 @@ def test_the_server_is_asked_whether_it_has_been_idle_since(box: RecoveryBox) ->
         box.protected(), RecoverRequest(parse_target("latest"), box.folder / "x"), report=box.said
     )
     assert plan.ending.last_commit_at == box.ledger[-1].at
+
+
+def test_latest_waits_for_a_segment_that_may_be_under_way(box: RecoveryBox) -> None:
+    """The agent archives what follows a segment that is slow."""
+    keys = [each.key for each in box.store.list(wal_archive_prefix("main"))]
+    key = sorted(key for key in keys if key.endswith(".zst") and ".backup" not in key)[-2]
+    content = b"".join(box.store.read(key))
+    box.store.delete([key])
+    waits: list[float] = []
+
+    def plan(text: str) -> recover.Plan:
+        request = RecoverRequest(parse_target(text), box.folder / "x")
+        return recover.plan(box.protected(), request, report=box.said, pause=pause)
+
+    def pause(wait_s: float) -> None:
+        waits.append(wait_s)
+        if len(waits) == 2:
+            box.store.put(key, [content])
+
+    try:
+        with pytest.raises(Refused, match="lies beyond a gap"):
+            plan("lsn:FF/0")
+        assert waits == []
+        assert plan("latest").ending.last_commit_at == box.ledger[-1].at
+        assert len(waits) == 2
+    finally:
+        box.store.put(key, [content])
 
 
 @pytest.mark.parametrize(

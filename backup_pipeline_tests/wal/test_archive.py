@@ -16,10 +16,11 @@ from backup_pipeline.errors import BackupError, BackupNotFound, ConfigError, Cor
 from backup_pipeline.storage.directory import DirectoryStore
 from backup_pipeline.storage.store import Store, read_all
 from backup_pipeline.wal import identity
+from backup_pipeline.wal.ahead import AHEAD
 from backup_pipeline.wal.archive import WalArchive
 from backup_pipeline.wal.fetch import fetch, restore_exit_code
 from backup_pipeline.wal.identity import System, adopt, claim, read_identity
-from backup_pipeline.wal.listing import read_archive
+from backup_pipeline.wal.listing import read_archive, read_settled_archive
 from backup_pipeline_tests.wal.segments import MIB, OTHER, SEGMENT_BYTES, SYSTEM, DataDirectory, segment
 
 AT = datetime(2026, 3, 1, 2, tzinfo=UTC)
@@ -298,7 +299,7 @@ def test_absent_is_only_what_is_known_not_to_exist(filled: DirectoryStore, tmp_p
 
     def code_of(name: str, store: Store = filled) -> int:
         with pytest.raises(BackupError) as caught:
-            fetch(store, "main", name, tmp_path / "got")
+            fetch(store, "main", name, tmp_path / "got", pause=lambda _: None)
         codes[name] = restore_exit_code(caught.value)
         return codes[name]
 
@@ -318,6 +319,39 @@ def test_absent_is_only_what_is_known_not_to_exist(filled: DirectoryStore, tmp_p
     assert code_of("000000010000000000000003", empty) == 200
     assert restore_exit_code(None) == 0
     assert {restore_exit_code(error) for error in (KeyError(), OSError(), BackupNotFound("x"))} == {200}
+
+
+def test_a_segment_that_others_were_archived_ahead_of_is_waited_for(
+    here: DirectoryStore, data: DataDirectory, tmp_path: Path
+) -> None:
+    """Of segment 4, which is slow; 5 and what follows were archived meanwhile."""
+    archive, name = archive_in(here), "000000010000000000000004"
+    for number in (3, *range(5, 5 + AHEAD)):
+        archive.push(data.segment(number))
+    waited: list[float] = []
+
+    def pause(wait_s: float) -> None:
+        waited.append(wait_s)
+        if len(waited) == 3:
+            archive.push(data.segment(4))
+
+    with pytest.raises(Refused, match=f"{name} is missing .* has 000000010000000000000005") as caught:
+        fetch(here, "main", name, tmp_path / "got", pause=lambda _: None)
+    assert restore_exit_code(caught.value) == 200
+    assert read_settled_archive(here, "main", pause=lambda _: None).gaps() == (WalGap(1, 4, 4),)
+    fetch(here, "main", name, tmp_path / "got", pause=pause)
+    assert (tmp_path / "got").read_bytes() == segment(4)
+    object_of(here, 4).unlink()
+    waited.clear()
+    assert read_settled_archive(here, "main", pause=pause).gaps() == ()
+    assert sum(waited) < 10
+    object_of(here, 4).unlink()
+    waited.clear()
+    archive.push(data.segment(5 + AHEAD))  # so many are not archived ahead: it is lost
+    with pytest.raises(Refused, match="is missing"):
+        fetch(here, "main", name, tmp_path / "got", pause=pause)
+    assert read_settled_archive(here, "main", pause=pause).gaps() == (WalGap(1, 4, 4),)
+    assert waited == []
 
 
 def test_a_target_that_cannot_be_written_is_no_absence(filled: DirectoryStore, tmp_path: Path) -> None:
