@@ -19,14 +19,27 @@ from backup_pipeline import terminal
 from backup_pipeline.commands import cluster_tables
 from backup_pipeline.commands.context import Context, now, pass_context
 from backup_pipeline.config import ClusterConfig
-from backup_pipeline.engines.postgres.archiving import alter_system, read_archiver, read_archiving
+from backup_pipeline.engines.postgres.archiving import (
+    alter_system,
+    find_missing,
+    read_archiver,
+    read_archiving,
+)
 from backup_pipeline.engines.postgres.endpoint import Endpoint
 from backup_pipeline.engines.postgres.server import Connection, connect, read_server_info, server_errors
 from backup_pipeline.errors import ConfigError, ServerError
 from backup_pipeline.wal.agent import Agent, AgentConfig
 from backup_pipeline.wal.archive import WalArchive
 from backup_pipeline.wal.identity import System, adopt, claim
-from backup_pipeline.wal.setup import SetupPlan, archive_command, plan_setup, refuse_unreadable
+from backup_pipeline.wal.setup import (
+    SetupPlan,
+    archive_command,
+    needed_files,
+    plan_setup,
+    refuse_elsewhere,
+    refuse_unreadable,
+    refuse_unseen,
+)
 from backup_pipeline.wal.status import ask_agent, look
 
 _TIMED_OUT = 75
@@ -92,7 +105,9 @@ def setup(context: Context, cluster: str, apply_: bool, adopt_: bool, replace_co
         command = archive_command(config, context.config.path)
         plan = plan_setup(archiving, config, context.config.store, command, replace_command=replace_command)
         if apply_:
+            refuse_elsewhere(cluster, archiving.data_directory)
             refuse_unreadable(Path(archiving.data_directory))
+            refuse_unseen(cluster, find_missing(session, needed_files(context.config.path)))
         system = System(info.system_identifier, archiving.segment_bytes)
         if adopt_:
             adopt(store, config.name, system, at=now())

@@ -7,7 +7,7 @@ engines/postgres/archiving.py, the archive's owner by identity.py.
 import os
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,6 +54,42 @@ def is_ours(command: str) -> bool:
     return any(word.endswith("/backup_pipeline/wal/client.py") for word in words)
 
 
+def needed_files(config: Path) -> tuple[str, ...]:
+    """What archive_command names, and PostgreSQL's machine has to have."""
+    return (sys.executable, str(Path(client.__file__).absolute()), str(config))
+
+
+def refuse_elsewhere(cluster: str, data_directory: str) -> None:
+    """Raise Refused when the data directory of a server is not on this machine."""
+    if not data_directory or not _may_exist(Path(data_directory)):
+        where = data_directory or "which the role may not see"
+        raise Refused(
+            f"the data directory of {cluster}, {where}, is not found on this machine",
+            hint="Run this on PostgreSQL's own machine, as a role with pg_monitor; without --apply it shows "
+            "what to set.",
+        )
+
+
+def refuse_unseen(cluster: str, missing: Sequence[str] | None) -> None:
+    """Raise Refused for `missing` files, which the server does not see; None where it could not be asked."""
+    if missing:
+        raise Refused(
+            f"the server of {cluster} does not see {', '.join(missing)}, which its archive_command needs",
+            hint="Run this on PostgreSQL's own machine, or in its container, from where the program is "
+            "installed for every user, in /opt say.",
+        )
+
+
+def _may_exist(path: Path) -> bool:
+    try:
+        path.stat()
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
 def refuse_unreadable(data_directory: Path) -> None:
     """Raise Refused when PostgreSQL's user, on this machine, cannot start the client. Only root can try.
 
@@ -62,7 +98,7 @@ def refuse_unreadable(data_directory: Path) -> None:
     try:
         owner = data_directory.stat()
     except OSError:
-        return  # the server is on another machine
+        return  # PostgreSQL's own user alone may look
     if os.getuid() != 0 or owner.st_uid == 0:
         return
     argv = (sys.executable, "-I", "-S", str(Path(client.__file__).absolute()))

@@ -17,7 +17,7 @@ import pytest
 from backup_pipeline import process
 from backup_pipeline.config import StoreConfig
 from backup_pipeline.domain.wal import WalKind, parse_wal_name
-from backup_pipeline.engines.postgres.archiving import read_archiver, read_archiving
+from backup_pipeline.engines.postgres.archiving import find_missing, read_archiver, read_archiving
 from backup_pipeline.engines.postgres.cluster import LocalCluster, server_identity
 from backup_pipeline.engines.postgres.scratch import private_folder
 from backup_pipeline.engines.postgres.server import connect
@@ -25,7 +25,13 @@ from backup_pipeline.errors import Refused
 from backup_pipeline.process import Command, Completed
 from backup_pipeline.wal.fetch import fetch
 from backup_pipeline.wal.listing import read_archive
-from backup_pipeline.wal.setup import archive_command, is_ours, refuse_unreadable
+from backup_pipeline.wal.setup import (
+    archive_command,
+    is_ours,
+    refuse_elsewhere,
+    refuse_unreadable,
+    refuse_unseen,
+)
 from backup_pipeline_tests.servers import postgres as servers
 from backup_pipeline_tests.wal.box import WalBox, python_for, wait_for
 
@@ -274,4 +280,38 @@ def test_a_python_that_postgresql_may_not_run_is_told_before(
     with pytest.raises(Refused, match=r"cannot run .*hidden/python"):
         refuse_unreadable(one.cluster.data)
     refuse_unreadable(tmp_path)  # root's own
-    refuse_unreadable(Path("/on/another/machine"))
+
+
+def test_a_server_that_is_elsewhere_is_not_set_up(one: Archiving, tmp_path: Path) -> None:
+    """It would call a Python that it does not have, and fill its disk."""
+    here, there = str(one.cluster.data), "/on/another/machine"
+    with contextlib.closing(connect(one.cluster.endpoint())) as session:
+        assert find_missing(session, [one.box.python, str(one.box.path)]) == ()
+        assert find_missing(session, [one.box.python, there]) == (there,)
+        hidden = tmp_path / "hidden"
+        hidden.mkdir(0o000)
+        assert find_missing(session, [f"{hidden}/x"]) == (f"{hidden}/x",)
+        session.execute("CREATE ROLE nobody_much")
+        session.execute("SET ROLE nobody_much")
+        assert find_missing(session, [there]) is None
+        assert read_archiving(session).data_directory == ""
+        session.execute("RESET ROLE")
+        session.execute("DROP ROLE nobody_much")
+    refuse_elsewhere("main", here)
+    for directory in (there, ""):
+        with pytest.raises(Refused, match="is not found on this machine"):
+            refuse_elsewhere("main", directory)
+    for missing in ((), None):
+        refuse_unseen("main", missing)
+    with pytest.raises(Refused, match=f"does not see {there}, which"):
+        refuse_unseen("main", (there,))
+
+
+def test_a_configuration_that_the_server_does_not_see_is_told_before(one: Archiving) -> None:
+    """The server has a file system of its own where it looks."""
+    config = Path("/proc/self/cwd") / "backups.toml"  # of whoever asks
+    command = one.box.program("wal", "setup", "main", "--apply", "--replace-command")
+    cwd = str(one.box.path.parent)
+    argv = tuple(str(config) if word == str(one.box.path) else word for word in command.argv)
+    done = process.run(Command(argv, identity=command.identity, cwd=cwd), timeout_s=60, check=False)
+    assert (done.returncode, f"does not see {config}" in done.stderr) == (6, True), done.stderr

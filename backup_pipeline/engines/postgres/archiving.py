@@ -3,10 +3,11 @@
 Called by `wal setup` and `wal status`. What the settings should be is decided in wal/setup.py.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+import psycopg
 from psycopg import sql
 
 from backup_pipeline.domain.wal import Lsn
@@ -73,6 +74,26 @@ def read_archiving(session: Connection) -> Archiving:
         data_directory=str(where[0] or ""),
         segment_bytes=int(str(where[1])),
     )
+
+
+def find_missing(session: Connection, paths: Sequence[str]) -> tuple[str, ...] | None:
+    """Which of these files the server does not see on its machine; None where the role may not ask."""
+    row = session.execute(
+        "SELECT pg_catalog.has_function_privilege('pg_catalog.pg_stat_file(text, boolean)', 'EXECUTE')"
+        " AND pg_catalog.pg_has_role('pg_read_server_files', 'USAGE')"
+    ).fetchone()
+    if row is None or not row[0]:
+        return None
+    return tuple(path for path in paths if not _sees(session, path))
+
+
+def _sees(session: Connection, path: str) -> bool:
+    query = "SELECT (pg_catalog.pg_stat_file(%s, true)).modification IS NOT NULL"
+    try:
+        row = session.execute(query, [path]).fetchone()
+    except psycopg.errors.InsufficientPrivilege:  # a folder above it is closed to the server's user
+        return False
+    return row is not None and bool(row[0])
 
 
 def alter_system(session: Connection, endpoint: Endpoint, values: Mapping[str, str]) -> None:
