@@ -160,8 +160,10 @@ class WalArchive:
             raise Refused(
                 f"{name.text} is in the archive of {self.cluster} already, with other bytes",
                 detail={"there": ", ".join(sorted(one.sha256 for one in others)), "here": digest},
-                hint="Two servers archive as one cluster, or this one was reset: nothing was overwritten. "
-                "Find out which is the right one before WAL is removed.",
+                hint="Two servers archive as one cluster, as a copy and its source do, or this was reset. "
+                "Nothing was overwritten, and what is archived may be the copy's: look with pg_waldump "
+                "which is the right one, and stop the other's archiving. If the archive has the wrong one, "
+                "move that and what follows it away, and take a base backup.",
             )
         return next((info for info, _ in objects), None)
 

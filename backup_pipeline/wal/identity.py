@@ -141,7 +141,8 @@ def _foreign(
     return Refused(
         f"the WAL archive of {cluster} in {store.url} {found or 'lost its record'}",
         hint="A copy of a cluster must not archive into its source's place: give it a name of its own. Only "
-        f"when this cluster takes over (pg_upgrade, initdb): backup-pipeline wal setup {cluster} --adopt",
+        "when this cluster takes over (pg_upgrade, initdb), or the other is a copy that came first "
+        f"(pg_controldata tells a cluster's system): backup-pipeline wal setup {cluster} --adopt",
     )
 
 

@@ -80,6 +80,7 @@ def test_the_same_bytes_again_are_done_and_others_refused(archive: WalArchive, d
     with pytest.raises(Refused, match="already, with other bytes") as caught:
         archive.push(data.segment(3, seed=1))
     assert hashlib.sha256(segment(3)).hexdigest() in str(caught.value)
+    assert "what is archived may be the copy's: look with pg_waldump" in str(caught.value)
     assert list(archive.store.list("")) == written
 
 
