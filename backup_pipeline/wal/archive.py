@@ -137,9 +137,12 @@ class WalArchive:
 
     def _store(self, name: WalName, system: str, packed: IO[bytes], digest: str, plain_bytes: int) -> Pushed:
         key = wal_key(self.cluster, system, name, digest)
-        if (found := self._found(name, system, digest)) is not None:
-            return Pushed(name.text, key, plain_bytes, found.size_bytes, already=True)
         size_bytes = packed.seek(0, os.SEEK_END)
+        found = self._found(name, system, digest)
+        # Of another length it is torn, or another zstd packed it. Writing it again does no harm: its key says
+        # which plain bytes it holds.
+        if found is not None and found.size_bytes == size_bytes:
+            return Pushed(name.text, key, plain_bytes, size_bytes, already=True)
         packed.seek(0)
         self.store.put(key, iter(lambda: packed.read(_CHUNK_BYTES), b""), size_hint_bytes=size_bytes)
         # Asked again: a server may say yes and keep nothing, and another writer may have come in between.

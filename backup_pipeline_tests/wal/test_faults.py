@@ -124,6 +124,33 @@ def test_a_write_that_was_answered_and_not_kept_is_a_failure(data: DataDirectory
         WalArchive(Forgetful(tmp_path / "store"), "main", clock=now).push(data.segment(3))
 
 
+class Halving(DirectoryStore):
+    """Says that it has written, and has kept the first half."""
+
+    def put(
+        self, key: str, chunks: Iterable[bytes], *, size_hint_bytes: int = 0, storage_class: str = ""
+    ) -> None:
+        """Take it, and keep half."""
+        whole = b"".join(chunks)
+        half = whole[: len(whole) // 2]
+        super().put(key, [half], size_hint_bytes=size_hint_bytes, storage_class=storage_class)
+
+
+def test_half_an_object_is_never_acknowledged_and_made_whole_by_the_next_push(
+    data: DataDirectory, tmp_path: Path
+) -> None:
+    (tmp_path / "store").mkdir()
+    path = data.segment(3)
+    for _ in range(2):  # PostgreSQL asks again
+        with pytest.raises(StoreError, match=r"has \d+ bytes after \d+ bytes were written"):
+            WalArchive(Halving(tmp_path / "store"), "main", clock=now).push(path)
+    whole = DirectoryStore(tmp_path / "store")
+    assert not WalArchive(whole, "main", clock=now).push(path).already
+    assert WalArchive(whole, "main", clock=now).push(path).already
+    fetch(whole, "main", path.name, tmp_path / "fetched")
+    assert (tmp_path / "fetched").read_bytes() == segment(3)
+
+
 @pytest.mark.parametrize(
     "count", [40, pytest.param(1000, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])]
 )
