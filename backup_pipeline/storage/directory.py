@@ -101,6 +101,14 @@ class DirectoryStore:
                 files.write_all(file, data)
             self._publish(key, parts, spool, name, file, files.link)
 
+    def settle(self, key: str) -> None:
+        """See Store."""
+        *above, _ = check_key(key)
+        with self._object(key) as file, self._telling("settle", key), self._open(above) as folders:
+            files.sync_file(file)
+            for folder in reversed(folders):
+                files.sync_folder(folder)
+
     def read(self, key: str) -> Iterator[bytes]:
         """See Store. What was opened is read to its end, whatever replaces it."""
         with self._object(key) as file:

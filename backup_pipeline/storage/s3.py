@@ -162,6 +162,10 @@ class S3Store:
             raise ObjectExists(f"object {key} is already in {self._where}")
         self._put_whole(key, data, if_absent=True)
 
+    def settle(self, key: str) -> None:
+        """See Store. What is visible in a bucket is durable."""
+        check_key(key)
+
     def _etag(self, path: str, key: str) -> str:
         """The ETag of what lies there; "" when nothing does, or when the server will not say."""
         try:

@@ -36,10 +36,10 @@ class Store(Protocol):
     """A place for objects.
 
     Every method raises StoreError when the place fails or does not answer within a bounded
-    time; no error text holds a secret. An object is visible only when it is whole and durable,
-    and a read never sees a mixture of two writes. A key that `check_key` refuses is a ConfigError.
-    A key that is also the folder of another key (`a` beside `a/b`) is not portable: some places
-    refuse it.
+    time; no error text holds a secret. An object is visible only when it is whole, and durable when
+    its writer returns (see `settle`); a read never sees a mixture of two writes. A key that
+    `check_key` refuses is a ConfigError. A key that is also the folder of another key (`a` beside
+    `a/b`) is not portable: some places refuse it.
     """
 
     @property
@@ -63,6 +63,15 @@ class Store(Protocol):
         """Store a small object, durable on return, unless the key is taken: then ObjectExists.
 
         Some S3 servers ignore the condition (see the probe), so no safety rests on it alone.
+        """
+        ...
+
+    def settle(self, key: str) -> None:
+        """Have an object that was seen be durable on return, whoever wrote it and whatever became of them.
+
+        Of a writer that died in mid-write a directory may show what a power cut would still take away.
+        To be called before another's object is relied on as if one had written it oneself. A directory
+        raises ObjectNotFound when the object is gone; S3, where what is visible is durable, is not asked.
         """
         ...
 

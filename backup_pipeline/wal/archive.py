@@ -142,6 +142,7 @@ class WalArchive:
         # Of another length it is torn, or another zstd packed it. Writing it again does no harm: its key says
         # which plain bytes it holds.
         if found is not None and found.size_bytes == size_bytes:
+            self.store.settle(key)
             return Pushed(name.text, key, plain_bytes, size_bytes, already=True)
         packed.seek(0)
         self.store.put(key, iter(lambda: packed.read(_CHUNK_BYTES), b""), size_hint_bytes=size_bytes)
@@ -183,13 +184,14 @@ class WalArchive:
         return pushed
 
     def _compare_history(self, key: str, name: WalName, data: bytes) -> None:
-        """Raise Refused unless exactly these bytes are there, ObjectNotFound when nothing is."""
+        """Raise Refused unless exactly these bytes are there, durable; ObjectNotFound when nothing is."""
         if self.store.read_range(key, offset=0, length=MAX_TEXT_BYTES + 1) != data:
             raise Refused(
                 f"{name.text} is in the archive of {self.cluster} already, with other bytes",
                 hint="Two servers were promoted to one timeline: nothing was overwritten. Promote one of "
                 "them anew, so that it takes the next number, or give it an archive of its own.",
             )
+        self.store.settle(key)
 
 
 def objects_of(

@@ -85,7 +85,7 @@ def read_identity(store: Store, cluster: str) -> ArchiveIdentity | None:
 
 
 def claim(store: Store, cluster: str, system: System, *, at: datetime) -> ArchiveIdentity:
-    """Have the archive belong to `system` if it belongs to none yet; the record as it is then.
+    """Have the archive belong to `system` if it belongs to none yet; the record as it is then, durable.
 
     Raises Refused when it belongs to another one.
     """
@@ -101,6 +101,7 @@ def claim(store: Store, cluster: str, system: System, *, at: datetime) -> Archiv
         system.segment_bytes,
     ):
         raise _foreign(store, cluster, system, found)
+    store.settle(wal_identity_key(cluster))
     return found
 
 
@@ -108,6 +109,7 @@ def adopt(store: Store, cluster: str, system: System, *, at: datetime) -> Archiv
     """Have the archive belong to `system` from now on; what the ones before archived stays."""
     found = read_identity(store, cluster)
     if found and (found.system_identifier, found.segment_bytes) == (system.identifier, system.segment_bytes):
+        store.settle(wal_identity_key(cluster))
         return found
     earlier = (*found.earlier, found.system_identifier) if found else ()
     made = ArchiveIdentity(

@@ -47,6 +47,11 @@ class CountingStore:
         self._note("put_if_absent", key)
         self._store.put_if_absent(key, data)
 
+    def settle(self, key: str) -> None:
+        """Not noted: nothing that can be seen changes."""
+        self._look()
+        self._store.settle(key)
+
     def read(self, key: str) -> Iterator[bytes]:
         """Not noted."""
         self._look()

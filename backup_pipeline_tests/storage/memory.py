@@ -46,6 +46,9 @@ class MemoryStore:
             raise ObjectExists(f"{key} exists")
         self.put(key, [data])
 
+    def settle(self, key: str) -> None:
+        check_key(key)
+
     def read(self, key: str) -> Iterator[bytes]:
         with self._lock:
             self.requests["read"] += 1

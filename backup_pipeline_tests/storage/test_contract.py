@@ -108,6 +108,15 @@ def test_a_put_replaces_what_was_there(store: Store) -> None:
     assert store.head("twice").etag != before.etag
 
 
+def test_settling_changes_nothing(store: Store) -> None:
+    store.put("a/settled", [b"x"])
+    before = list(store.list(""))
+    store.settle("a/settled")
+    assert list(store.list("")) == before
+    with pytest.raises(ConfigError):
+        store.settle("a/../b")
+
+
 def test_a_reader_never_sees_a_mixture(store: Store) -> None:
     size = 9 * MIB
     store.put("mixed", [b"a" * size])

@@ -294,6 +294,33 @@ def test_every_folder_up_to_the_root_is_synced(
     assert synced == ["/a/b"]
 
 
+def test_settling_syncs_an_object_and_every_folder_up_to_the_root(
+    store: DirectoryStore, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a writer made that died before it synced the folders."""
+    (root / "a" / "b").mkdir(parents=True)
+    (root / "a" / "b" / "c").write_bytes(b"x")
+    synced: list[str] = []
+    real = os.fsync
+
+    def note(file: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{file}").removeprefix(str(root)))
+        real(file)
+
+    monkeypatch.setattr(os, "fsync", note)
+    store.settle("a/b/c")
+    assert synced == ["/a/b/c", "/a/b", "/a", ""]
+    with pytest.raises(ObjectNotFound):
+        store.settle("a/b/d")
+
+    def fail(_: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(StoreError, match="cannot settle a/b/c"):
+        store.settle("a/b/c")
+
+
 @pytest.mark.parametrize("failing", [errno.EIO, errno.ENOSPC])
 def test_a_sync_that_fails_fails_the_put(
     store: DirectoryStore, root: Path, monkeypatch: pytest.MonkeyPatch, failing: int

@@ -13,6 +13,7 @@ import pytest
 from backup_pipeline.domain.layout import parse_wal_key, wal_identity_key, wal_key
 from backup_pipeline.domain.wal import WalGap, WalKind, parse_wal_name
 from backup_pipeline.errors import BackupError, BackupNotFound, ConfigError, Corrupt, NotArchived, Refused
+from backup_pipeline.storage import files
 from backup_pipeline.storage.directory import DirectoryStore
 from backup_pipeline.storage.store import Store, read_all
 from backup_pipeline.wal import identity
@@ -91,6 +92,55 @@ def test_a_history_is_compared_byte_for_byte(archive: WalArchive, data: DataDire
         with pytest.raises(Refused, match=r"00000002\.history is in the archive of main already"):
             archive.push(data.put("00000002.history", other))
     assert read_all(archive.store, wal_key("main", SYSTEM, parse_wal_name("00000002.history"), "")) == HISTORY
+
+
+class Killed(BaseException):
+    """The process ended here."""
+
+
+def push_in(store: DirectoryStore, path: Path) -> None:
+    archive_in(store).push(path)
+
+
+def claim_in(store: DirectoryStore, path: Path) -> None:
+    claim(store, "main", System(SYSTEM, SEGMENT_BYTES), at=AT)
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [("000000010000000000000003", push_in), ("00000002.history", push_in), ("identity.json", claim_in)],
+)
+def test_what_a_killed_writer_left_is_durable_before_it_counts(
+    here: DirectoryStore,
+    data: DataDirectory,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    write: Callable[[DirectoryStore, Path], None],
+) -> None:
+    """It died between giving the object its name and syncing the folders."""
+    path = data.put(name, HISTORY if name.endswith(".history") else segment(3))
+    if write is push_in:
+        claim_in(here, path)
+
+    def killed(_: int) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(files, "sync_folder", killed)
+        with pytest.raises(Killed):
+            write(here, path)
+    (key,) = (info.key for info in here.list("clusters/") if info.key.split("/")[-1].startswith(name))
+    synced: list[Path] = []
+    real = os.fsync
+
+    def note(file: int) -> None:
+        synced.append(Path(os.readlink(f"/proc/self/fd/{file}")))
+        real(file)
+
+    monkeypatch.setattr(os, "fsync", note)
+    write(here, path)
+    expected = [here.root / key, *(here.root / key).parents]
+    assert synced == expected[: expected.index(here.root) + 1]
 
 
 def test_only_the_system_of_the_record_archives(archive: WalArchive, tmp_path: Path) -> None:
