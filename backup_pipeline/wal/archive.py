@@ -76,7 +76,7 @@ class WalArchive:
         self.store, self.cluster = store, cluster
         self._door = Door(store, cluster, clock)
         self._data_directory = data_directory
-        self._known: set[int] = set()  # timelines whose history is archived
+        self._known: set[tuple[str, int]] = set()  # systems' timelines whose history is archived
 
     def look(self) -> str:
         """Ask the store once, which opens its clients; whose the archive is. Raises StoreError, Corrupt."""
@@ -115,11 +115,11 @@ class WalArchive:
         A server that was recovered with archiving off, and has it on now, never hands the file over.
         """
         path = pg_wal / f"{timeline:08X}.history"
-        if timeline in self._known or timeline == 1 or not path.exists():
+        if (system, timeline) in self._known or timeline == 1 or not path.exists():
             return
         with _opened(path) as file:
             self._push_history(parse_wal_name(path.name), system, _read(file, MAX_TEXT_BYTES))
-        self._known.add(timeline)
+        self._known.add((system, timeline))
 
     def _source(self, path: Path) -> Path:
         """The data directory whose pg_wal `path` lies in."""

@@ -162,6 +162,18 @@ def test_only_the_system_of_the_record_archives(archive: WalArchive, tmp_path: P
     assert read_archive(archive.store, "main").numbers(1) == (4,)
 
 
+def test_each_system_has_its_own_histories(here: DirectoryStore, data: DataDirectory) -> None:
+    """An agent outlives the change of its data directory's system, as by pg_upgrade."""
+    archive = archive_in(here)
+    data.put("00000002.history", HISTORY)
+    for number, system in ((3, SYSTEM), (4, OTHER)):
+        data.belong_to(system)
+        adopt(here, "main", System(system, SEGMENT_BYTES), at=AT)
+        name = f"{2:08X}{number:016X}"
+        archive.push(data.put(name, segment(number, timeline=2, system=system)))
+        assert read_archive(here, "main", system_identifier=system).histories.keys() == {2}
+
+
 def test_the_record_is_written_once_and_read_back(store: Store) -> None:
     assert read_identity(store, "main") is None
     first = claim(store, "main", System(SYSTEM, SEGMENT_BYTES), at=AT)
