@@ -120,17 +120,12 @@ def adopt(store: Store, cluster: str, system: System, *, at: datetime) -> Archiv
 
 
 def _refuse_abandoned(store: Store, cluster: str, system: System) -> None:
-    """Where the record was lost, the WAL that is there still says whose archive it is."""
-    first = next(store.list(wal_archive_prefix(cluster)), None)
-    archived = parse_wal_key(first.key) if first else None
-    if archived is not None and archived.system_identifier != system.identifier:
-        raise _foreign(
-            store,
-            cluster,
-            system,
-            None,
-            found=f"has no record, and holds WAL of system {archived.system_identifier}",
-        )
+    """Where the record was lost, the WAL that is there says whose archive it is, if it is of one system."""
+    parsed = (parse_wal_key(info.key) for info in store.list(wal_archive_prefix(cluster)))
+    systems = sorted({archived.system_identifier for archived in parsed if archived})
+    if systems not in ([], [system.identifier]):
+        whose = f"system{'s' if len(systems) > 1 else ''} {' and '.join(systems)}"
+        raise _foreign(store, cluster, system, None, found=f"has no record, and holds WAL of {whose}")
 
 
 def _foreign(

@@ -195,6 +195,30 @@ def test_a_lost_record_opens_no_door(here: DirectoryStore, data: DataDirectory, 
     assert found.system_identifier == SYSTEM
 
 
+def test_a_lost_record_is_made_anew_only_for_the_one_system_that_archived(
+    here: DirectoryStore, data: DataDirectory
+) -> None:
+    """Whatever else lies there, and whichever of several comes first in the order of keys."""
+    ours, other = System(SYSTEM, SEGMENT_BYTES), System(OTHER, SEGMENT_BYTES)
+    adopt(here, "main", ours, at=AT)
+    archive_in(here).push(data.segment(3))
+    here.put("clusters/main/wal-archive/.keep", [b""])
+    here.delete([wal_identity_key("main")])
+    with pytest.raises(Refused, match=f"has no record, and holds WAL of system {SYSTEM}") as caught:
+        claim(here, "main", other, at=AT)
+    assert "--adopt" in caught.value.hint
+    assert claim(here, "main", ours, at=AT).system_identifier == SYSTEM
+
+    data.belong_to(OTHER)
+    adopt(here, "main", other, at=AT)
+    archive_in(here).push(data.put("000000010000000000000004", segment(4, system=OTHER)))
+    here.delete([wal_identity_key("main")])
+    for system in (ours, other):
+        with pytest.raises(Refused, match=f"holds WAL of systems {SYSTEM} and {OTHER}"):
+            claim(here, "main", system, at=AT)
+    assert adopt(here, "main", other, at=AT).system_identifier == OTHER
+
+
 def test_a_damaged_record_stops_everything(here: DirectoryStore, data: DataDirectory, tmp_path: Path) -> None:
     archive_in(here).push(data.segment(3))
     path = here.root / wal_identity_key("main")
