@@ -11,8 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import TimeoutError as NotYet
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -151,12 +150,6 @@ def serving(prefetch: Prefetch, socket: Path) -> Iterator[None]:
 
 
 def _await(future: "Future[None]", pulse: Callable[[], object]) -> None:
-    while True:
-        try:
-            future.result(timeout=PULSE_S)
-        except NotYet:
-            if future.done():  # it is what the fetching raised
-                raise
-            pulse()
-        else:
-            return
+    while not wait([future], timeout=PULSE_S).done:
+        pulse()
+    future.result()
