@@ -30,7 +30,7 @@ from backup_pipeline.engines.postgres.server import Connection, connect, read_se
 from backup_pipeline.errors import ConfigError, ServerError
 from backup_pipeline.wal.agent import Agent, AgentConfig
 from backup_pipeline.wal.archive import WalArchive
-from backup_pipeline.wal.identity import System, adopt, claim
+from backup_pipeline.wal.identity import System, adopt, claim, read_identity
 from backup_pipeline.wal.setup import (
     SetupPlan,
     archive_command,
@@ -88,12 +88,14 @@ def push(context: Context, cluster: str, path: Path) -> None:
 
 @wal.command()
 @click.argument("cluster")
-@click.option("--apply", "apply_", is_flag=True, help="Change the server's settings, by ALTER SYSTEM.")
+@click.option(
+    "--apply", "apply_", is_flag=True, help="Begin the archive, and change the settings, by ALTER SYSTEM."
+)
 @click.option("--adopt", "adopt_", is_flag=True, help="Have the archive go over to this server's system.")
 @click.option("--replace-command", is_flag=True, help="Replace another archive_command or archive_library.")
 @pass_context
 def setup(context: Context, cluster: str, apply_: bool, adopt_: bool, replace_command: bool) -> None:
-    """Show what the server needs in order to archive here; with --apply, set it."""
+    """Show what the server needs in order to archive here; with --apply, set it and begin the archive."""
     config, store = context.config.cluster(cluster), context.store()
     with _session(config, "wal setup") as (endpoint, session):
         info, archiving = read_server_info(session), read_archiving(session)
@@ -109,11 +111,11 @@ def setup(context: Context, cluster: str, apply_: bool, adopt_: bool, replace_co
             refuse_unreadable(Path(archiving.data_directory))
             refuse_unseen(cluster, find_missing(session, needed_files(context.config.path)))
         system = System(info.system_identifier, archiving.segment_bytes)
-        if adopt_:
-            adopt(store, config.name, system, at=now())
-            click.echo(f"the archive of {cluster} belongs to PostgreSQL system {system.identifier}")
-        elif apply_:
-            claim(store, config.name, system, at=now())
+        if adopt_ or apply_:
+            (adopt if adopt_ else claim)(store, config.name, system, at=now())
+            click.echo(f"# the archive of {cluster} belongs to PostgreSQL system {system.identifier}")
+        elif read_identity(store, config.name) is None:
+            click.echo(f"# there is no WAL archive of {cluster} in {store.url} yet; --apply begins it")
         if apply_ and plan.changes:
             alter_system(session, endpoint, plan.values)
     _show_plan(plan, cluster, applied=apply_)
@@ -152,7 +154,7 @@ def status(context: Context, cluster: str, as_json: bool) -> None:
 
 def _archive(context: Context, config: ClusterConfig) -> WalArchive:
     folder = Path(config.data_directory) if config.data_directory else None
-    return WalArchive(context.store(), config.name, clock=now, data_directory=folder)
+    return WalArchive(context.store(), config.name, data_directory=folder)
 
 
 @contextlib.contextmanager

@@ -12,10 +12,9 @@ import os
 import stat
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import IO
 
@@ -70,11 +69,9 @@ class Pushed:
 class WalArchive:
     """The archive of one cluster, for pushing. Safe to use from several threads."""
 
-    def __init__(
-        self, store: Store, cluster: str, *, clock: Callable[[], datetime], data_directory: Path | None = None
-    ) -> None:
+    def __init__(self, store: Store, cluster: str, *, data_directory: Path | None = None) -> None:
         self.store, self.cluster = store, cluster
-        self._door = Door(store, cluster, clock)
+        self._door = Door(store, cluster)
         self._data_directory = data_directory
         self._known: set[tuple[str, int]] = set()  # systems' timelines whose history is archived
 
@@ -82,20 +79,19 @@ class WalArchive:
         """Ask the store once, which opens its clients; whose the archive is. Raises StoreError, Corrupt."""
         first = next(self.store.list(wal_identity_key(self.cluster)), None)
         identity = read_identity(self.store, self.cluster) if first else None
-        return f"PostgreSQL system {identity.system_identifier}" if identity else "whoever is first"
+        return f"PostgreSQL system {identity.system_identifier}" if identity else "nobody: it has not begun"
 
     def push(self, path: Path) -> Pushed:
         """Archive the file at `path`, absolute, in pg_wal of a data directory. Durable on return.
 
         Raises Refused for another system's WAL, and for other bytes under a name that is taken; Corrupt for a
-        file that is not what its name says; ConfigError, StoreError.
+        file that is not what its name says; StoreError, also where no archive was begun; ConfigError.
         """
         name = parse_wal_name(path.name)
-        data_directory = self._source(path)
-        system = read_system_identifier(data_directory)
+        system = read_system_identifier(self._source(path))
         with _opened(path) as file:
             segment_bytes = _check(name, file, system)
-            identity = self._door.enter(data_directory, system)
+            identity = self._door.enter(system)
             if segment_bytes not in (0, identity.segment_bytes):
                 raise Refused(
                     f"{name.text} has {segment_bytes} bytes; the archive of {self.cluster} takes segments "
@@ -104,10 +100,13 @@ class WalArchive:
                     f"`backup-pipeline wal setup {self.cluster} --adopt`.",
                 )
             if name.kind is WalKind.HISTORY:
-                return self._push_history(name, system, _read(file, MAX_TEXT_BYTES))
-            self._push_history_of(name.timeline, path.parent, system)
-            with _packed(file) as (packed, digest, plain_bytes):
-                return self._store(name, system, packed, digest, plain_bytes)
+                pushed = self._push_history(name, system, _read(file, MAX_TEXT_BYTES))
+            else:
+                self._push_history_of(name.timeline, path.parent, system)
+                with _packed(file) as (packed, digest, plain_bytes):
+                    pushed = self._store(name, system, packed, digest, plain_bytes)
+        self._door.enter(system)  # again: a disk that was unmounted meanwhile took the archive with it
+        return pushed
 
     def _push_history_of(self, timeline: int, pg_wal: Path, system: str) -> None:
         """Archive where a timeline came from before its first segment: without it none can be recovered.

@@ -1,14 +1,12 @@
 """Whose WAL an archive takes: the record in the store, and the system that a data directory is of.
 
-Called before anything is pushed, and by `wal setup`. One archive belongs to one PostgreSQL system; another
-cluster that was copied, restored or made anew is refused until an operator says that it takes over.
+Called before anything is pushed, and by `wal setup`, which alone begins an archive. One archive belongs to
+one PostgreSQL system; one that was made anew is refused until an operator says that it takes over.
 """
 
-import os
 import struct
-from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from time import monotonic
@@ -19,13 +17,13 @@ from backup_pipeline.domain.layout import (
     wal_identity_key,
 )
 from backup_pipeline.domain.manifest import MAX_RECORD_BYTES
-from backup_pipeline.domain.wal import WalKind, is_segment_size, parse_wal_name
 from backup_pipeline.domain.wal_archive import ArchiveIdentity, identity_from_json, identity_to_json
-from backup_pipeline.errors import ConfigError, ObjectExists, ObjectNotFound, Refused
+from backup_pipeline.errors import ConfigError, ObjectExists, ObjectNotFound, Refused, StoreError
+from backup_pipeline.storage.directory import DirectoryStore
 from backup_pipeline.storage.store import Store
 
 BELIEVED_S = 60.0
-"""For how long a record that was read is not read again."""
+"""For how long a record that was read is not read again, where reading it is a request to a server."""
 
 _SYSTEM = struct.Struct("<Q")
 
@@ -56,21 +54,6 @@ def read_system_identifier(data_directory: Path) -> str:
     return str(identifier)
 
 
-def read_system(data_directory: Path) -> System:
-    """The system of a data directory; the size of its segments as its pg_wal has them. Raises ConfigError."""
-    folder = data_directory / "pg_wal"
-    try:
-        names = sorted(os.listdir(folder))
-    except OSError as error:
-        raise ConfigError(f"cannot read {folder}: {error.strerror}") from error
-    for name in names:
-        with suppress(ConfigError, FileNotFoundError):
-            size_bytes = os.stat(folder / name).st_size
-            if parse_wal_name(name).kind is WalKind.SEGMENT and is_segment_size(size_bytes):
-                return System(read_system_identifier(data_directory), size_bytes)
-    raise ConfigError(f"there is no WAL segment in {folder}", hint="Start that server first.")
-
-
 def read_identity(store: Store, cluster: str) -> ArchiveIdentity | None:
     """The record of a cluster's archive; None where there is no archive yet. Raises Corrupt."""
     key = wal_identity_key(cluster)
@@ -96,11 +79,14 @@ def claim(store: Store, cluster: str, system: System, *, at: datetime) -> Archiv
             made = ArchiveIdentity(cluster, system.identifier, system.segment_bytes, at)
             store.put_if_absent(wal_identity_key(cluster), identity_to_json(made))
         found = read_identity(store, cluster)  # of several that were first, one is
-    if found is None or (found.system_identifier, found.segment_bytes) != (
-        system.identifier,
-        system.segment_bytes,
-    ):
-        raise _foreign(store, cluster, system, found)
+    if found is None:
+        raise _foreign(store, cluster, "lost its record")
+    if found.system_identifier != system.identifier:
+        raise _foreign(store, cluster, _belongs(found, system.identifier))
+    if found.segment_bytes != system.segment_bytes:
+        raise _foreign(
+            store, cluster, f"takes segments of {found.segment_bytes} bytes, not of {system.segment_bytes}"
+        )
     store.settle(wal_identity_key(cluster))
     return found
 
@@ -125,40 +111,47 @@ def _refuse_abandoned(store: Store, cluster: str, system: System) -> None:
     systems = sorted({archived.system_identifier for archived in parsed if archived})
     if systems not in ([], [system.identifier]):
         whose = f"system{'s' if len(systems) > 1 else ''} {' and '.join(systems)}"
-        raise _foreign(store, cluster, system, None, found=f"has no record, and holds WAL of {whose}")
+        raise _foreign(store, cluster, f"has no record, and holds WAL of {whose}")
 
 
-def _foreign(
-    store: Store, cluster: str, system: System, identity: ArchiveIdentity | None, *, found: str = ""
-) -> Refused:
-    if identity is not None and identity.system_identifier == system.identifier:
-        found = f"takes segments of {identity.segment_bytes} bytes, not of {system.segment_bytes}"
-    elif identity is not None:
-        found = f"belongs to PostgreSQL system {identity.system_identifier}, not to {system.identifier}"
+def _belongs(identity: ArchiveIdentity, system_identifier: str) -> str:
+    return f"belongs to PostgreSQL system {identity.system_identifier}, not to {system_identifier}"
+
+
+def _foreign(store: Store, cluster: str, found: str) -> Refused:
     return Refused(
-        f"the WAL archive of {cluster} in {store.url} {found or 'lost its record'}",
+        f"the WAL archive of {cluster} in {store.url} {found}",
         hint="A copy of a cluster must not archive into its source's place: give it a name of its own. Only "
         "when this cluster takes over (pg_upgrade, initdb), or the other is a copy that came first "
         f"(pg_controldata tells a cluster's system): backup-pipeline wal setup {cluster} --adopt",
     )
 
 
-@dataclass
 class Door:
-    """Lets one system's WAL into an archive; asks the store again once a minute. Safe for several threads."""
+    """Lets one system's WAL into an archive that was begun. Safe for several threads.
 
-    store: Store
-    cluster: str
-    clock: Callable[[], datetime]
-    _known: dict[str, tuple[float, ArchiveIdentity]] = field(default_factory=dict, repr=False)
+    A server is asked for the record once a minute; a directory each time, for another one lies under its
+    name as soon as its disk is unmounted.
+    """
 
-    def enter(self, data_directory: Path, system_identifier: str) -> ArchiveIdentity:
-        """The archive's record. Raises Refused when it is another system's, ConfigError, StoreError."""
+    def __init__(self, store: Store, cluster: str) -> None:
+        self._store, self._cluster = store, cluster
+        self._believed_s = 0.0 if isinstance(store, DirectoryStore) else BELIEVED_S
+        self._known: dict[str, tuple[float, ArchiveIdentity]] = {}
+
+    def enter(self, system_identifier: str) -> ArchiveIdentity:
+        """The archive's record. Raises StoreError when there is none, Refused when it is another system's."""
         until_s, identity = self._known.get(system_identifier, (0.0, None))
         if identity is not None and monotonic() < until_s:
             return identity
-        identity = read_identity(self.store, self.cluster)
-        if identity is None or identity.system_identifier != system_identifier:
-            identity = claim(self.store, self.cluster, read_system(data_directory), at=self.clock())
-        self._known[system_identifier] = (monotonic() + BELIEVED_S, identity)
+        identity = read_identity(self._store, self._cluster)
+        if identity is None:
+            raise StoreError(
+                f"there is no WAL archive of {self._cluster} in {self._store.url}",
+                hint="Where there was one, mount its disk, or correct the store's URL; "
+                f"`backup-pipeline wal setup {self._cluster} --apply` begins one.",
+            )
+        if identity.system_identifier != system_identifier:
+            raise _foreign(self._store, self._cluster, _belongs(identity, system_identifier))
+        self._known[system_identifier] = (monotonic() + self._believed_s, identity)
         return identity

@@ -15,6 +15,7 @@ from backup_pipeline.config import ClusterConfig, Secret
 from backup_pipeline.domain.backup import BackupId
 from backup_pipeline.domain.recovery_target import RecoveryTarget
 from backup_pipeline.domain.wal import Lsn, parse_wal_name
+from backup_pipeline.engines.postgres.archiving import read_archiving
 from backup_pipeline.engines.postgres.cluster import LocalCluster
 from backup_pipeline.engines.postgres.endpoint import Endpoint
 from backup_pipeline.engines.postgres.scratch import private_folder
@@ -22,6 +23,7 @@ from backup_pipeline.engines.postgres.server import Connection, connect
 from backup_pipeline.errors import ConfigError
 from backup_pipeline.storage.store import Store
 from backup_pipeline.wal.archive import WalArchive
+from backup_pipeline.wal.identity import System, claim, read_system_identifier
 from backup_pipeline_tests.actions.box import Said, ask, now
 
 NAME = "main"
@@ -127,7 +129,7 @@ class RecoveryBox:
 
     def ship(self) -> None:
         """Archive whatever PostgreSQL has handed over by now."""
-        archive = WalArchive(self.store, NAME, clock=now)
+        archive = WalArchive(self.store, NAME)
         wal = self.cluster.data / "pg_wal"
         for done in sorted((wal / "archive_status").glob("*.done")):
             name = done.name.removesuffix(".done")
@@ -222,6 +224,9 @@ def a_recovery_box(bin_dir: str, store: Store) -> Iterator[RecoveryBox]:
             cluster.create()
             cluster.start()
             box.folder.mkdir()
+            with box.session() as session:
+                segment_bytes = read_archiving(session).segment_bytes
+            claim(store, NAME, System(read_system_identifier(cluster.data), segment_bytes), at=now())
             yield box
         finally:
             box.cluster.stop()

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import site
+import socket
 import subprocess
 import sys
 import threading
@@ -22,7 +23,9 @@ from backup_pipeline.storage.store import Store, open_store
 from backup_pipeline.wal import client
 from backup_pipeline.wal.agent import Agent, AgentConfig
 from backup_pipeline.wal.archive import WalArchive
+from backup_pipeline.wal.identity import System, claim
 from backup_pipeline.wal.status import ask_agent
+from backup_pipeline_tests.wal.segments import SEGMENT_BYTES, SYSTEM
 
 CLIENT = str(Path(client.__file__).absolute())
 NOWHERE = "postgresql://nobody@127.0.0.1:1/postgres"
@@ -30,6 +33,11 @@ NOWHERE = "postgresql://nobody@127.0.0.1:1/postgres"
 
 def now() -> datetime:
     return datetime.now(UTC)
+
+
+def begin(store: Store) -> None:
+    """Begin the archive of `main` for the data directories of segments.py, as `wal setup` does."""
+    claim(store, "main", System(SYSTEM, SEGMENT_BYTES), at=now())
 
 
 @dataclass
@@ -119,16 +127,25 @@ class WalBox:
 
         wait_for(answers)
 
+    def listens(self) -> bool:
+        """Whether somebody takes connections at the socket: its file is there a moment earlier."""
+        with socket.socket(socket.AF_UNIX) as client:
+            try:
+                client.connect(str(self.socket))
+            except OSError:
+                return False
+        return True
+
     @contextlib.contextmanager
     def agent(self, archive: WalArchive | None = None, *, push_timeout_s: float = 20.0) -> Iterator[Agent]:
         """An agent that is a thread of ours."""
-        archive = archive or WalArchive(self.store, "main", clock=now)
+        archive = archive or WalArchive(self.store, "main")
         served = Agent(AgentConfig(self.socket, "main", push_timeout_s, "1.2"), archive, log=self.said.append)
         stop = threading.Event()
         thread = threading.Thread(target=served.serve, args=(stop,))
         thread.start()
         try:
-            wait_for(self.socket.exists)
+            wait_for(self.listens)
             yield served
         finally:
             stop.set()

@@ -37,7 +37,6 @@ class DataDirectory:
         self.ready.mkdir(parents=True)
         (path / "global").mkdir()
         self.belong_to(system)
-        self.put("000000010000000000000FFF", segment(0xFFF, system=system))  # one is always there
 
     def belong_to(self, system: str) -> None:
         """Be another cluster's."""

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import shutil
 import signal
 import socket
 import stat
@@ -25,22 +26,24 @@ from backup_pipeline.wal.archive import Pushed, WalArchive
 from backup_pipeline.wal.listing import read_archive
 from backup_pipeline.wal.protocol import Answer, Request, answer_line, read_answer, read_request, request_line
 from backup_pipeline.wal.status import ask_agent
-from backup_pipeline_tests.wal.box import CLIENT, WalBox, now, wait_for
-from backup_pipeline_tests.wal.segments import DataDirectory
+from backup_pipeline_tests.wal.box import CLIENT, WalBox, begin, wait_for
+from backup_pipeline_tests.wal.segments import SYSTEM, DataDirectory
 
 
 @pytest.fixture
 def box(tmp_path: Path) -> WalBox:
     """A cluster that archives into a directory."""
     (tmp_path / "store").mkdir()
-    return WalBox(tmp_path, StoreConfig((tmp_path / "store").as_uri()))
+    made = WalBox(tmp_path, StoreConfig((tmp_path / "store").as_uri()))
+    begin(made.store)
+    return made
 
 
 class Held(WalArchive):
     """An archive that tells what it is asked to push, and waits until it may."""
 
     def __init__(self, box: WalBox) -> None:
-        super().__init__(box.store, "main", clock=now)
+        super().__init__(box.store, "main")
         self.pushed: list[str] = []
         self.go = threading.Event()
         self.failing = False
@@ -247,12 +250,29 @@ def test_an_agent_tells_how_it_is(box: WalBox) -> None:
     with box.agent():
         told = dict(ask_agent(box.cluster).told)
         assert (told["program"], told["pid"], told["archived"]) == ("1.2", str(os.getpid()), "0")
-        wait_for(lambda: "the archive of main takes WAL of whoever is first" in box.said)
+        wait_for(lambda: f"the archive of main takes WAL of PostgreSQL system {SYSTEM}" in box.said)
+
+
+def test_without_an_archive_neither_the_agent_nor_the_full_program_acknowledges(
+    box: WalBox, data: DataDirectory, tmp_path: Path
+) -> None:
+    """Its disk is not mounted, and PostgreSQL's user may write to the folder beneath."""
+    (tmp_path / "store").rename(tmp_path / "disk")
+    (tmp_path / "store").mkdir()
+    path = data.segment(3)
+    with box.agent():
+        wait_for(lambda: "the archive of main takes WAL of nobody: it has not begun" in box.said)
+        by_agent = box.push(path)
+    by_itself = box.push(path)
+    assert (by_agent.returncode, by_itself.returncode) == (1, 5)
+    assert "there is no WAL archive of main" in by_agent.stderr
+    assert "there is no WAL archive of main" in by_itself.stderr
+    assert list((tmp_path / "store").iterdir()) == []
 
 
 def test_an_agent_says_at_once_that_the_store_is_away(box: WalBox, tmp_path: Path) -> None:
-    archive = WalArchive(box.store, "main", clock=now)
-    (tmp_path / "store").rmdir()
+    archive = WalArchive(box.store, "main")
+    shutil.rmtree(tmp_path / "store")
     with box.agent(archive):
         wait_for(lambda: any("cannot be used: the store's folder" in line for line in box.said))
 
@@ -265,7 +285,7 @@ def test_only_its_user_reaches_the_agent(box: WalBox) -> None:
         assert stat.S_IMODE(box.socket.stat().st_mode) == 0o600
         assert stat.S_IMODE(box.socket.parent.stat().st_mode) == 0o700
     box.socket.parent.chmod(0o755)
-    archive = WalArchive(box.store, "main", clock=now)
+    archive = WalArchive(box.store, "main")
     agent = Agent(AgentConfig(box.socket, "main", 1.0), archive, log=box.said.append)
     with pytest.raises(ConfigError, match="lets in others than this user"):
         agent.serve(threading.Event())
@@ -281,7 +301,7 @@ def test_a_second_agent_is_refused_and_the_first_goes_on(box: WalBox, data: Data
     with box.agent():
         second = Agent(
             AgentConfig(box.socket, "main", 1.0),
-            WalArchive(box.store, "main", clock=now),
+            WalArchive(box.store, "main"),
             log=box.said.append,
         )
         with pytest.raises(Busy, match="another agent listens"):

@@ -4,7 +4,7 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -12,16 +12,26 @@ import pytest
 
 from backup_pipeline.domain.layout import parse_wal_key, wal_identity_key, wal_key
 from backup_pipeline.domain.wal import WalGap, WalKind, parse_wal_name
-from backup_pipeline.errors import BackupError, BackupNotFound, ConfigError, Corrupt, NotArchived, Refused
+from backup_pipeline.errors import (
+    BackupError,
+    BackupNotFound,
+    ConfigError,
+    Corrupt,
+    NotArchived,
+    Refused,
+    StoreError,
+)
 from backup_pipeline.storage import files
 from backup_pipeline.storage.directory import DirectoryStore
-from backup_pipeline.storage.store import Store, read_all
+from backup_pipeline.storage.store import Store, open_store, read_all
 from backup_pipeline.wal import identity
 from backup_pipeline.wal.ahead import AHEAD
 from backup_pipeline.wal.archive import WalArchive
 from backup_pipeline.wal.fetch import fetch, restore_exit_code
 from backup_pipeline.wal.identity import System, adopt, claim, read_identity
 from backup_pipeline.wal.listing import read_archive, read_settled_archive
+from backup_pipeline_tests.servers.s3 import S3Server
+from backup_pipeline_tests.wal.box import begin
 from backup_pipeline_tests.wal.segments import MIB, OTHER, SEGMENT_BYTES, SYSTEM, DataDirectory, segment
 
 AT = datetime(2026, 3, 1, 2, tzinfo=UTC)
@@ -30,20 +40,23 @@ LABEL = b"START WAL LOCATION: 0/300028 (file 000000010000000000000003)\n"
 
 
 def archive_in(store: Store, data: DataDirectory | None = None) -> WalArchive:
-    return WalArchive(store, "main", clock=lambda: AT, data_directory=data.path if data else None)
+    return WalArchive(store, "main", data_directory=data.path if data else None)
 
 
 @pytest.fixture
 def archive(store: Store) -> WalArchive:
     """The archive of cluster `main`, on each kind of store."""
+    begin(store)
     return archive_in(store)
 
 
 @pytest.fixture
 def here(tmp_path: Path) -> DirectoryStore:
-    """A store in a directory, whose objects are at hand."""
+    """An archive in a directory, whose objects are at hand."""
     (tmp_path / "here").mkdir()
-    return DirectoryStore(tmp_path / "here")
+    store = DirectoryStore(tmp_path / "here")
+    begin(store)
+    return store
 
 
 def keys(store: Store) -> list[str]:
@@ -102,13 +115,13 @@ def push_in(store: DirectoryStore, path: Path) -> None:
     archive_in(store).push(path)
 
 
-def claim_in(store: DirectoryStore, path: Path) -> None:
-    claim(store, "main", System(SYSTEM, SEGMENT_BYTES), at=AT)
+def begin_in(store: DirectoryStore, path: Path) -> None:
+    begin(store)
 
 
 @pytest.mark.parametrize(
     ("name", "write"),
-    [("000000010000000000000003", push_in), ("00000002.history", push_in), ("identity.json", claim_in)],
+    [("000000010000000000000003", push_in), ("00000002.history", push_in), ("identity.json", begin_in)],
 )
 def test_what_a_killed_writer_left_is_durable_before_it_counts(
     here: DirectoryStore,
@@ -119,8 +132,8 @@ def test_what_a_killed_writer_left_is_durable_before_it_counts(
 ) -> None:
     """It died between giving the object its name and syncing the folders."""
     path = data.put(name, HISTORY if name.endswith(".history") else segment(3))
-    if write is push_in:
-        claim_in(here, path)
+    if write is begin_in:
+        here.delete([wal_identity_key("main")])
 
     def killed(_: int) -> None:
         raise Killed
@@ -183,16 +196,55 @@ def test_the_record_is_written_once_and_read_back(store: Store) -> None:
         claim(store, "main", System(SYSTEM, 2 * SEGMENT_BYTES), at=AT)
 
 
-def test_a_lost_record_opens_no_door(here: DirectoryStore, data: DataDirectory, tmp_path: Path) -> None:
+def test_a_push_begins_no_archive(here: DirectoryStore, data: DataDirectory) -> None:
+    """Where the record is missing, the store is another one than it was, or lost it."""
     archive_in(here).push(data.segment(3))
     here.delete([wal_identity_key("main")])
-    other = DataDirectory(tmp_path / "other", OTHER)
-    with pytest.raises(Refused, match=f"has no record, and holds WAL of system {SYSTEM}"):
-        archive_in(here).push(other.put("000000010000000000000004", segment(4, system=OTHER)))
-    archive_in(here).push(data.segment(4))
-    found = read_identity(here, "main")
-    assert found is not None
-    assert found.system_identifier == SYSTEM
+    before = list(here.list(""))
+    with pytest.raises(StoreError, match=f"there is no WAL archive of main in {here.url}") as caught:
+        archive_in(here).push(data.segment(4))
+    assert "backup-pipeline wal setup main --apply" in caught.value.hint
+    assert list(here.list("")) == before
+
+
+def test_a_disk_that_is_unmounted_is_no_archive(here: DirectoryStore, data: DataDirectory) -> None:
+    """An agent has pushed to it before; the folder beneath is empty, and may be written to."""
+    archive = archive_in(here)
+    archive.push(data.segment(3))
+    disk = unmount(here.root)
+    with pytest.raises(StoreError, match="there is no WAL archive of main"):
+        archive.push(data.segment(4))
+    assert list(here.root.iterdir()) == []
+    here.root.rmdir()
+    disk.rename(here.root)
+    archive.push(data.segment(4))
+    assert read_archive(here, "main").numbers(1) == (3, 4)
+
+
+class Unmounting(DirectoryStore):
+    """Its disk is unmounted before something is written."""
+
+    def put(
+        self, key: str, chunks: Iterable[bytes], *, size_hint_bytes: int = 0, storage_class: str = ""
+    ) -> None:
+        """Write to the folder beneath."""
+        unmount(self.root)
+        super().put(key, chunks, size_hint_bytes=size_hint_bytes, storage_class=storage_class)
+
+
+def test_what_was_written_beneath_a_disk_is_not_acknowledged(
+    here: DirectoryStore, data: DataDirectory
+) -> None:
+    with pytest.raises(StoreError, match="there is no WAL archive of main"):
+        archive_in(Unmounting(here.root)).push(data.segment(3))
+
+
+def unmount(root: Path) -> Path:
+    """Leave an empty folder where a disk was; where the disk's contents are then."""
+    disk = root.with_name("disk")
+    root.rename(disk)
+    root.mkdir()
+    return disk
 
 
 def test_a_lost_record_is_made_anew_only_for_the_one_system_that_archived(
@@ -200,7 +252,6 @@ def test_a_lost_record_is_made_anew_only_for_the_one_system_that_archived(
 ) -> None:
     """Whatever else lies there, and whichever of several comes first in the order of keys."""
     ours, other = System(SYSTEM, SEGMENT_BYTES), System(OTHER, SEGMENT_BYTES)
-    adopt(here, "main", ours, at=AT)
     archive_in(here).push(data.segment(3))
     here.put("clusters/main/wal-archive/.keep", [b""])
     here.delete([wal_identity_key("main")])
@@ -230,11 +281,13 @@ def test_a_damaged_record_stops_everything(here: DirectoryStore, data: DataDirec
 
 
 def test_the_record_is_asked_for_again_when_it_is_old(
-    here: DirectoryStore, data: DataDirectory, monkeypatch: pytest.MonkeyPatch
+    rclone: S3Server, data: DataDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    archive = archive_in(here)
+    store = open_store(rclone.store("belief"))
+    begin(store)
+    archive = archive_in(store)
     archive.push(data.segment(3))
-    adopt(here, "main", System(OTHER, SEGMENT_BYTES), at=AT)
+    adopt(store, "main", System(OTHER, SEGMENT_BYTES), at=AT)
     archive.push(data.segment(4))  # within the minute: under its own system's keys, so it does no harm
     monkeypatch.setattr(identity, "monotonic", lambda: 1e12)
     with pytest.raises(Refused, match=f"belongs to PostgreSQL system {OTHER}"):
@@ -484,5 +537,6 @@ def test_a_listing_passes_over_what_is_not_ours(filled: DirectoryStore) -> None:
 
 
 def test_there_is_no_listing_without_an_archive(here: DirectoryStore) -> None:
+    here.delete([wal_identity_key("main")])
     with pytest.raises(BackupNotFound, match="no WAL archive of main"):
         read_archive(here, "main")

@@ -20,7 +20,7 @@ from backup_pipeline.wal.fetch import fetch
 from backup_pipeline.wal.listing import read_archive
 from backup_pipeline_tests.servers.s3 import S3Server
 from backup_pipeline_tests.storage.peers import Fault, Request, proxy, refusing, silent
-from backup_pipeline_tests.wal.box import WalBox, now, wait_for
+from backup_pipeline_tests.wal.box import WalBox, begin, wait_for
 from backup_pipeline_tests.wal.segments import DataDirectory, segment
 
 TIMEOUT_S = 2.0
@@ -32,7 +32,13 @@ def place_at(server: S3Server, endpoint: str, prefix: str, timeout_s: float = 20
 
 
 def archive_of(place: StoreConfig) -> WalArchive:
-    return WalArchive(open_store(place), "main", clock=now)
+    return WalArchive(open_store(place), "main")
+
+
+def begun(place: StoreConfig) -> WalArchive:
+    """An archive that takes the WAL of these tests."""
+    begin(open_store(place))
+    return archive_of(place)
 
 
 def assert_whole(place: StoreConfig, numbers: range, folder: Path) -> None:
@@ -53,7 +59,7 @@ def test_an_agent_killed_at_any_request_loses_nothing(
 ) -> None:
     """Reading the record, listing, writing, listing again, and none of them: the client does it by itself."""
     prefix, victim = f"killed-{step}", [0]
-    archive_of(rclone.store(prefix)).push(data.segment(2))  # the record is there
+    begun(rclone.store(prefix)).push(data.segment(2))  # the record is there
     lost, requests = threading.Event(), itertools.count()
 
     def fault(number: int, request: Request) -> Fault:
@@ -90,7 +96,7 @@ def test_a_store_that_fails_is_a_failure_and_the_next_push_is_whole(
     rclone: S3Server, data: DataDirectory, tmp_path: Path, kind: str
 ) -> None:
     prefix = f"failing-{kind.replace(' ', '-')}"
-    archive_of(rclone.store(prefix)).push(data.segment(2))
+    begun(rclone.store(prefix)).push(data.segment(2))
     path = data.segment(3)
 
     def refused(endpoint: str) -> None:
@@ -120,8 +126,9 @@ class Forgetful(DirectoryStore):
 
 def test_a_write_that_was_answered_and_not_kept_is_a_failure(data: DataDirectory, tmp_path: Path) -> None:
     (tmp_path / "store").mkdir()
+    begin(DirectoryStore(tmp_path / "store"))
     with pytest.raises(StoreError, match="is not there after"):
-        WalArchive(Forgetful(tmp_path / "store"), "main", clock=now).push(data.segment(3))
+        WalArchive(Forgetful(tmp_path / "store"), "main").push(data.segment(3))
 
 
 class Halving(DirectoryStore):
@@ -140,13 +147,14 @@ def test_half_an_object_is_never_acknowledged_and_made_whole_by_the_next_push(
     data: DataDirectory, tmp_path: Path
 ) -> None:
     (tmp_path / "store").mkdir()
+    begin(DirectoryStore(tmp_path / "store"))
     path = data.segment(3)
     for _ in range(2):  # PostgreSQL asks again
         with pytest.raises(StoreError, match=r"has \d+ bytes after \d+ bytes were written"):
-            WalArchive(Halving(tmp_path / "store"), "main", clock=now).push(path)
+            WalArchive(Halving(tmp_path / "store"), "main").push(path)
     whole = DirectoryStore(tmp_path / "store")
-    assert not WalArchive(whole, "main", clock=now).push(path).already
-    assert WalArchive(whole, "main", clock=now).push(path).already
+    assert not WalArchive(whole, "main").push(path).already
+    assert WalArchive(whole, "main").push(path).already
     fetch(whole, "main", path.name, tmp_path / "fetched")
     assert (tmp_path / "fetched").read_bytes() == segment(3)
 
@@ -159,6 +167,7 @@ def test_a_store_that_fails_three_times_in_ten_keeps_all_that_was_acknowledged(
 ) -> None:
     chosen, lock = random.Random(count), threading.Lock()
     prefix = f"flaky-{count}"
+    begin(open_store(rclone.store(prefix)))
 
     def fault(number: int, request: Request) -> Fault:
         with lock:
@@ -166,7 +175,7 @@ def test_a_store_that_fails_three_times_in_ten_keeps_all_that_was_acknowledged(
         return Fault.BUSY if share < 0.3 else Fault.LOST if share < 0.33 else Fault.NONE
 
     with proxy(rclone.endpoint, fault) as endpoint:
-        archive = _Counting(open_store(place_at(rclone, endpoint, prefix, 5.0)), "main", clock=now)
+        archive = _Counting(open_store(place_at(rclone, endpoint, prefix, 5.0)), "main")
         box = WalBox(tmp_path, place_at(rclone, endpoint, prefix, 5.0))
         names = [data.segment(number, ready=True) for number in range(1, count + 1)]
         with box.agent(archive) as agent:

@@ -24,6 +24,7 @@ from backup_pipeline.engines.postgres.server import connect
 from backup_pipeline.errors import Refused
 from backup_pipeline.process import Command, Completed
 from backup_pipeline.wal.fetch import fetch
+from backup_pipeline.wal.identity import read_identity
 from backup_pipeline.wal.listing import read_archive
 from backup_pipeline.wal.setup import (
     archive_command,
@@ -159,10 +160,14 @@ def test_setup_shows_sets_and_refuses(archiving: Archiving) -> None:
     box = archiving.box
     shown = archiving.command("wal", "setup", "main")
     assert (shown.returncode, "archive_command = '" in shown.stdout) == (0, True), shown.stderr
+    assert f"# there is no WAL archive of main in {box.store.url} yet; --apply begins it" in shown.stdout
     assert "RESTART" not in shown.stdout  # archive_mode and wal_level are right already
     assert list(box.store.list("")) == []
     applied = archiving.command("wal", "setup", "main", "--apply")
     assert (applied.returncode, "set by ALTER SYSTEM" in applied.stdout) == (0, True)
+    identity = read_identity(box.store, "main")
+    assert identity is not None
+    assert f"archive of main belongs to PostgreSQL system {identity.system_identifier}" in applied.stdout
     with contextlib.closing(connect(archiving.cluster.endpoint())) as session:
         found = read_archiving(session)
     assert found.settings["archive_command"] == archive_command(box.cluster, box.path, python=box.python)

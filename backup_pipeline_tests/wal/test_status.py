@@ -18,6 +18,7 @@ from backup_pipeline.storage.store import ObjectInfo
 from backup_pipeline.wal.archive import WalArchive
 from backup_pipeline.wal.setup import archive_command
 from backup_pipeline.wal.status import AgentStatus, WalStatus, look
+from backup_pipeline_tests.wal.box import begin
 from backup_pipeline_tests.wal.segments import MIB, OTHER, SYSTEM, DataDirectory
 
 AT = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -165,7 +166,8 @@ class Filling(DirectoryStore):
 
 def test_a_gap_is_believed_only_when_it_is_seen_twice(tmp_path: Path, data: DataDirectory) -> None:
     (tmp_path / "store").mkdir()
-    archive = WalArchive(DirectoryStore(tmp_path / "store"), "main", clock=lambda: AT)
+    begin(DirectoryStore(tmp_path / "store"))
+    archive = WalArchive(DirectoryStore(tmp_path / "store"), "main")
     for number in (3, 5):
         archive.push(data.segment(number))
     store = Filling(tmp_path / "store", archive, data.segment(4))
