@@ -402,7 +402,7 @@ def interrupt(_box: Box) -> None:
     [
         (kill_pg_dump, ToolError, "killed by SIGKILL"),
         (end_sessions("dump"), BackupError, "pg_dump|connection"),
-        (end_sessions("snapshot"), ServerError, "lost|terminat"),
+        (end_sessions("snapshot"), ServerError, "lost|terminat|connection is closed"),
         (end_sessions("dump of app"), ServerError, "the lock that keeps other dumps"),
         (refuse_writes, StoreError, "the store is full"),
         (interrupt, KeyboardInterrupt, None),

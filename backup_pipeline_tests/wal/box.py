@@ -174,8 +174,10 @@ def python_for(identity: Identity | None, folder: Path) -> str:
     return str(folder / "python" / "bin" / "python")
 
 
-def wait_for(reached: Callable[[], bool], *, timeout_s: float = 30.0) -> None:
-    """Wait until it is so; fail when it does not become so."""
+def wait_for(reached: Callable[[], bool], *, timeout_s: float = 80.0) -> None:
+    """Wait until it is so; fail when it does not become so. After three failures PostgreSQL's archiver sleeps
+    for a minute.
+    """
     pause = threading.Event()
     deadline = datetime.now(UTC).timestamp() + timeout_s
     while not reached():
