@@ -15,11 +15,14 @@ FROM = datetime(2026, 3, 1, tzinfo=UTC)
 
 
 def field(low: int, high: int, *odd: str) -> st.SearchStrategy[str]:
+    """A field as people write it, and, one time in many, in one of the `odd` forms."""
     number = st.integers(low, high).map(str)
-    span = st.builds("{}-{}".format, number, number)
-    stepped = st.builds("{}/{}".format, st.sampled_from(["*", f"{low}-{high}", str(low)]), number)
+    ends = st.lists(st.integers(low, high), min_size=2, max_size=2, unique=True).map(sorted)
+    span = ends.map(lambda pair: f"{pair[0]}-{pair[1]}")
+    step = st.integers(1, max(1, high // 2)).map(str)
+    stepped = st.builds("{}/{}".format, st.sampled_from(["*", f"{low}-{high}"]), step)
     listed = st.lists(st.one_of(number, span), min_size=2, max_size=3).map(",".join)
-    return st.one_of(st.just("*"), number, span, stepped, listed, *map(st.just, odd))
+    return st.one_of(st.just("*"), number, span, stepped, listed, st.sampled_from(["*", *odd]))
 
 
 CRONS = st.tuples(
