@@ -21,7 +21,7 @@ from backup_pipeline.storage.store import Store
 
 
 def same_schedule(protected: Protected, tier: str, scheduled_for: datetime | None) -> Backup | None:
-    """The newest backup of another tier that was due at the same time and may stand for both.
+    """The newest proven backup of another tier that was due at the same time, else the newest unproven.
 
     None that goes back to a dump of this very tier: whoever takes that tier again wants a new one.
     """
@@ -29,16 +29,16 @@ def same_schedule(protected: Protected, tier: str, scheduled_for: datetime | Non
         return None
     found = catalog.list_backups(protected.store, protected.name, fresh=True).backups
     manifests = {each.id: each.manifest for each in found if each.manifest is not None}
-    for backup in found:
-        manifest = backup.manifest
-        if (
-            manifest is not None
-            and manifest.scheduled_for == scheduled_for
-            and _dumped_as(manifest, manifests) not in (tier, "")
-            and backup.verdict is not Verdict.FAILED
-        ):
-            return backup
-    return None
+    fitting = [
+        backup
+        for backup in found
+        if backup.manifest is not None
+        and backup.manifest.scheduled_for == scheduled_for
+        and _dumped_as(backup.manifest, manifests) not in (tier, "")
+        and backup.verdict is not Verdict.FAILED
+    ]
+    proven = (backup for backup in fitting if backup.verdict is Verdict.PROVEN)
+    return next(proven, fitting[0] if fitting else None)
 
 
 def _dumped_as(manifest: Manifest, manifests: Mapping[BackupId, Manifest]) -> str:

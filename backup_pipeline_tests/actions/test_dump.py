@@ -143,6 +143,19 @@ def test_a_copy_of_an_unproven_dump_is_unproven(proven: Box) -> None:
     assert second.verdict is Verdict.NONE
 
 
+def test_a_proven_dump_is_shared_before_copies_that_did_not_inherit_its_proof(proven: Box) -> None:
+    (first,) = (item for item in catalog.list_backups(proven.store).backups if item.tier == "daily")
+    for _ in range(8):  # their ids sort to both sides of the first's
+        copy = dump.dump_and_upload(
+            proven.protected, tier="weekly", scheduled_for=DUE, clock=now, report=proven.said
+        )
+        catalog.publish(proven.store, copy)  # and dead before the proof was recorded
+    monthly = proven.take("monthly", scheduled_for=DUE)
+    assert monthly.manifest is not None
+    assert monthly.manifest.copied_from == first.id
+    assert monthly.verdict is Verdict.PROVEN
+
+
 @pytest.mark.parametrize("why", ["failed", "another time", "the same tier", "not scheduled"])
 def test_what_may_not_be_shared_is_dumped_anew(proven: Box, why: str) -> None:
     (first,) = (item for item in catalog.list_backups(proven.store).backups if item.tier == "daily")
