@@ -12,7 +12,15 @@ from datetime import datetime, timedelta
 from backup_pipeline.domain.backup import BackupId, ObjectDigest, ObjectRole
 from backup_pipeline.domain.layout import COPY_NAMES, Beside, base_prefix, parse_base_key, parse_catalog_key
 from backup_pipeline.domain.manifest import check_digests, digest_from, digest_values, id_from
-from backup_pipeline.domain.sealed import Fields, Unreadable, corrupt, moment_text, open_sealed, seal
+from backup_pipeline.domain.sealed import (
+    INCREMENTAL,
+    Fields,
+    Unreadable,
+    corrupt,
+    moment_text,
+    open_sealed,
+    seal,
+)
 from backup_pipeline.domain.wal import Lsn, TimelineHistory, WalSegment, is_segment_size
 from backup_pipeline.errors import ConfigError
 
@@ -92,6 +100,7 @@ class BaseManifest:
     settings: tuple[tuple[str, int], ...]  # of RECOVERY_SETTINGS
     software: str
     notes: tuple[str, ...] = ()  # in plain words
+    parent: BackupId | None = None  # an incremental one holds only what changed since this one
 
     @property
     def size_bytes(self) -> int:
@@ -135,11 +144,13 @@ class BaseListing:
 
 def base_to_json(manifest: BaseManifest, *, requires: Sequence[str] = ()) -> bytes:
     """The record for people and for base_from_json. Equal records make equal bytes."""
+    chained = {"parent": str(manifest.parent)} if manifest.parent else {}
     return seal(
         BASE_KIND,
         {
             "about": _ABOUT,
             "id": str(manifest.id),
+            **chained,
             "started_at": moment_text(manifest.started_at),
             "stopped_at": moment_text(manifest.stopped_at),
             "finished_at": moment_text(manifest.finished_at),
@@ -163,7 +174,7 @@ def base_to_json(manifest: BaseManifest, *, requires: Sequence[str] = ()) -> byt
             ],
             "objects": [digest_values(item) for item in manifest.objects],
         },
-        requires=requires,
+        requires=[*requires, *([INCREMENTAL] if manifest.parent else [])],
     )
 
 
@@ -207,6 +218,7 @@ def _manifest(fields: Fields) -> BaseManifest:
         settings=tuple((item.text("name"), item.integer("value")) for item in fields.sections("settings")),
         software=fields.text("software"),
         notes=fields.texts("notes"),
+        parent=id_from(fields, "parent") if INCREMENTAL in fields.texts("requires") else None,
     )
 
 
@@ -218,6 +230,10 @@ def _check(manifest: BaseManifest, key: str) -> None:
         raise Unreadable(
             f"it began at {moment_text(manifest.started_at)}, which is not when its id {manifest.id} says"
         )
+    if manifest.parent and manifest.parent.database != manifest.id.database:
+        raise Unreadable(f"its parent {manifest.parent} is another cluster's")
+    if manifest.parent and manifest.parent.taken_at > manifest.id.taken_at:
+        raise Unreadable(f"its parent {manifest.parent} is younger than itself")
     if manifest.end.lsn < manifest.start.lsn or manifest.end.timeline < manifest.start.timeline:
         raise Unreadable(f"it ends at {manifest.end}, before it starts, at {manifest.start}")
     if not is_segment_size(manifest.segment_bytes) or not _SYSTEM.fullmatch(manifest.system_identifier):

@@ -24,7 +24,8 @@ from datetime import UTC, datetime
 from backup_pipeline.errors import Corrupt
 
 VERSION = 1
-KNOWN_FEATURES: frozenset[str] = frozenset()
+INCREMENTAL = "incremental"
+KNOWN_FEATURES = frozenset({INCREMENTAL})
 """What `requires` may name for this version to understand the record."""
 
 _MOMENT = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?Z")

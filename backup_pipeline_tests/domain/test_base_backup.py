@@ -41,9 +41,10 @@ def refused(data: bytes, key: str = KEY) -> str:
 def forged(change: Callable[[dict[str, Any]], object]) -> bytes:
     document = json.loads(base_to_json(MANIFEST))
     change(document)
-    for name in ("kind", "version", "sha256", "requires"):
+    requires = document.pop("requires")
+    for name in ("kind", "version", "sha256"):
         document.pop(name)
-    return seal(BASE_KIND, document)
+    return seal(BASE_KIND, document, requires=requires)
 
 
 def test_it_is_read_back_equal_from_the_catalog_and_from_its_copy() -> None:
@@ -112,7 +113,7 @@ def test_a_forged_record_is_refused(change: Callable[[dict[str, Any]], object], 
 
 
 def test_what_a_newer_version_requires_is_refused() -> None:
-    assert "requires incremental" in refused(base_to_json(MANIFEST, requires=["incremental"]))
+    assert "requires deltas" in refused(base_to_json(MANIFEST, requires=["deltas"]))
 
 
 def segments(manifest: BaseManifest, history: TimelineHistory) -> list[str]:
@@ -133,3 +134,28 @@ def test_its_size_and_duration() -> None:
     assert MANIFEST.size_bytes == sum(item.size_bytes for item in MANIFEST.objects)
     assert MANIFEST.duration_s == 60.0
     assert MANIFEST.id.taken_at == datetime(2026, 3, 1, 2, tzinfo=UTC)
+
+
+PARENT = BackupId("main", "20260228T020000Z-3f9a1c")
+
+
+def test_an_incremental_one_names_its_parent_and_older_versions_refuse_it() -> None:
+    child = replace(MANIFEST, parent=PARENT)
+    data = base_to_json(child)
+    assert base_from_json(data, KEY) == child
+    assert json.loads(data)["requires"] == ["incremental"]
+    assert "parent" not in json.loads(base_to_json(MANIFEST))
+
+
+@pytest.mark.parametrize(
+    ("parent", "reason"),
+    [
+        ("other/20260228T020000Z-3f9a1c", "another cluster's"),
+        ("main/20260302T020000Z-3f9a1c", "younger than itself"),
+        ("main", "not a backup id"),
+    ],
+)
+def test_a_parent_that_cannot_be_one_is_refused(parent: str, reason: str) -> None:
+    assert reason in refused(
+        forged(lambda document: document.update(parent=parent, requires=["incremental"]))
+    )
