@@ -143,6 +143,7 @@ def backup(context: Context, database: str, tier: str, wanted: bool | None, as_j
 def list_(context: Context, database: str, as_json: bool) -> None:
     """Show the backups that exist in the store, newest first."""
     bases = base_commands.listing(context, database)
+    windows = base_commands.windows(context, database, bases)
     if database in context.config.clusters:
         found = CatalogListing(())
     elif database:
@@ -152,13 +153,19 @@ def list_(context: Context, database: str, as_json: bool) -> None:
         found = backups.listing_of_all(context.store(), each)
     if as_json:
         records = [terminal.backup_record(item) for item in found.backups]
-        terminal.print_json([*records, *map(cluster_tables.base_record, bases.backups)])
+        clusters = (
+            *map(cluster_tables.base_record, bases.backups),
+            *map(cluster_tables.windows_record, windows),
+        )
+        terminal.print_json([*records, *clusters])
     elif not found.backups and not bases.backups:
         click.echo(f"no backups{f' of {database}' if database else ''} in {context.config.store.url}")
     if found.backups and not as_json:
         terminal.print_table(terminal.backups_table(found.backups, now()))
     if bases.backups and not as_json:
         terminal.print_table(cluster_tables.bases_table(bases.backups, now()))
+    if windows and not as_json:
+        terminal.print_table(cluster_tables.windows_table(windows))
     for key, reason in dict.fromkeys((*found.unreadable, *bases.unreadable)):
         click.echo(show_line(f"UNREADABLE {key}: {reason}"), err=True)
 

@@ -65,7 +65,9 @@ def test_a_base_backup_is_taken_listed_and_shown(place: Place) -> None:
     shown = place.run("list", "main")[0]
     assert shown.splitlines()[0].startswith("BASE BACKUP")
     assert taken["id"] in shown
-    assert json.loads(place.run("list", "main", "--json")[0]) == [taken]
+    listed, windows = json.loads(place.run("list", "main", "--json")[0])
+    assert listed == taken
+    assert windows["windows"][0]["base_backups"] == [taken["id"]]
     everything, warned = place.run("list")
     assert taken["id"] in everything
     assert "app/20260301T020000Z-3f9a1c" in everything

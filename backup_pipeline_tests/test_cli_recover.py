@@ -51,6 +51,18 @@ def test_the_plan_is_shown_first_and_dry_run_stops_there(box: RecoveryBox) -> No
     assert list(box.folder.iterdir()) == []
 
 
+def test_the_list_says_what_can_be_recovered(box: RecoveryBox) -> None:
+    listed = run(box, "list", "main")
+    assert listed.returncode == 0, listed.stderr
+    assert "any moment from " in listed.stdout
+    assert "PROBLEM" not in listed.stdout
+    *bases, windows = json.loads(run(box, "list", "--json").stdout)
+    assert [each["kind"] for each in bases] == ["base backup"]
+    assert (windows["kind"], windows["cluster"]) == ("recovery windows", "main")
+    assert windows["windows"][0]["base_backups"] == [bases[0]["id"]]
+    assert windows["windows"][0]["to"] >= box.ledger[-1].at.isoformat()
+
+
 def test_with_nothing_but_the_store_a_cluster_comes_back(box: RecoveryBox) -> None:
     at, into = box.ledger[2].at.isoformat(), str(box.folder / "recovered")
     done = run(box, "recover", "main", "--to", at, "--into", into, "--exclusive", "--json")

@@ -8,6 +8,7 @@ import click
 from backup_pipeline import terminal
 from backup_pipeline.actions import base_backup as taking
 from backup_pipeline.actions.protected_cluster import open_cluster
+from backup_pipeline.actions.windows import ClusterWindows, windows_of
 from backup_pipeline.commands import cluster_tables
 from backup_pipeline.commands.context import Context, now, pass_context
 from backup_pipeline.domain.base_backup import BaseBackup, BaseListing
@@ -38,6 +39,18 @@ def listing(context: Context, name: str) -> BaseListing:
     if name and not context.alone and name not in context.config.clusters:
         return BaseListing(())
     return base_backups.list_base_backups(context.store(), name)
+
+
+def windows(context: Context, name: str, bases: BaseListing) -> list[ClusterWindows]:
+    """What can be recovered of each cluster that `listing` was asked for: configured, or with a backup."""
+    known = {each.id.database for each in bases.backups}
+    if not context.alone:
+        known |= {each for each in context.config.clusters if name in ("", each)}
+    return [
+        windows_of(context.cluster(each), now=now())
+        for each in sorted(known)
+        if context.alone or each in context.config.clusters
+    ]
 
 
 def find(context: Context, text: str) -> BaseBackup | None:

@@ -9,6 +9,7 @@ from datetime import datetime
 from rich.table import Table
 from rich.text import Text
 
+from backup_pipeline.actions.windows import ClusterWindows
 from backup_pipeline.domain.base_backup import BaseBackup
 from backup_pipeline.domain.layout import base_prefix
 from backup_pipeline.terminal import show_age, two_columns
@@ -151,3 +152,41 @@ def base_details(backup: BaseBackup, where: str, now: datetime) -> Table:
         ("stored", f"{where}/{base_prefix(backup.id)}"),
     ]
     return two_columns(rows)
+
+
+def windows_table(found: Sequence[ClusterWindows]) -> Table:
+    """What can be recovered of each cluster, in words."""
+    return two_columns(
+        [
+            (f"{each.cluster} can be recovered to" if not number else "", show_line(line))
+            for each in found
+            for number, line in enumerate(each.lines)
+        ]
+    )
+
+
+def windows_record(found: ClusterWindows) -> dict[str, object]:
+    """What can be recovered of a cluster, as JSON for scripts; times ISO 8601 in UTC, sizes in bytes."""
+    return {
+        "kind": "recovery windows",
+        "cluster": found.cluster,
+        "at": found.at.isoformat(),
+        "wanted_s": found.wanted.total_seconds(),
+        "met": found.is_met,
+        "windows": [
+            {
+                "timeline": each.timeline,
+                "from": each.from_at.isoformat(),
+                "from_lsn": str(each.from_lsn),
+                "to": each.to_at.isoformat(),
+                "to_lsn": str(each.to_lsn),
+                "base_backups": [str(base) for base in each.bases],
+            }
+            for each in found.found.windows
+        ],
+        "gaps": [gap.names(found.segment_bytes) for gap in found.found.gaps],
+        "segments": found.segments,
+        "stored_bytes": found.stored_bytes,
+        "newest_at": found.newest_at.isoformat() if found.newest_at else None,
+        "problems": list(found.problems),
+    }

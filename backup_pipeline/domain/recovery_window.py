@@ -25,7 +25,8 @@ class Window:
     bases: tuple[BackupId, ...]
 
     def __str__(self) -> str:
-        return f"timeline {self.timeline}: {show_moment(self.from_at)} to {show_moment(self.to_at)}"
+        moments = f"from {show_moment(self.from_at)} to about {show_moment(self.to_at)}"
+        return f"{moments}, on timeline {self.timeline}"
 
 
 @dataclass(frozen=True)

@@ -191,7 +191,8 @@ def test_windows_join_where_base_backups_overlap_and_part_at_gaps() -> None:
         (minute(2.5), minute(6), 2),
     ]
     assert [(gap.first, gap.last) for gap in found.gaps] == [(6, 6)]
-    assert "timeline 1: 2026-03-01T00:08:30Z to 2026-03-01T00:10:00Z" in str(found.windows[0])
+    shown = "from 2026-03-01T00:08:30Z to about 2026-03-01T00:10:00Z, on timeline 1"
+    assert str(found.windows[0]) == shown
 
 
 def test_windows_are_told_per_timeline() -> None:
