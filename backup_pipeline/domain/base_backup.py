@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from backup_pipeline.domain.backup import BackupId, ObjectDigest, ObjectRole
+from backup_pipeline.domain.backup import BackupId, ObjectDigest, ObjectRole, Proof, Verdict
 from backup_pipeline.domain.layout import COPY_NAMES, Beside, base_prefix, parse_base_key, parse_catalog_key
 from backup_pipeline.domain.manifest import check_digests, digest_from, digest_values, id_from
 from backup_pipeline.domain.sealed import (
@@ -127,6 +127,14 @@ class BaseBackup:
 
     manifest: BaseManifest
     pinned: bool = False
+    proof: Proof | None = None  # by a drill, of a recovery that began with it
+    last_attempt: Proof | None = None  # the newest, when it is not the one that stands
+    unreadable_verdict: str = ""  # why the verdict's file cannot be read; then `proof` is None
+
+    @property
+    def verdict(self) -> Verdict:
+        """The verdict that stands, or NONE."""
+        return self.proof.verdict if self.proof else Verdict.NONE
 
     @property
     def id(self) -> BackupId:

@@ -120,6 +120,11 @@ def base_prefix(backup: BackupId) -> str:
     return f"{bases_prefix(backup.database)}{backup.stamp}/"
 
 
+def base_copy_key(backup: BackupId, beside: Beside) -> str:
+    """The copy, beside the objects, of a base backup's record or verdict."""
+    return base_prefix(backup) + COPY_NAMES[beside]
+
+
 def parse_base_key(key: str) -> tuple[BackupId, str] | None:
     """(backup, name) of an object of a base backup; None for a key that we did not make."""
     match = _BASE_KEY.fullmatch(key)
@@ -127,6 +132,30 @@ def parse_base_key(key: str) -> tuple[BackupId, str] | None:
         return None
     try:
         return BackupId(match["cluster"], match["stamp"]), match["name"]
+    except ConfigError:
+        return None
+
+
+_DRILL_KEY = re.compile(r"clusters/(?P<cluster>[^/]+)/drills/(?P<stamp>[^/.]+)\.json")
+
+
+def drills_prefix(cluster: str) -> str:
+    """What the keys of all records of a cluster's drills begin with."""
+    return f"{CLUSTERS}{cluster}/drills/"
+
+
+def drill_key(drill: BackupId) -> str:
+    """The key of the record of one drill; the id's database is the cluster's name."""
+    return f"{drills_prefix(drill.database)}{drill.stamp}.json"
+
+
+def parse_drill_key(key: str) -> BackupId | None:
+    """Which drill's record a key is of; None for a key that we did not make."""
+    match = _DRILL_KEY.fullmatch(key)
+    if match is None:
+        return None
+    try:
+        return BackupId(match["cluster"], match["stamp"])
     except ConfigError:
         return None
 

@@ -27,6 +27,7 @@ from backup_pipeline.domain.layout import (
     COPY_NAMES,
     Beside,
     data_prefix,
+    parse_base_key,
     parse_catalog_key,
     parse_data_key,
     parse_lease_key,
@@ -214,6 +215,9 @@ def _owner(key: str, beside: Beside) -> tuple[BackupId, str]:
     copy = parse_data_key(key)
     if copy and copy[2] == COPY_NAMES[beside]:
         return copy[0], copy[1]
+    of_base = parse_base_key(key)
+    if of_base and of_base[1] == COPY_NAMES[beside] and beside is Beside.VERDICT:
+        return of_base[0], ""
     raise Unreadable("its key is not one that we give")
 
 

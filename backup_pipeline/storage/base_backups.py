@@ -7,7 +7,7 @@ and a database never share a name. Called by actions/; what is deleted is decide
 from collections.abc import Callable
 from datetime import datetime
 
-from backup_pipeline.domain.backup import BackupId
+from backup_pipeline.domain.backup import BackupId, Proof, ProofRecord
 from backup_pipeline.domain.base_backup import (
     BaseBackup,
     BaseListing,
@@ -18,6 +18,7 @@ from backup_pipeline.domain.base_backup import (
 from backup_pipeline.domain.layout import (
     COPY_NAMES,
     Beside,
+    base_copy_key,
     base_prefix,
     bases_prefix,
     catalog_key,
@@ -61,7 +62,18 @@ def load(store: Store, backup: BackupId) -> BaseBackup:
             f"there is no base backup {backup}",
             hint=f"`backup-pipeline list {backup.database}` shows what there is.",
         ) from None
-    return BaseBackup(manifest, catalog.exists(store, catalog_key(backup, Beside.PIN)))
+    return catalog.load_marks(store, backup).on(BaseBackup(manifest))
+
+
+def record_proof(store: Store, backup: BackupId, proof: Proof, *, comparable: bool) -> ProofRecord:
+    """Record what a drill found of a base backup; returns what now stands (see ProofRecord).
+
+    `comparable` says that there was something to hold the recovered cluster against. Raises
+    BackupNotFound when the backup is gone; Corrupt as catalog.record_proof does.
+    """
+    load(store, backup)
+    copy = base_copy_key(backup, Beside.VERDICT)
+    return catalog.put_proof(store, backup, proof, copy=copy, comparable=comparable)
 
 
 def list_base_backups(store: Store, cluster: str = "", *, fresh: bool = False) -> BaseListing:
@@ -71,20 +83,22 @@ def list_base_backups(store: Store, cluster: str = "", *, fresh: bool = False) -
     For decisions on what to delete, `fresh` reads the records themselves.
     """
     found, unreadable = catalog.catalog_keys(store, cluster)
-    infos = [beside[Beside.MANIFEST] for beside in found.values() if Beside.MANIFEST in beside]
+    whole = [beside for beside in found.values() if Beside.MANIFEST in beside]
+    infos = [info for beside in whole for kind, info in beside.items() if kind is not Beside.PIN]
     records = catalog.read_records(
         store, infos, catalog_index.Index() if fresh else catalog_index.read(store)
     )
     backups = []
-    for beside in found.values():
-        if Beside.MANIFEST not in beside:
-            continue
+    for beside in whole:
         key = beside[Beside.MANIFEST].key
         record = records.get(key)
         if isinstance(record, Corrupt):
             unreadable.append((key, catalog.reason_of(record)))
         elif isinstance(record, BaseManifest):
-            backups.append(BaseBackup(record, Beside.PIN in beside))
+            marks = catalog.marks_from(beside, records)
+            backups.append(marks.on(BaseBackup(record)))
+            if marks.unreadable_verdict:
+                unreadable.append((beside[Beside.VERDICT].key, marks.unreadable_verdict))
     backups.sort(key=lambda item: (item.id.taken_at, item.id.stamp, item.id.database), reverse=True)
     return BaseListing(tuple(backups), tuple(sorted(unreadable)))
 
@@ -113,8 +127,12 @@ def rebuild(store: Store, cluster: str) -> tuple[tuple[BackupId, ...], tuple[tup
         data = read_or_none(store, copy)
         if data is None:
             continue
+        verdict = read_or_none(store, base_copy_key(backup, Beside.VERDICT))
         try:
-            publish(store, base_from_json(data, copy))
+            manifest = base_from_json(data, copy)
+            if verdict is not None and not catalog.exists(store, catalog_key(backup, Beside.VERDICT)):
+                store.put(catalog_key(backup, Beside.VERDICT), [verdict])
+            publish(store, manifest)
         except (Corrupt, Refused, Busy) as error:
             refused.append((copy, error.message))
         else:
@@ -138,12 +156,12 @@ def delete(store: Store, backup: BaseBackup, *, clock: Clock) -> Deletion:
             return Deletion(kept="its record is gone already: another prune is or was at it")
         if base_from_json(data, key) != backup.manifest:
             return Deletion(kept="its record is not the one that was planned with")
-        if reason := _speaks_against(store, backup.id, clock()):
+        if reason := _speaks_against(store, backup, clock()):
             return Deletion(kept=reason)
         denied = store.delete([copy]) or store.delete([key])
         try:
             reason = "the store does not let go of its record" if denied else ""
-            reason = reason or _speaks_against(store, backup.id, clock())
+            reason = reason or _speaks_against(store, backup, clock())
         except StoreError:
             _put_back(store, {copy: data, key: data})
             raise
@@ -165,8 +183,9 @@ def collect(store: Store, backup: BackupId, *, clock: Clock) -> Deletion:
 
 
 def _delete_objects(store: Store, backup: BackupId) -> Deletion:
+    denied = dict(store.delete([catalog_key(backup, Beside.VERDICT)]))
     objects = {info.key: info.size_bytes for info in store.list(base_prefix(backup))}
-    denied = store.delete(list(objects)) if objects else {}
+    denied |= store.delete(list(objects)) if objects else {}
     freed = sum(size for key, size in objects.items() if key not in denied)
     return Deletion(denied=denied, freed_bytes=freed)
 
@@ -177,8 +196,13 @@ def _put_back(store: Store, records: dict[str, bytes]) -> None:
             store.put(key, [data])
 
 
-def _speaks_against(store: Store, backup: BackupId, now: datetime) -> str:
-    others = [lease for lease in leases.others(store, backup, now=now) if lease.purpose != leases.PRUNE]
+def _speaks_against(store: Store, backup: BaseBackup, now: datetime) -> str:
+    others = [lease for lease in leases.others(store, backup.id, now=now) if lease.purpose != leases.PRUNE]
     if others:
         return in_use(others)
-    return "it was pinned meanwhile" if catalog.exists(store, catalog_key(backup, Beside.PIN)) else ""
+    marks = catalog.load_marks(store, backup.id)
+    if marks.pinned:
+        return "it was pinned meanwhile"
+    if marks.unreadable_verdict or (marks.record and marks.record.standing) != backup.proof:
+        return "its verdict changed meanwhile"
+    return ""

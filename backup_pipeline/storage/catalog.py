@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from typing import TypeVar
 
 from backup_pipeline.domain.backup import (
     Backup,
@@ -21,7 +22,7 @@ from backup_pipeline.domain.backup import (
     Verdict,
     newest_first,
 )
-from backup_pipeline.domain.base_backup import BaseManifest, base_from_json, is_base_record
+from backup_pipeline.domain.base_backup import BaseBackup, BaseManifest, base_from_json, is_base_record
 from backup_pipeline.domain.layout import (
     COPY_NAMES,
     DATA,
@@ -61,8 +62,10 @@ __all__ = [
     "list_backups",
     "load",
     "load_marks",
+    "marks_from",
     "pin",
     "publish",
+    "put_proof",
     "read_records",
     "record_proof",
     "refresh_index",
@@ -78,6 +81,9 @@ CatalogRecord = Manifest | BaseManifest | ProofRecord | Corrupt
 """What a record in the catalog is read as; Corrupt says why it cannot be."""
 
 
+Marked = TypeVar("Marked", Backup, BaseBackup)
+
+
 @dataclass(frozen=True)
 class Marks:
     """What lies beside a manifest: the record of proofs, or why it cannot be read, and the pin."""
@@ -86,7 +92,7 @@ class Marks:
     pinned: bool = False
     unreadable_verdict: str = ""
 
-    def on(self, backup: Backup) -> Backup:
+    def on(self, backup: Marked) -> Marked:
         """The backup with these marks."""
         return replace(
             backup,
@@ -147,7 +153,7 @@ def list_backups(store: Store, database: str = "", *, fresh: bool = False) -> Ca
     )
     backups = []
     for backup, beside in found.items():
-        marks = _marks(beside, records)
+        marks = marks_from(beside, records)
         if marks.unreadable_verdict:
             unreadable.append((beside[Beside.VERDICT].key, marks.unreadable_verdict))
         if Beside.MANIFEST not in beside:
@@ -171,7 +177,7 @@ def imported_marks(store: Store, database: str, *, fresh: bool = False) -> Mappi
     records = read_records(
         store, _infos(found), catalog_index.Index() if fresh else catalog_index.read(store)
     )
-    return {backup: _marks(beside, records) for backup, beside in found.items()}
+    return {backup: marks_from(beside, records) for backup, beside in found.items()}
 
 
 def unindexed(store: Store) -> int:
@@ -205,6 +211,14 @@ def record_proof(store: Store, backup: BackupId, proof: Proof) -> ProofRecord:
     NOT_PROVABLE, which could hide that the backup was proven: then it raises Corrupt.
     """
     tier = "" if backup.imported else load(store, backup).tier
+    copy = copy_key(backup, tier, Beside.VERDICT) if tier else ""
+    return put_proof(store, backup, proof, copy=copy, comparable=not backup.imported)
+
+
+def put_proof(
+    store: Store, backup: BackupId, proof: Proof, *, copy: str, comparable: bool = True
+) -> ProofRecord:
+    """Record a proof in the catalog, and at `copy` before that, unless it is ""; see `record_proof`."""
     key = catalog_key(backup, Beside.VERDICT)
     data = read_or_none(store, key)
     try:
@@ -213,8 +227,9 @@ def record_proof(store: Store, backup: BackupId, proof: Proof) -> ProofRecord:
         if proof.verdict is Verdict.NOT_PROVABLE:
             raise
         before = None
-    record = before.followed_by(proof, comparable=not backup.imported) if before else ProofRecord(proof)
-    _put_beside(store, backup, tier, Beside.VERDICT, verdict_to_json(backup, record))
+    record = before.followed_by(proof, comparable=comparable) if before else ProofRecord(proof)
+    for where in filter(None, (copy, key)):
+        store.put(where, [verdict_to_json(backup, record)])
     return record
 
 
@@ -335,7 +350,8 @@ def _read_many(store: Store, infos: Sequence[ObjectInfo]) -> list[bytes | None]:
         return list(pool.map(read, infos))
 
 
-def _marks(beside: Mapping[Beside, ObjectInfo], records: Mapping[str, CatalogRecord]) -> Marks:
+def marks_from(beside: Mapping[Beside, ObjectInfo], records: Mapping[str, CatalogRecord]) -> Marks:
+    """What lies beside one record, by the records that were read."""
     record = records.get(beside[Beside.VERDICT].key) if Beside.VERDICT in beside else None
     if isinstance(record, Corrupt):
         return Marks(None, Beside.PIN in beside, reason_of(record))

@@ -16,9 +16,11 @@ from backup_pipeline.domain.backup import (
     Verdict,
 )
 from backup_pipeline.domain.base_backup import BaseManifest, Tablespace, WalPoint
+from backup_pipeline.domain.drill import Drill, Loss, RecoveryTime, Span
 from backup_pipeline.domain.layout import base_prefix, data_prefix
 from backup_pipeline.domain.wal import Lsn
 
+TOOK = RecoveryTime(1.0, 10.0, 20.0, 0.5)
 NOW = datetime(2026, 3, 10, 12, tzinfo=UTC)
 
 PROPERTIES = DatabaseProperties(
@@ -180,4 +182,38 @@ def base_manifest(
         settings=(("max_connections", 100), ("max_wal_senders", 10)),
         software="0.1.0",
         notes=("a page did not agree with its checksum",),
+    )
+
+
+def drill(
+    cluster: str = "main",
+    *,
+    at: datetime = NOW,
+    verdict: Verdict = Verdict.PROVEN,
+    recovery: RecoveryTime | None = TOOK,
+    segments: int = 40,
+    source_bytes: int = 1000,
+) -> Drill:
+    """A whole record of a drill that began at `at`."""
+    begin = at - timedelta(hours=24)
+    return Drill(
+        id=BackupId.make(cluster, at, "3f9a1c"),
+        verdict=verdict,
+        finished_at=at + timedelta(minutes=1),
+        seed=2**64 - 1,
+        spans=(Span(begin, at),),
+        target_at=at - timedelta(hours=3),
+        base=BackupId.make(cluster, begin, "aaaa"),
+        timeline=2,
+        segments=segments,
+        wal_bytes=5_000_000,
+        base_bytes=500,
+        source_bytes=source_bytes,
+        recovery=recovery,
+        check_s=4.5,
+        loss=Loss(at - timedelta(seconds=61), 61.5, asked=True),
+        checked=("the heartbeat before the target is there",),
+        differences=("the heartbeat after the target is there",) if verdict is Verdict.FAILED else (),
+        notes=("2 unlogged tables came back empty",),
+        by="drill-1, 0.1.0",
     )

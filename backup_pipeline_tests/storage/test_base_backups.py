@@ -5,13 +5,13 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from backup_pipeline.domain.backup import BackupId
+from backup_pipeline.domain.backup import BackupId, Verdict
 from backup_pipeline.domain.base_backup import BaseManifest
-from backup_pipeline.domain.layout import Beside, base_prefix, catalog_key
+from backup_pipeline.domain.layout import INDEX, Beside, base_prefix, catalog_key
 from backup_pipeline.errors import BackupNotFound, Busy, Corrupt, Refused
 from backup_pipeline.storage import base_backups, catalog, leases
 from backup_pipeline.storage.store import Store, read_all
-from backup_pipeline_tests.domain.values import base_manifest, content_of
+from backup_pipeline_tests.domain.values import base_manifest, content_of, proof
 from backup_pipeline_tests.domain.values import manifest as dump_manifest
 from backup_pipeline_tests.storage.backups import put_backup
 from backup_pipeline_tests.storage.effects import CountingStore, Died, DyingStore
@@ -176,3 +176,49 @@ def test_a_lost_catalog_is_made_anew_from_the_copies() -> None:
     store.put(copy, [b"{}"])
     assert base_backups.rebuild(store, "main")[1][0][0] == copy
     assert listed(store) == []
+
+
+def test_what_a_drill_found_is_listed_with_it_and_goes_with_it() -> None:
+    store, manifest = stored()
+    backup = base_backups.publish(store, manifest)
+    assert backup.verdict is Verdict.NONE
+    good, bad, less = (proof(each) for each in (Verdict.PROVEN, Verdict.FAILED, Verdict.RESTORED))
+    base_backups.record_proof(store, manifest.id, good, comparable=True)
+    base_backups.record_proof(store, manifest.id, less, comparable=True)
+    catalog.refresh_index(store)
+    found = base_backups.load(store, manifest.id)
+    assert (found.proof, found.last_attempt) == (good, less)
+    for fresh in (True, False):
+        assert base_backups.list_base_backups(store, "main", fresh=fresh).backups == (found,)
+    base_backups.record_proof(store, manifest.id, bad, comparable=True)
+    assert "its verdict changed" in base_backups.delete(store, found, clock=clock).kept
+    failed = base_backups.load(store, manifest.id)
+    assert failed.verdict is Verdict.FAILED
+    assert not base_backups.delete(store, failed, clock=clock).kept
+    assert not [info.key for info in store.list("") if info.key != INDEX]
+    with pytest.raises(BackupNotFound):
+        base_backups.record_proof(store, manifest.id, good, comparable=True)
+
+
+def test_without_a_heartbeat_a_recovery_that_works_again_is_the_best_there_is() -> None:
+    store, manifest = stored()
+    base_backups.publish(store, manifest)
+    for verdict in (Verdict.FAILED, Verdict.RESTORED):
+        base_backups.record_proof(store, manifest.id, proof(verdict), comparable=False)
+    assert base_backups.load(store, manifest.id).verdict is Verdict.RESTORED
+
+
+def test_a_verdict_is_made_anew_with_a_lost_catalog_and_told_when_it_is_damaged() -> None:
+    store, manifest = stored()
+    base_backups.publish(store, manifest)
+    base_backups.record_proof(store, manifest.id, proof(), comparable=True)
+    keys = [catalog_key(manifest.id), catalog_key(manifest.id, Beside.VERDICT)]
+    store.delete(keys)
+    assert base_backups.rebuild(store, "main") == ((manifest.id,), ())
+    assert base_backups.load(store, manifest.id).verdict is Verdict.PROVEN
+    store.put(keys[1], [b"{}"])
+    (found,) = base_backups.list_base_backups(store, "main").backups
+    assert (found.proof, bool(found.unreadable_verdict)) == (None, True)
+    assert [key for key, _ in base_backups.list_base_backups(store, "main").unreadable] == [keys[1]]
+    base_backups.record_proof(store, manifest.id, proof(), comparable=True)
+    assert base_backups.load(store, manifest.id).verdict is Verdict.PROVEN
