@@ -181,6 +181,8 @@ class ClusterConfig:
     bin_dir: str = ""
     owner: str = ""
     stall_timeout: timedelta = timedelta(minutes=15)
+    heartbeat: bool = False  # a row each minute, by which drills tell how far a recovery came
+    heartbeat_database: str = ""  # "": the dsn's
 
     @property
     def agent_socket(self) -> str:

@@ -334,4 +334,6 @@ def _cluster(name: str, table: ClusterTable, path: Path) -> ClusterConfig:
         bin_dir=_local(table.bin_dir, path),
         owner=table.owner,
         stall_timeout=parse_duration(table.stall_timeout),
+        heartbeat=table.heartbeat,
+        heartbeat_database=table.heartbeat_database,
     )

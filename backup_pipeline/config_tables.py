@@ -185,6 +185,8 @@ class ClusterTable(Table):
     bin_dir: str = ""
     owner: str = ""
     stall_timeout: Duration = "15m"
+    heartbeat: bool = False
+    heartbeat_database: str = ""
 
 
 class ScratchTable(Table):

@@ -10,12 +10,14 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
 import click
 
 from backup_pipeline import terminal
+from backup_pipeline.actions.heartbeat import keep_beating
 from backup_pipeline.commands import cluster_tables
 from backup_pipeline.commands.context import Context, now, pass_context
 from backup_pipeline.config import ClusterConfig
@@ -70,6 +72,10 @@ def agent(context: Context, cluster: str) -> None:
         _archive(context, config),
         log=lambda line: click.echo(line, err=True),
     )
+    if config.heartbeat:
+        log = partial(click.echo, err=True)
+        beats = threading.Thread(target=keep_beating, args=(config, stop), kwargs={"log": log}, daemon=True)
+        beats.start()
     served.serve(stop)
 
 
