@@ -227,17 +227,21 @@ def _exit_unproven(protected: Protected, backup_id: BackupId, proof: Proof | Non
 
 
 @cli.command()
-@click.argument("database", required=False)
+@click.argument("database", metavar="[DATABASE|CLUSTER]", required=False)
 @click.option("--dry-run", is_flag=True, help="Show the plan and stop.")
 @json_option
 @pass_context
 def prune(context: Context, database: str | None, dry_run: bool, as_json: bool) -> None:
-    """Delete what the retention no longer keeps."""
+    """Delete what the retention of databases and the recovery window of clusters no longer keep."""
     records: list[dict[str, object]] = []
     failed: dict[str, BackupError] = {}
-    for name in context.configured(database):
+    for name in context.subjects(database):
         try:
-            _prune(context.protected(name), records, dry_run=dry_run, as_json=as_json)
+            if name in context.config.clusters:
+                cluster = context.cluster(name)
+                base_commands.prune(cluster, records, dry_run=dry_run, as_json=as_json)
+            else:
+                _prune(context.protected(name), records, dry_run=dry_run, as_json=as_json)
         except BackupError as error:
             failed[str(error)] = error
     if as_json:
@@ -266,6 +270,11 @@ def _prune(protected: Protected, records: list[dict[str, object]], *, dry_run: b
 @pass_context
 def pin(context: Context, backup_id: str) -> None:
     """Keep a backup for ever, whatever the retention says."""
+    if (base := base_commands.find(context, backup_id)) is not None:
+        base_backups.pin(context.store(), base.id, at=now())
+        what = f"{base.id} is pinned: no prune deletes it, nor the WAL since."
+        click.echo(f"{what} `backup-pipeline unpin {base.id}` lifts it.")
+        return
     protected = context.owner_of(backup_id)
     found = backups.find(protected, backup_id)
     catalog.pin(protected.store, found.id, at=now())
@@ -277,6 +286,10 @@ def pin(context: Context, backup_id: str) -> None:
 @pass_context
 def unpin(context: Context, backup_id: str) -> None:
     """Leave a backup to the retention again."""
+    if (base := base_commands.find(context, backup_id)) is not None:
+        base_backups.unpin(context.store(), base.id)
+        click.echo(f"{base.id} is no longer pinned.")
+        return
     protected = context.owner_of(backup_id)
     pinned = backups.find_pinned(protected, backup_id)
     catalog.unpin(protected.store, pinned)

@@ -16,6 +16,7 @@ from backup_pipeline_tests.domain.values import manifest
 from backup_pipeline_tests.servers import postgres as servers
 from backup_pipeline_tests.storage.backups import put_backup
 
+WINDOWS = "recovery windows"
 TEXT = """
 [store]
 url = "file:store"
@@ -98,3 +99,20 @@ def test_what_is_not_configured_or_not_reachable_is_said(place: Place) -> None:
     assert "no cluster app is configured" in place.run("base-backup", "app", code=3)[1]
     alone = ("--store", (place.folder / "store").as_uri())
     assert "needs the configuration" in place.run(*alone, "base-backup", "main", code=3)[1]
+
+
+def test_a_base_backup_is_pinned_and_the_prune_covers_clusters(place: Place) -> None:
+    (taken,) = [
+        each for each in json.loads(place.run("list", "main", "--json")[0]) if each["kind"] != WINDOWS
+    ]
+    assert "no prune deletes it, nor the WAL since" in place.run("pin", taken["id"])[0]
+    assert json.loads(place.run("show", taken["id"], "--json")[0])["pinned"]
+    (planned,) = json.loads(place.run("prune", "main", "--dry-run", "--json")[0])
+    assert (planned["cluster"], planned["decisions"][0]["keep"]) == ("main", True)
+    assert "pinned" in planned["decisions"][0]["reasons"]
+    assert "is no longer pinned" in place.run("unpin", taken["id"])[0]
+    shown, _ = place.run("prune")
+    assert f"keep {taken['id']}: " in shown
+    assert "keep app/20260301T020000Z-3f9a1c" in shown
+    assert "prune of main: 0 backups deleted" in shown
+    assert place.run("prune", "nothing", "--dry-run", code=3)[1]

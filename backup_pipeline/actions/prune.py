@@ -85,6 +85,24 @@ class Pruned:
     locked: dict[str, str] = field(default_factory=dict)
     denied: dict[str, str] = field(default_factory=dict)
 
+    def note(self, outcome: Deletion) -> None:
+        """Add what one deletion came to."""
+        self.freed_bytes += outcome.freed_bytes
+        for key, reason in outcome.denied.items():
+            (self.locked if _LOCKED.search(reason) else self.denied)[key] = reason
+
+    def finish(self, name: str, log: Callable[[str], object]) -> None:
+        """Tell what was done. Raises StoreError when something was refused that no object lock holds."""
+        log(f"prune of {name}: {self}")
+        for key, reason in self.locked.items():
+            log(f"still locked: {key}: {reason}")
+        if self.denied:
+            raise StoreError(
+                f"prune of {name}: {show_count(len(self.denied), 'object')} could not be deleted",
+                detail=dict(list(self.denied.items())[:20]),
+                hint="Prune with credentials that may delete; the rest is tried again next time.",
+            )
+
     def __str__(self) -> str:
         return (
             f"{show_count(len(self.deleted), 'backup')} deleted, {show_bytes(self.freed_bytes)} freed, "
@@ -140,7 +158,7 @@ def carry_out(
     again = _look(store, planned.database, planned.tiers, clock(), imports)
     for backup in reversed(planned.plan.delete):
         outcome = _delete(store, imports, backup, again, clock)
-        _note(done, outcome)
+        done.note(outcome)
         if outcome.kept:
             done.kept_after_all.append((backup.id, outcome.kept))
             log(f"kept after all {backup.id}: {outcome.kept}")
@@ -148,20 +166,17 @@ def carry_out(
             done.deleted.append(backup.id)
             log(f"deleted {backup.id}, {show_bytes(outcome.freed_bytes)}")
     _collect(store, planned, again, done, clock, log)
-    _note(done, Deletion(denied=leases.remove_ended(store, planned.database, clock())))
-    _abort_uploads(store, clock(), log)
+    done.note(Deletion(denied=leases.remove_ended(store, planned.database, clock())))
+    clean_up(store, clock(), log)
+    done.finish(planned.database, log)
+    return done
+
+
+def clean_up(store: Store, now: datetime, log: Callable[[str], object]) -> None:
+    """What a store needs after a prune: no parts of dead uploads, and an index of what is new."""
+    _abort_uploads(store, now, log)
     if unindexed(store) >= INDEX_FROM:
         refresh_index(store)
-    log(f"prune of {planned.database}: {done}")
-    for key, reason in done.locked.items():
-        log(f"still locked: {key}: {reason}")
-    if done.denied:
-        raise StoreError(
-            f"prune of {planned.database}: {show_count(len(done.denied), 'object')} could not be deleted",
-            detail=dict(list(done.denied.items())[:20]),
-            hint="Prune with credentials that may delete; the rest is tried again next time.",
-        )
-    return done
 
 
 def _abort_uploads(store: Store, now: datetime, log: Callable[[str], object]) -> None:
@@ -227,15 +242,9 @@ def _collect(
         if decision.keep or found not in given_up:
             continue
         outcome = collect(store, found, clock=clock)
-        _note(done, outcome)
+        done.note(outcome)
         done.collected += not outcome.kept
         log(f"unlisted objects of {found.id}: {outcome.kept or 'collected'}")
-
-
-def _note(done: Pruned, outcome: Deletion) -> None:
-    done.freed_bytes += outcome.freed_bytes
-    for key, reason in outcome.denied.items():
-        (done.locked if _LOCKED.search(reason) else done.denied)[key] = reason
 
 
 def _imported(imports: Store | None, store: Store, database: str) -> CatalogListing:

@@ -15,14 +15,14 @@ from backup_pipeline.actions.protected_cluster import ProtectedCluster
 from backup_pipeline.actions.report import Report
 from backup_pipeline.domain.backup import BackupId
 from backup_pipeline.domain.base_backup import BaseManifest
-from backup_pipeline.domain.recovery_route import Archive, BasePoint, Ending, Route, without
+from backup_pipeline.domain.recovery_route import Archive, BasePoint, Ending, Route, archive_of, without
 from backup_pipeline.domain.recovery_target import RecoveryTarget
-from backup_pipeline.domain.wal import Lsn, WalKind, WalSegment, parse_wal_name
+from backup_pipeline.domain.wal import Lsn, WalSegment
 from backup_pipeline.domain.wal_archive import ArchiveListing
 from backup_pipeline.engines.postgres.server import connect, server_errors
 from backup_pipeline.engines.postgres.source_cluster import server_clock
 from backup_pipeline.engines.postgres.waldump import TransactionEnd, last_transaction
-from backup_pipeline.errors import BackupError, ConfigError, Corrupt, Refused
+from backup_pipeline.errors import BackupError, Corrupt, Refused
 from backup_pipeline.storage import base_backups
 from backup_pipeline.wal.fetch import fetch
 from backup_pipeline.wal.listing import read_archive, read_settled_archive
@@ -57,16 +57,7 @@ class RecoveryFacts:
     @property
     def archive(self) -> Archive:
         """The WAL as routes are found in it."""
-        listing = self.listing
-        return Archive(
-            listing.segment_bytes,
-            {
-                timeline: {each.segment.number: each.archived_at for each in found}
-                for timeline, found in listing.segments.items()
-            },
-            listing.histories,
-            frozenset(_segments_of(listing.conflicts, listing.segment_bytes)),
-        )
+        return archive_of(self.listing)
 
     def manifest(self, backup: BackupId) -> BaseManifest:
         """The base backup of this id."""
@@ -78,14 +69,6 @@ class RecoveryFacts:
             each.segment: each.stored_bytes for found in self.listing.segments.values() for each in found
         }
         return sum(sizes.get(segment, 0) for segment in segments)
-
-
-def _segments_of(names: Iterable[str], segment_bytes: int) -> Iterable[WalSegment]:
-    for text in names:
-        name = parse_wal_name(text)
-        if name.kind is WalKind.SEGMENT:
-            with contextlib.suppress(ConfigError):
-                yield WalSegment(name.timeline, name.number(segment_bytes))
 
 
 def read_facts(

@@ -82,6 +82,12 @@ class Context:
         self.config.any_database()
         return [name] if name else list(self.config.databases)
 
+    def subjects(self, name: str | None) -> list[str]:
+        """`name`, or all databases and clusters, of the configuration. Raises ConfigError."""
+        if self._alone or not self.config.clusters:
+            return self.configured(name)
+        return [name] if name else [*self.config.databases, *self.config.clusters]
+
     def owner_of(self, text: str) -> Protected:
         """The database that a backup's id names: `database/stamp`, or the beginning of one."""
         database, slash, _ = text.partition("/")

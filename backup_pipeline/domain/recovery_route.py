@@ -5,14 +5,23 @@ not, with the nearest that is. What is in the store is read by storage/ and wal/
 holds, by the action that asks.
 """
 
+import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from backup_pipeline.domain.backup import BackupId
 from backup_pipeline.domain.recovery_target import RecoveryTarget, TargetKind, show_moment
-from backup_pipeline.domain.wal import Lsn, TimelineHistory, WalGap, WalSegment
-from backup_pipeline.errors import Refused
+from backup_pipeline.domain.wal import (
+    Lsn,
+    TimelineHistory,
+    WalGap,
+    WalKind,
+    WalSegment,
+    parse_wal_name,
+)
+from backup_pipeline.domain.wal_archive import ArchiveListing
+from backup_pipeline.errors import ConfigError, Refused
 
 
 @dataclass(frozen=True)
@@ -51,6 +60,27 @@ class Archive:
     def holds(self, segment: WalSegment) -> bool:
         """Whether the segment is there, once."""
         return segment.number in self.segments.get(segment.timeline, {}) and segment not in self.doubled
+
+
+def archive_of(listing: ArchiveListing) -> Archive:
+    """The WAL of a listing as routes are found in it."""
+    return Archive(
+        listing.segment_bytes,
+        {
+            timeline: {each.segment.number: each.archived_at for each in found}
+            for timeline, found in listing.segments.items()
+        },
+        listing.histories,
+        frozenset(_segments_of(listing.conflicts, listing.segment_bytes)),
+    )
+
+
+def _segments_of(names: Iterable[str], segment_bytes: int) -> Iterable[WalSegment]:
+    for text in names:
+        name = parse_wal_name(text)
+        if name.kind is WalKind.SEGMENT:
+            with contextlib.suppress(ConfigError):
+                yield WalSegment(name.timeline, name.number(segment_bytes))
 
 
 @dataclass(frozen=True)

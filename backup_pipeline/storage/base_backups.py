@@ -103,6 +103,36 @@ def list_base_backups(store: Store, cluster: str = "", *, fresh: bool = False) -
     return BaseListing(tuple(backups), tuple(sorted(unreadable)))
 
 
+def pin(store: Store, backup: BackupId, *, at: datetime) -> None:
+    """Keep a base backup, and all WAL since, until it is unpinned.
+
+    Raises BackupNotFound, also when a prune was faster: looking after putting is what makes the two see one
+    another, see leases.py.
+    """
+    load(store, backup)
+    data = f"pinned at {at:%Y-%m-%dT%H:%M:%SZ}\n".encode()
+    keys = [base_copy_key(backup, Beside.PIN), catalog_key(backup, Beside.PIN)]
+    for key in keys:
+        store.put(key, [data])
+    if not catalog.exists(store, catalog_key(backup)):
+        store.delete(keys)
+        raise BackupNotFound(
+            f"{backup} was pruned a moment ago",
+            hint=f"`backup-pipeline list {backup.database}` shows what there is.",
+        )
+
+
+def unpin(store: Store, backup: BackupId) -> None:
+    """Leave a base backup to the retention again. Raises Refused when the store keeps its pin."""
+    for key in (base_copy_key(backup, Beside.PIN), catalog_key(backup, Beside.PIN)):
+        if denied := store.delete([key]):
+            raise Refused(
+                f"{backup} stays pinned: the store does not let go of its pin",
+                detail=denied,
+                hint="Unpin with credentials that may delete, once no object lock holds it.",
+            )
+
+
 def unlisted(store: Store, cluster: str) -> dict[BackupId, int]:
     """Base backups that were begun and never published, or half deleted: their ids and bytes.
 
@@ -127,11 +157,12 @@ def rebuild(store: Store, cluster: str) -> tuple[tuple[BackupId, ...], tuple[tup
         data = read_or_none(store, copy)
         if data is None:
             continue
-        verdict = read_or_none(store, base_copy_key(backup, Beside.VERDICT))
         try:
             manifest = base_from_json(data, copy)
-            if verdict is not None and not catalog.exists(store, catalog_key(backup, Beside.VERDICT)):
-                store.put(catalog_key(backup, Beside.VERDICT), [verdict])
+            for beside in (Beside.VERDICT, Beside.PIN):
+                kept = read_or_none(store, base_copy_key(backup, beside))
+                if kept is not None and not catalog.exists(store, catalog_key(backup, beside)):
+                    store.put(catalog_key(backup, beside), [kept])
             publish(store, manifest)
         except (Corrupt, Refused, Busy) as error:
             refused.append((copy, error.message))
@@ -176,7 +207,12 @@ def collect(store: Store, backup: BackupId, *, clock: Clock) -> Deletion:
     with leases.claim(store, backup, clock=clock) as others:
         if others:
             return Deletion(kept=in_use(others))
-        for key in (catalog_key(backup), base_prefix(backup) + COPY_NAMES[Beside.MANIFEST]):
+        for key in (
+            catalog_key(backup),
+            base_copy_key(backup, Beside.MANIFEST),
+            catalog_key(backup, Beside.PIN),
+            base_copy_key(backup, Beside.PIN),
+        ):
             if catalog.exists(store, key):
                 return Deletion(kept=f"{key} is there now")
         return _delete_objects(store, backup)
