@@ -14,7 +14,7 @@ from pathlib import Path
 import click
 
 from backup_pipeline import terminal
-from backup_pipeline.actions import backups, dump, setup
+from backup_pipeline.actions import backups, check_cluster, dump, setup
 from backup_pipeline.actions import prove as proving
 from backup_pipeline.actions import prune as pruning
 from backup_pipeline.actions.protected import Protected
@@ -87,12 +87,12 @@ def init(context: Context, dsn: str, store_url: str, output: str) -> None:
 
 
 @cli.command()
-@click.argument("database", required=False)
+@click.argument("database", metavar="[DATABASE|CLUSTER]", required=False)
 @json_option
 @pass_context
 def check(context: Context, database: str | None, as_json: bool) -> None:
     """Try everything that a backup needs; all that is written is a scratch object in the store."""
-    _check(context, context.configured(database), as_json=as_json)
+    _check(context, context.subjects(database), as_json=as_json)
 
 
 def _check(context: Context, names: Sequence[str], *, as_json: bool = False) -> None:
@@ -103,9 +103,14 @@ def _check(context: Context, names: Sequence[str], *, as_json: bool = False) -> 
     for name in names:
         show(f"{name}:")
         found: list[dict[str, object]] = []
-        looked.append({"database": name, "checks": found, "error": None})
+        is_cluster = name in context.config.clusters
+        looked.append({"cluster" if is_cluster else "database": name, "checks": found, "error": None})
         try:
-            for item in setup.check(context.protected(name)):
+            for item in (
+                check_cluster.check(context.cluster(name), now=now())
+                if is_cluster
+                else setup.check(context.protected(name))
+            ):
                 found.append(dataclasses.asdict(item))
                 show(f"  {setup.in_words(item)}")
         except BackupError as error:

@@ -94,6 +94,21 @@ def test_a_base_backup_is_taken_listed_and_shown(place: Place) -> None:
     assert taken["id"] in place.run("list", "main")[0]
 
 
+def test_check_looks_at_a_cluster_by_its_name_and_at_all(place: Place) -> None:
+    out, err = place.run("check", "main", code=6)
+    assert out.splitlines()[0] == "main:"
+    assert "ok       server: PostgreSQL 17" in out
+    assert "failed   archive: there is no WAL archive of main" in out
+    assert "ERROR" not in err
+    (checked,) = json.loads(place.run("check", "main", "--json", code=6)[0])
+    assert checked["cluster"] == "main"
+    assert [item["name"] for item in checked["checks"]] == ["server", "store", "archive", "newest", "window"]
+    assert "there is no WAL archive" in checked["error"]
+    everything = json.loads(place.run("check", "--json", code=6)[0])
+    assert [each.get("database") or each["cluster"] for each in everything] == ["app", "main"]
+    assert "no database maim" in place.run("check", "maim", code=3)[0]
+
+
 def test_what_is_not_configured_or_not_reachable_is_said(place: Place) -> None:
     assert "no cluster maim is configured" in place.run("base-backup", "maim", code=3)[1]
     assert "no cluster app is configured" in place.run("base-backup", "app", code=3)[1]
