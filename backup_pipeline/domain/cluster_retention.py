@@ -4,13 +4,13 @@ actions/prune_cluster.py gathers the facts and carries the plan out. When in dou
 
 - A base backup that ended within the window stays, and of those before it, per timeline that reaches into
   the window, the newest one whose WAL is whole: any moment of the window can be recovered then.
-- So do the two newest good ones, the newest proven one, whatever is pinned, in use or dated in the future;
-  and what an incremental one that stays was taken against.
+- So do the two newest good ones, the two newest whole ones, the newest proven one, whatever is pinned, in
+  use or dated in the future; and what an incremental one that stays was taken against.
 - One whose proof failed, or that holds pages which its source had damaged, is not good: nothing goes for it.
 - WAL goes below the first segment of the oldest base backup that stays, on every timeline, and nowhere else.
   One that stays only because another needs its files holds no WAL. Histories never go.
 - Nothing at all goes while a record cannot be read, nothing of a system while the history of one of its
-  timelines is missing, and no WAL while a base backup is under way.
+  timelines is missing or its segments are of another size, and no WAL while a base backup is under way.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -150,7 +150,7 @@ class _Judge:
                 self.keep(backup.id, "dated in the future")
             if backup.manifest.stopped_at >= facts.begins_at:
                 self.keep(backup.id, "within the recovery window")
-            if lost := _without_history(facts, backup.manifest.system_identifier):
+            if lost := _doubt(facts, backup.manifest.system_identifier):
                 self.keep(backup.id, lost)
 
     def keep_for_window(self, system: str, wal: SystemWal) -> None:
@@ -182,10 +182,14 @@ class _Judge:
         return route.end_at is not None and route.end_at >= self.facts.begins_at - ABANDONED_FOR
 
     def keep_last(self) -> None:
-        """The newest good ones, and the newest that a drill has proven."""
-        good = [each for each in self.facts.backups if each.id in self.good]
-        for backup in good[:LAST_GOOD]:
-            self.keep(backup.id, f"one of the {LAST_GOOD} newest good ones")
+        """The newest good ones, those that are whole if not good, and the newest that a drill has proven."""
+        ids = [each.id for each in self.facts.backups]
+        good = [each for each in ids if each in self.good][:LAST_GOOD]
+        for each in good:
+            self.keep(each, f"one of the {LAST_GOOD} newest good ones")
+        for each in [each for each in ids if each in self.whole][:LAST_GOOD]:
+            if each not in good:
+                self.keep(each, f"one of the {LAST_GOOD} newest whole ones")
         for backup in self.facts.backups:
             if backup.verdict is Verdict.PROVEN:
                 self.keep(backup.id, "the newest proven one")
@@ -235,7 +239,7 @@ def _wal(
     if facts.under_way:
         ids = ", ".join(sorted(map(str, facts.under_way)))
         return WalDecision(system, None, f"{ids} is under way: what it needs is not known yet")
-    if lost := _without_history(facts, system):
+    if lost := _doubt(facts, system):
         return WalDecision(system, None, lost)
     mine = [each for each in decisions if each.backup.manifest.system_identifier == system]
     holding = [each.backup for each in mine if each.keep and each.holds_wal]
@@ -264,7 +268,7 @@ def _is_ahead(backup: BaseBackup, facts: Facts) -> bool:
     return max(backup.id.taken_at, backup.manifest.stopped_at) > facts.now + SKEW
 
 
-def _without_history(facts: Facts, system: str) -> str:
+def _doubt(facts: Facts, system: str) -> str:
     """Why nothing of a system may be judged, "" when it may."""
     wal = facts.systems.get(system)
     if wal is None:
@@ -272,6 +276,11 @@ def _without_history(facts: Facts, system: str) -> str:
     timelines = {
         each.manifest.end.timeline for each in facts.backups if each.manifest.system_identifier == system
     }
+    sizes = {
+        each.manifest.segment_bytes for each in facts.backups if each.manifest.system_identifier == system
+    }
+    if sizes - {wal.archive.segment_bytes}:  # an earlier system's: the archive is counted in the current's
+        return f"its WAL has segments of {max(sizes)} bytes, and is counted in {wal.archive.segment_bytes}"
     lost = [each for each in sorted({*wal.archive.segments, *timelines}) if wal.archive.history(each) is None]
     return f"the history of timeline {lost[0]} is not archived" if lost else ""
 

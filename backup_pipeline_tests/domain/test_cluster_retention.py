@@ -183,6 +183,17 @@ def test_nothing_goes_for_one_that_is_not_good(damaged: bool) -> None:
     assert kept(plan) == [2, 26, 50, 74, 98]
 
 
+def test_two_that_are_whole_stay_also_where_one_of_them_failed() -> None:
+    backups = [backup(2), backup(26, verdict=Verdict.FAILED), backup(50)]
+    whole = wal(t1=range(120))
+    plan = plan_cluster_prune(facts(backups, whole, now=120, window=timedelta(0)))
+    assert kept(plan) == [2, 26, 50]
+    plan = plan_cluster_prune(facts(backups[1:], whole, now=120, window=timedelta(0)))
+    assert kept(plan) == [26, 50]
+    assert str(plan.decisions[-1]).endswith(": one of the 2 newest whole ones")
+    assert cut(plan) == 26
+
+
 def test_one_whose_wal_is_not_whole_is_passed_over() -> None:
     there = [*range(74), *range(75, 120)]
     backups = [backup(2), backup(26), backup(50), backup(74), backup(98)]
@@ -271,6 +282,26 @@ def test_an_earlier_systems_wal_goes_when_it_is_certain_that_nothing_begins_in_i
         cut(Earlier().plan(backup(2, system="1")), "1") is None
     )  # it goes in this plan, its WAL in the next
     assert cut(Earlier().plan(backup(2, system="1", pinned=True)), "1") == 2
+
+
+def test_an_earlier_systems_wal_of_other_segments_is_not_counted() -> None:
+    large = 4 * SIZE
+    manifest = replace(
+        backup(26, system="1").manifest,
+        segment_bytes=large,
+        start=WalPoint(1, Lsn((1 << 32) + 10 * large)),
+        end=WalPoint(1, Lsn((1 << 32) + 11 * large)),
+    )
+    old = BaseBackup(manifest, pinned=True)
+    names = [parse_wal_name(f"00000001000000010000{number:04X}") for number in range(8, 40)]
+    # As a listing counts them that knows the current system's size alone: there are 256 to a log, not 64.
+    there = {name.number(SIZE): hour(26) for name in names}
+    made = facts([backup(470), backup(490), old], wal(t1=range(460, 500)), now=500)
+    earlier = SystemWal(Archive(SIZE, {1: there}), hour(30))
+    plan = plan_cluster_prune(replace(made, systems={**made.systems, "1": earlier}))
+    assert cut(plan, "1") is None
+    assert cut(plan) == 470
+    assert "its WAL has segments of 67108864 bytes" in str(plan.decisions[-1])
 
 
 # --- any history -------------------------------------------------------------------------------
