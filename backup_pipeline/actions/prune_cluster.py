@@ -101,6 +101,7 @@ def plan(cluster: ProtectedCluster, *, now: datetime) -> ClusterPrune:
     unlisted = base_backups.unlisted(store, name)
     listing = base_backups.list_base_backups(store, name, fresh=True)
     claims = leases.live_leases(store, name, now)
+    begins_at = now - cluster.config.recovery_window
     listed = {each.id for each in listing.backups}
     judged = plan_cluster_prune(
         Facts(
@@ -128,7 +129,8 @@ def plan(cluster: ProtectedCluster, *, now: datetime) -> ClusterPrune:
         name,
         judged,
         tuple(
-            _sweep(store, name, each, archives[each.system_identifier].segment_bytes) for each in judged.wal
+            _sweep(store, name, each, archives[each.system_identifier].segment_bytes, before=begins_at)
+            for each in judged.wal
         ),
         tuple(
             (each, each not in under_way and each.taken_at < now - ORPHAN_AGE and not listing.unreadable)
@@ -137,7 +139,10 @@ def plan(cluster: ProtectedCluster, *, now: datetime) -> ClusterPrune:
     )
 
 
-def _sweep(store: Store, cluster: str, decision: WalDecision, segment_bytes: int) -> WalSweep:
+def _sweep(
+    store: Store, cluster: str, decision: WalDecision, segment_bytes: int, *, before: datetime
+) -> WalSweep:
+    """What goes of what was archived `before`: a branch off an older moment begins below the cut."""
     goes: list[tuple[int, ObjectInfo]] = []
     stays = 0
     for info in store.list(wal_system_prefix(cluster, decision.system_identifier)):
@@ -148,7 +153,7 @@ def _sweep(store: Store, cluster: str, decision: WalDecision, segment_bytes: int
             gone = decision.gives_up(found.name, segment_bytes)
         except ConfigError:
             gone = False  # no name of a segment of this size
-        if gone:
+        if gone and info.modified_at < before:
             goes.append((found.name.number(segment_bytes), info))
         else:
             stays += 1

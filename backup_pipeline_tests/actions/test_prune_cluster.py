@@ -206,6 +206,19 @@ def test_what_the_store_does_not_let_go_keeps_its_wal_and_is_told() -> None:
     assert has_all_its_wal(made)
 
 
+def test_wal_of_an_older_moment_that_was_archived_lately_stays() -> None:
+    made = an_archive()
+    made.history(2, (1, 1))
+    made.segments(1, 2, timeline=2)
+    late = made.at = BEGUN + timedelta(hours=119)
+    for key in [key for key in made.store.objects if "/00000002/" in key]:
+        made.store.put(key, [b"packed"])
+    made.at = late + timedelta(hours=1)
+    prune(made)
+    assert segments(made)[:2] == [1, 2]
+    assert segments(made)[2] == 74
+
+
 def test_an_unreadable_record_keeps_everything() -> None:
     made = an_archive()
     key = catalog_key(base_backups.list_base_backups(made.store, "main").backups[0].id)
