@@ -56,6 +56,12 @@ from backup_pipeline.domain.recovery_target import parse_target
 @click.option(
     "--unconfined", is_flag=True, help="Let the replay write wherever the WAL says; not beside the source."
 )
+@click.option(
+    "--port",
+    type=click.IntRange(1, 65535),
+    metavar="P",
+    help="Leave the server running, on this port of 127.0.0.1 alone; else it is stopped.",
+)
 @click.option("--dry-run", is_flag=True, help="Show the plan and stop.")
 @json_option
 @pass_context
@@ -67,6 +73,7 @@ def recover(
         parse_target(target, inclusive=not asked["exclusive"]),
         into.absolute(),
         timeline=asked["timeline"] or 0,
+        port=asked["port"],
         base=BackupId.parse(asked["base"]) if asked["base"] else None,
         tablespaces=recovering.parse_tablespaces(asked["tablespaces"]),
         unconfined=asked["unconfined"],
