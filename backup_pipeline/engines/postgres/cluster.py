@@ -145,11 +145,11 @@ class LocalCluster:
             _write_private(password_file, password + "\n", identity)
             if identity is not None:
                 os.chown(unfinished, identity.uid, identity.gid)
-            initdb = self._program("initdb")
+            initdb = self.program("initdb")
             argv = initdb_argv(initdb, unfinished, password_file, locale=self.locale, sync=not self.relaxed)
             process.run(Command(argv, identity=identity, cwd="/"), timeout_s=_INITDB_TIMEOUT_S)
             if self.first_oid is not None:
-                argv = resetwal_argv(self._program("pg_resetwal"), unfinished, self.first_oid)
+                argv = resetwal_argv(self.program("pg_resetwal"), unfinished, self.first_oid)
                 process.run(Command(argv, identity=identity, cwd="/"), timeout_s=_INITDB_TIMEOUT_S)
         finally:
             password_file.unlink(missing_ok=True)
@@ -171,7 +171,7 @@ class LocalCluster:
         settings["listen_addresses"] = "" if self.port is None else "127.0.0.1"
         settings["port"] = str(self.port or 5432)
         settings["unix_socket_directories"] = f'"{self._socket_folder}"'
-        postgres = self._program("postgres")
+        postgres = self.program("postgres")
         place = self._confinement(postgres) if self.confined and confinement.available() else None
         # Libraries that lie elsewhere, as Nix has them, are out of reach then.
         self.hidden = place is not None and runs_as(Path(postgres), identity, confinement=place)
@@ -272,7 +272,7 @@ class LocalCluster:
         dsn = make_conninfo("", host=host, port=self.port or 5432, user=user, dbname=database)
         return Endpoint(dsn, self.password if tcp and user == SUPERUSER else None)
 
-    def _program(self, name: str) -> str:
+    def program(self, name: str) -> str:
         """The program's path, from a copy where the server's user cannot run the original."""
         path = Path(self.bin_dir) / name
         identity = server_identity()
