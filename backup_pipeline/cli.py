@@ -22,6 +22,7 @@ from backup_pipeline.commands import base_backup as base_commands
 from backup_pipeline.commands import cluster_tables
 from backup_pipeline.commands.context import Context, json_option, now, pass_context
 from backup_pipeline.commands.heartbeat import heartbeat
+from backup_pipeline.commands.promote import promote
 from backup_pipeline.commands.recover import recover
 from backup_pipeline.commands.restore import restore, undo
 from backup_pipeline.commands.wal import wal
@@ -341,7 +342,7 @@ def rebuild(context: Context, as_json: bool) -> None:
     click.echo(f"{show_count(len(done), 'manifest')} rebuilt")
 
 
-for command in (restore, undo, wal, base_commands.base_backup, recover, heartbeat):
+for command in (restore, undo, wal, base_commands.base_backup, recover, promote, heartbeat):
     cli.add_command(command)
 
 

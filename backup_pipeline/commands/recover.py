@@ -50,7 +50,7 @@ from backup_pipeline.errors import ConfigError
 )
 @click.option(
     "--scratch",
-    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    type=click.Path(path_type=Path),
     metavar="DIR",
     help="With --one-database: where the cluster is recovered meanwhile; else $TMPDIR.",
 )
