@@ -23,6 +23,7 @@ from backup_pipeline.storage.store import Store
 from backup_pipeline.units import show_bytes, show_count, show_seconds
 
 _READ_AT_MOST = 5
+_KEPT = 100
 
 
 def record_figures(store: Store, figures: RecoveryFigures, report: Report) -> None:
@@ -30,6 +31,9 @@ def record_figures(store: Store, figures: RecoveryFigures, report: Report) -> No
     stamp = BackupId.make(figures.cluster, figures.finished_at, secrets.token_hex(3)).stamp
     try:
         store.put(recovery_key(figures.cluster, stamp), [figures_to_json(figures)])
+        older = _keys(store, figures.cluster)[_KEPT:]
+        if older:
+            store.delete(older)  # what may not be deleted stays; it does no harm
     except BackupError as error:
         report.say(f"how long it took is not recorded for later plans: {error.message}")
 
@@ -38,12 +42,16 @@ def known_figures(store: Store, cluster: str) -> tuple[RecoveryFigures, ...]:
     """Those of the last few recoveries that can be read, newest first."""
     found: list[RecoveryFigures] = []
     try:
-        keys = sorted((info.key for info in store.list(recoveries_prefix(cluster))), reverse=True)
-        for key in keys[:_READ_AT_MOST]:
+        for key in _keys(store, cluster)[:_READ_AT_MOST]:
             found.append(figures_from_json(store.read_range(key, offset=0, length=MAX_RECORD_BYTES), key))
     except BackupError:
         pass
     return tuple(found)
+
+
+def _keys(store: Store, cluster: str) -> list[str]:
+    """Newest first: a key begins with the time."""
+    return sorted((info.key for info in store.list(recoveries_prefix(cluster))), reverse=True)
 
 
 def expected_duration(store: Store, cluster: str, source_bytes: int, wal_bytes: int = 0) -> timedelta | None:

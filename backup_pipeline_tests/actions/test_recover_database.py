@@ -1,9 +1,12 @@
 """One database as it was, beside the live one: equal, or not there; and nothing of scratch is left."""
 
 import json
+import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -13,14 +16,16 @@ from backup_pipeline.actions.recover import RecoverRequest
 from backup_pipeline.actions.recover_database import DatabaseRequest
 from backup_pipeline.config_file import parse
 from backup_pipeline.domain.recovery_target import RecoveryTarget, TargetKind
-from backup_pipeline.engines.postgres.cluster import LocalCluster
+from backup_pipeline.engines.postgres.cluster import LocalCluster, server_in
 from backup_pipeline.engines.postgres.endpoint import Endpoint
+from backup_pipeline.engines.postgres.scratch import private_folder
 from backup_pipeline.errors import ConfigError, Refused, ServerError
 from backup_pipeline.process import Command, Completed
 from backup_pipeline.storage.directory import DirectoryStore
 from backup_pipeline_tests.actions.box import ask, execute, now, our_children
 from backup_pipeline_tests.actions.recovery_box import NAME, RecoveryBox, a_recovery_box
 from backup_pipeline_tests.servers import postgres as servers
+from backup_pipeline_tests.wal.box import wait_for
 
 ROWS = "SELECT sum(hashtextextended(t::text, 0)) FROM public.orders t"
 
@@ -134,6 +139,34 @@ def test_what_the_restore_would_refuse_is_refused_before_the_recovery(
     with pytest.raises(Refused, match="poor may not create databases"):
         perform(box, scratch, another.endpoint(user="poor"))
     assert not any("unpack" in line for line in box.said.lines[said:])
+
+
+def test_killed_in_the_middle_it_leaves_no_database_and_the_next_one_collects_it(
+    box: RecoveryBox, scratch: Path
+) -> None:
+    assert isinstance(box.store, DirectoryStore)
+    words = ("--to", box.ledger[0].at.isoformat(), "--into", "shop_back", "--one-database", "shop")
+    where = ("--server", box.cluster.endpoint().dsn, "--scratch", str(scratch))
+    program = (sys.executable, "-m", "backup_pipeline.cli", "--store", f"file://{box.store.root}")
+    command = Command((*program, "recover", NAME, *words, *where))
+    with tempfile.TemporaryFile() as errors:
+        child = process.start(command, stderr=errors)
+        try:
+            wait_for(lambda: b"dumping shop" in contents(errors))
+        finally:
+            child.kill()
+            child.wait()
+    (left,) = scratch.iterdir()
+    exists = "SELECT count(*) FROM pg_database WHERE datname LIKE 'shop_back%'"
+    assert ask(box.cluster.endpoint(), exists) == 0
+    with private_folder(scratch) as next_one:  # as the next recovery makes
+        assert list(scratch.iterdir()) == [next_one]
+    assert server_in(left / "cluster" / "data") is None
+
+
+def contents(file: IO[bytes]) -> bytes:
+    """All that was written to a file of which the child has a descriptor, whose place is left alone."""
+    return os.pread(file.fileno(), 1024 * 1024, 0)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import contextlib
 import shutil
 import socket
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,9 @@ from backup_pipeline import process
 from backup_pipeline.actions import recover, recovery_history
 from backup_pipeline.actions.recover import RecoverRequest
 from backup_pipeline.config import Secret
-from backup_pipeline.domain.recovered import RECORD_NAME, recovered_from_json
+from backup_pipeline.domain.backup import BackupId
+from backup_pipeline.domain.layout import recoveries_prefix
+from backup_pipeline.domain.recovered import RECORD_NAME, RecoveryFigures, recovered_from_json
 from backup_pipeline.domain.recovery_target import LATEST
 from backup_pipeline.engines.postgres import daemon
 from backup_pipeline.engines.postgres.cluster import free_port, server_identity, server_in
@@ -160,6 +163,17 @@ def test_a_store_that_may_not_be_written_fails_no_recovery(box: RecoveryBox) -> 
     figures = recovery_history.known_figures(box.store, NAME)[0]
     recovery_history.record_figures(ReadOnly(box.store), figures, said)
     assert "not recorded" in said.lines[0]
+
+
+def test_only_the_last_hundred_are_kept(tmp_path: Path) -> None:
+    store, begun = DirectoryStore(tmp_path), now()
+    backup = BackupId.make(NAME, begun, "abcdef")
+    for number in range(103):
+        figures = RecoveryFigures(NAME, backup, begun + timedelta(seconds=number), 1, 1, 1, number, 0.0)
+        recovery_history.record_figures(store, figures, Said())
+    kept = list(store.list(recoveries_prefix(NAME)))
+    assert len(kept) == 100
+    assert [each.unpack_s for each in recovery_history.known_figures(store, NAME)] == [102, 101, 100, 99, 98]
 
 
 class ReadOnly(CountingStore):
