@@ -146,8 +146,8 @@ def carry_out(cluster: ProtectedCluster, planned: Plan, *, clock: Clock, report:
         report.say("the source's configuration is in force, as planned")
     address = daemon.address(data) or daemon.start(pg_ctl, data, owner=planned.owner)
     report.say(f"the server runs, {_shown(address)}")
-    local = _local(cluster, address)
     try:
+        local = at_its_own_address(cluster, address)
         _check_server(local, record, data)
         backup = _taken(cluster, record) or _back_up(local, clock, report)
     except BackupError as error:
@@ -227,14 +227,29 @@ def _archiving(
     }
 
 
-def _local(cluster: ProtectedCluster, address: Address) -> ProtectedCluster:
-    """The cluster by the new server's own address: the configured one may still lead to the old."""
+def at_its_own_address(cluster: ProtectedCluster, address: Address) -> ProtectedCluster:
+    """The cluster by the new server's own address: the configured one may still lead to the old.
+
+    By its socket, or by TCP where the rules let the role in only there. Raises ServerError.
+    """
     source = cluster.source()
-    host = address.socket_folder or "127.0.0.1"
-    given = {"host": host, "port": str(address.port), "user": source.user, "dbname": source.database}
+    given = {"port": str(address.port), "user": source.user, "dbname": source.database}
     password = source.conninfo.get("password")
-    dsn = make_conninfo("", **given, **({"password": password} if password else {}))
-    return ProtectedCluster(replace(cluster.config, dsn=Secret(dsn), password=None), cluster.store)
+    given |= {"password": password} if password else {}
+    refused: ServerError | None = None
+    for host in filter(None, (address.socket_folder, "127.0.0.1" if address.host else "")):
+        secret = Secret(make_conninfo("", host=host, **given))
+        local = ProtectedCluster(replace(cluster.config, dsn=secret, password=None), cluster.store)
+        try:
+            connect(local.source(), purpose="promote").close()
+        except ServerError as error:
+            refused = refused or error
+        else:
+            return local
+    raise refused or ServerError(
+        f"the new server of {cluster.name} listens nowhere",
+        hint="Look at listen_addresses and unix_socket_directories, and restart it; then run this again.",
+    )
 
 
 def _check_server(local: ProtectedCluster, record: RecoveredRecord, data: Path) -> None:

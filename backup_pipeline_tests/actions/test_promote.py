@@ -13,17 +13,26 @@ from backup_pipeline import process
 from backup_pipeline.actions import promote
 from backup_pipeline.actions.promote import PromoteRequest
 from backup_pipeline.actions.protected_cluster import ProtectedCluster, open_cluster
-from backup_pipeline.config import StoreConfig
+from backup_pipeline.actions.source_configuration import is_configured
+from backup_pipeline.config import ClusterConfig, Secret, StoreConfig
 from backup_pipeline.config_file import parse
 from backup_pipeline.domain.layout import wal_system_prefix
 from backup_pipeline.domain.recovered import PROMOTED_NAME, RECORD_NAME
 from backup_pipeline.engines.postgres import daemon
-from backup_pipeline.engines.postgres.cluster import LocalCluster, free_port, server_identity, server_in
+from backup_pipeline.engines.postgres.cluster import (
+    FREE_PORT,
+    LocalCluster,
+    free_port,
+    server_identity,
+    server_in,
+)
+from backup_pipeline.engines.postgres.daemon import Address
 from backup_pipeline.engines.postgres.endpoint import Endpoint
 from backup_pipeline.engines.postgres.scratch import private_folder
-from backup_pipeline.errors import Refused, ToolError
+from backup_pipeline.errors import Refused, ServerError, ToolError
 from backup_pipeline.process import Completed
 from backup_pipeline.storage import base_backups
+from backup_pipeline.storage.directory import DirectoryStore
 from backup_pipeline.wal.setup import archive_command
 from backup_pipeline_tests.actions.box import Said, ask, execute, now
 from backup_pipeline_tests.actions.cluster_box import give
@@ -83,7 +92,7 @@ class Site:
 
 @pytest.fixture(scope="module", params=[servers.bin_dir_15, servers.bin_dir_17], ids=["15", "17"])
 def site(request: pytest.FixtureRequest) -> Iterator[Site]:
-    """A cluster that archives by the real client, a base backup, a row behind it; recovered, and stopped."""
+    """A cluster that archives by the real client, a base backup, a row behind it; recovered, and running."""
     identity = server_identity()
     with private_folder() as folder:
         place = folder / "box"
@@ -124,7 +133,7 @@ def prepare(site: Site) -> None:
     site.must("base-backup", "main")
     execute(site.old.endpoint(), "INSERT INTO public.kept VALUES (2)")
     switch(site.old.endpoint())
-    site.must("recover", "main", "--to", "latest", "--into", str(site.data))
+    site.must("recover", "main", "--to", "latest", "--into", str(site.data), "--port", str(free_port()))
     site.box = replace(site.box, data_directory=str(site.data))
 
 
@@ -147,7 +156,8 @@ def test_while_the_source_may_be_alive_nothing_is_done(site: Site) -> None:
     assert "answers at" not in refused.stderr
     refused = site.run("promote", "main", str(site.data), "--source-is-gone")
     assert (refused.returncode, "is not confirmed" in refused.stderr) == (6, True), refused.stderr
-    assert server_in(site.data) is None
+    assert server_in(site.data) is not None  # as `recover --port` left it
+    assert not is_configured(site.data)
     assert (site.data / RECORD_NAME).exists()
 
 
@@ -227,6 +237,28 @@ def test_what_is_committed_afterwards_can_be_recovered(site: Site) -> None:
         assert not (into / PROMOTED_NAME).exists()
     finally:
         daemon.stop(f"{site.old.bin_dir}/pg_ctl", into, owner=server_identity())
+
+
+def test_the_new_server_is_asked_at_its_own_address_by_tcp_where_its_socket_lets_nobody_in(
+    tmp_path: Path,
+) -> None:
+    with private_folder() as folder:
+        password = Secret("known")
+        server = LocalCluster(
+            servers.bin_dir_17(), folder / "cluster", relaxed=True, port=FREE_PORT, password=password
+        )
+        server.create()
+        server.start()
+        try:
+            config = ClusterConfig("main", Secret("host=old.example user=postgres password=known"))
+            cluster = ProtectedCluster(config, DirectoryStore(tmp_path))
+            address = Address(server.port or 0, str(tmp_path), "*")
+            found = promote.at_its_own_address(cluster, address)
+            assert ask(found.source(), "SELECT inet_server_port()") == server.port
+            with pytest.raises(ServerError):
+                promote.at_its_own_address(cluster, replace(address, host=""))
+        finally:
+            server.stop()
 
 
 class dying_at:  # noqa: N801 - reads as the verb that it is
