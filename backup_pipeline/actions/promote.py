@@ -7,14 +7,19 @@ until the first base backup on the new timeline is there.
 
 import contextlib
 import os
-import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from psycopg.conninfo import make_conninfo
 
 from backup_pipeline.actions import base_backup
-from backup_pipeline.actions.promotion_checks import refuse_doubt, system_in_archive
+from backup_pipeline.actions.promotion_checks import (
+    major_of,
+    owner_of,
+    read_record,
+    refuse_doubt,
+    system_in_archive,
+)
 from backup_pipeline.actions.protected import Clock
 from backup_pipeline.actions.protected_cluster import ProtectedCluster
 from backup_pipeline.actions.report import Report
@@ -30,7 +35,6 @@ from backup_pipeline.domain.recovered import (
     PROMOTED_NAME,
     RECORD_NAME,
     RecoveredRecord,
-    recovered_from_json,
 )
 from backup_pipeline.domain.recovery_target import show_moment
 from backup_pipeline.engines.postgres import daemon, recovery
@@ -38,7 +42,7 @@ from backup_pipeline.engines.postgres.cluster import server_in
 from backup_pipeline.engines.postgres.daemon import Address
 from backup_pipeline.engines.postgres.server import connect, server_errors
 from backup_pipeline.engines.postgres.tools import Tools, find_tools
-from backup_pipeline.errors import BackupError, ConfigError, Refused, ServerError
+from backup_pipeline.errors import BackupError, Refused, ServerError
 from backup_pipeline.process import Identity
 from backup_pipeline.storage import base_backups
 from backup_pipeline.units import show_line
@@ -107,9 +111,9 @@ def plan(cluster: ProtectedCluster, request: PromoteRequest, *, clock: Clock) ->
     be alive; ConfigError, ToolError, StoreError.
     """
     data = request.data
-    record = _read_record(cluster, data)
-    tools = find_tools(cluster.config.bin_dir, exactly=_major(data), needs=PROGRAMS)
-    owner = _owner(data)
+    record = read_record(cluster, data)
+    tools = find_tools(cluster.config.bin_dir, exactly=major_of(data), needs=PROGRAMS)
+    owner = owner_of(data)
     control = recovery.read_control_file(tools.path("pg_controldata"), data)
     if control.system_identifier != record.system_identifier:
         raise Refused(
@@ -156,61 +160,6 @@ def carry_out(cluster: ProtectedCluster, planned: Plan, *, clock: Clock, report:
         raise
     os.replace(data / RECORD_NAME, data / PROMOTED_NAME)
     return Result(backup, address, _result_lines(cluster, planned, backup, address))
-
-
-def _read_record(cluster: ProtectedCluster, data: Path) -> RecoveredRecord:
-    path = data / RECORD_NAME
-    try:
-        record = recovered_from_json(path.read_bytes(), str(path))
-    except FileNotFoundError:
-        done = " (it was promoted already)" if (data / PROMOTED_NAME).exists() else ""
-        raise Refused(
-            f"{data} is not a directory that `recover` finished{done}",
-            hint="Name the directory that it was told with --into.",
-        ) from None
-    except OSError as error:
-        raise ConfigError(
-            f"{path} cannot be read: {error.strerror}", hint="Run this as the directory's owner."
-        ) from error
-    if record.cluster != cluster.name:
-        raise Refused(
-            f"{data} was recovered from cluster {record.cluster}, not from {cluster.name}",
-            hint=f"backup-pipeline promote {record.cluster} {data}",
-        )
-    configured = cluster.config.data_directory
-    if configured and not _same(Path(configured), data):
-        raise Refused(
-            f"clusters.{cluster.name}.data_directory is {configured}, and not {data}: archiving would "
-            "refuse the WAL of this one",
-            hint="Move the directory there (it is not running then), or correct the configuration.",
-        )
-    return record
-
-
-def _same(one: Path, other: Path) -> bool:
-    with contextlib.suppress(OSError):
-        return os.path.samefile(one, other)
-    return False
-
-
-def _major(data: Path) -> int:
-    try:
-        return int((data / "PG_VERSION").read_text(encoding="ascii"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{data} has no PG_VERSION that can be read: {error}") from error
-
-
-def _owner(data: Path) -> Identity | None:
-    """Who the server runs as: the directory's owner, who is us, or whom we, as root, may become."""
-    found = data.stat()
-    if found.st_uid == os.getuid() != 0:
-        return None
-    if os.getuid() != 0 or found.st_uid == 0:
-        raise Refused(
-            f"{data} belongs to another user, and its server runs as that one",
-            hint=f"Run this as that user; or, as root, first `chown -R postgres {shlex.quote(str(data))}`.",
-        )
-    return Identity(found.st_uid, found.st_gid)
 
 
 def _archiving(

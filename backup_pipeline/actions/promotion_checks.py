@@ -1,28 +1,96 @@
-"""Whether a recovered cluster may take over: the archive is its system's, and the source has ended.
+"""Whether a recovered cluster may take over: it was finished, the archive is its, the source ended.
 
 Called by promote.py before anything is changed. Two servers that archive one system as one cluster spoil each
 other's archive: whoever is first with a name has it.
 """
 
 import contextlib
+import os
+import shlex
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
 
 from backup_pipeline.actions.protected_cluster import ProtectedCluster
 from backup_pipeline.domain.layout import wal_system_prefix
-from backup_pipeline.domain.recovered import RecoveredRecord
+from backup_pipeline.domain.recovered import (
+    PROMOTED_NAME,
+    RECORD_NAME,
+    RecoveredRecord,
+    recovered_from_json,
+)
 from backup_pipeline.domain.recovery_target import show_moment
 from backup_pipeline.domain.wal_archive import ArchiveListing
 from backup_pipeline.engines.postgres.cluster import server_in
 from backup_pipeline.engines.postgres.server import connect
-from backup_pipeline.errors import BackupError, ObjectNotFound, Refused
+from backup_pipeline.errors import BackupError, ConfigError, ObjectNotFound, Refused
+from backup_pipeline.process import Identity
 from backup_pipeline.storage.store import read_all
 from backup_pipeline.units import show_seconds
 from backup_pipeline.wal.listing import read_archive
 
 QUIET = timedelta(minutes=10)
 """A source whose newest WAL is younger may be alive."""
+
+
+def read_record(cluster: ProtectedCluster, data: Path) -> RecoveredRecord:
+    """The record that a recovery of this cluster left there. Raises Refused, ConfigError, Corrupt."""
+    path = data / RECORD_NAME
+    try:
+        record = recovered_from_json(path.read_bytes(), str(path))
+    except FileNotFoundError:
+        done = " (it was promoted already)" if (data / PROMOTED_NAME).exists() else ""
+        raise Refused(
+            f"{data} is not a directory that `recover` finished{done}",
+            hint="Name the directory that it was told with --into.",
+        ) from None
+    except OSError as error:
+        raise ConfigError(
+            f"{path} cannot be read: {error.strerror}", hint="Run this as the directory's owner."
+        ) from error
+    if record.cluster != cluster.name:
+        raise Refused(
+            f"{data} was recovered from cluster {record.cluster}, not from {cluster.name}",
+            hint=f"backup-pipeline promote {record.cluster} {data}",
+        )
+    configured = cluster.config.data_directory
+    if configured and not _same(Path(configured), data):
+        raise Refused(
+            f"clusters.{cluster.name}.data_directory is {configured}, and not {data}: archiving would "
+            "refuse the WAL of this one",
+            hint="Move the directory there (it is not running then), or correct the configuration.",
+        )
+    return record
+
+
+def _same(one: Path, other: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return os.path.samefile(one, other)
+    return False
+
+
+def major_of(data: Path) -> int:
+    """The major version that a data directory is of. Raises ConfigError."""
+    try:
+        return int((data / "PG_VERSION").read_text(encoding="ascii"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{data} has no PG_VERSION that can be read: {error}") from error
+
+
+def owner_of(data: Path) -> Identity | None:
+    """Who the server runs as: the directory's owner, who is us, or whom we, as root, may become.
+
+    Raises Refused.
+    """
+    found = data.stat()
+    if found.st_uid == os.getuid() != 0:
+        return None
+    if os.getuid() != 0 or found.st_uid == 0:
+        raise Refused(
+            f"{data} belongs to another user, and its server runs as that one",
+            hint=f"Run this as that user; or, as root, first `chown -R postgres {shlex.quote(str(data))}`.",
+        )
+    return Identity(found.st_uid, found.st_gid)
 
 
 def system_in_archive(cluster: ProtectedCluster, record: RecoveredRecord, data: Path) -> ArchiveListing:
