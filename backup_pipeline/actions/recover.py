@@ -181,7 +181,7 @@ def carry_out(cluster: ProtectedCluster, planned: Plan, *, clock: Clock, report:
 def _check_control(control: ControlFile, planned: Plan) -> None:
     manifest = planned.manifest
     if control.system_identifier != manifest.system_identifier or control.major != planned.tools.major:
-        raise ToolError(
+        raise recovery.ReplayFailed(
             f"{manifest.id} holds cluster {control.system_identifier} of PostgreSQL {control.major}, and its "
             f"record says {manifest.system_identifier} of PostgreSQL {planned.tools.major}",
             hint="Do not use this backup; look for who changed it.",
@@ -266,7 +266,8 @@ def _while_recovering(error: BackupError, target: RecoveryTarget) -> BackupError
 
 
 def _log_of(server: LocalCluster) -> str:
-    return server.log.read_text(encoding="utf-8", errors="replace")
+    # There is none where it was not started at all.
+    return server.log.read_text(encoding="utf-8", errors="replace") if server.log.exists() else ""
 
 
 def restore_command(python: str, socket: Path, folder: Path) -> str:
