@@ -35,7 +35,7 @@ def drill(
 ) -> Drill:
     """Recover to a random second of the window, or to `target_at`; look into it; return what is recorded.
 
-    The same `seed` draws the same second, as long as the window is the same. Raises Refused where there is
+    `seed` is recorded with what it was drawn from. Raises Refused where there is
     nothing to recover yet, and for a target out of the window; StoreError, ConfigError.
     """
     begun_at = clock()

@@ -10,7 +10,6 @@ import os
 import shlex
 import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +25,7 @@ from backup_pipeline.actions.report import Report
 from backup_pipeline.actions.unpack import unpack
 from backup_pipeline.domain.backup import BackupId
 from backup_pipeline.domain.base_backup import BaseManifest
+from backup_pipeline.domain.drill import expected_s
 from backup_pipeline.domain.recovery_route import Ending, Judgement, find_route, judge
 from backup_pipeline.domain.recovery_target import RecoveryTarget, TargetKind, show_moment
 from backup_pipeline.engines.postgres import recovery
@@ -35,7 +35,8 @@ from backup_pipeline.engines.postgres.tools import Tools, find_tools
 from backup_pipeline.engines.postgres.unpack import plan_places
 from backup_pipeline.errors import BackupError, ConfigError, Refused, ServerError, ToolError
 from backup_pipeline.process import Identity
-from backup_pipeline.storage import leases
+from backup_pipeline.spool import private_folder
+from backup_pipeline.storage import drills, leases
 from backup_pipeline.units import show_bytes, show_count, show_line, show_seconds
 from backup_pipeline.wal import client
 from backup_pipeline.wal.fetch import fetch
@@ -76,6 +77,7 @@ class Plan:
     ending: Ending
     wal_bytes: int
     facts: RecoveryFacts
+    expected_s: float | None = None  # by earlier drills
 
     @property
     def lines(self) -> tuple[str, ...]:
@@ -91,6 +93,11 @@ class Plan:
             + ("" if judged.to_the_end else ", at the most"),
             f"newest that can be recovered: {newest}, LSN {judged.route.end}",
             f"into: {self.request.into}",
+            *(
+                [f"should take about {show_seconds(self.expected_s)}, by earlier drills"]
+                if self.expected_s
+                else []
+            ),
             *(
                 f"tablespace {item.oid}, once {item.location}: {self._tablespaces[item.oid]}"
                 for item in manifest.tablespaces
@@ -145,7 +152,13 @@ def plan(
             detail={"what could happen": _UNCONFINED},
             hint="Recover on another machine than the source's, and say --unconfined there.",
         )
-    return Plan(request, manifest, judged, tools, ending, facts.stored_bytes(judged.needed), facts)
+    expected = expected_s(
+        drills.drills(cluster.store, cluster.name).drills,
+        source_bytes=manifest.source_bytes,
+        segments=len(judged.needed),
+    )
+    wal_bytes = facts.stored_bytes(judged.needed)
+    return Plan(request, manifest, judged, tools, ending, wal_bytes, facts, expected)
 
 
 def carry_out(cluster: ProtectedCluster, planned: Plan, *, clock: Clock, report: Report) -> RecoverResult:
@@ -300,10 +313,11 @@ def _installation(python: str) -> tuple[str, ...]:
 @contextlib.contextmanager
 def _socket_folder(identity: Identity | None) -> Iterator[Path]:
     """A folder with a short path that only we and the server's user may enter."""
-    with tempfile.TemporaryDirectory(prefix="backup-fetch-") as name:
+    with private_folder("fetch") as folder:
         if identity is not None:
-            os.chown(name, identity.uid, identity.gid)
-        yield Path(name)
+            os.chown(folder, os.getuid(), identity.gid)
+            folder.chmod(0o710)
+        yield folder
 
 
 def _result_lines(

@@ -29,19 +29,14 @@ SHOWN = 10
 @click.option(
     "--to", "target", default="", metavar="TIME", help="This moment; else a random second of the window."
 )
-@click.option(
-    "--seed", type=click.IntRange(min=0), metavar="N", help="The second that this number of a record draws."
-)
 @json_option
 @pass_context
-def drill(context: Context, cluster: str, target: str, seed: int | None, as_json: bool) -> None:
+def drill(context: Context, cluster: str, target: str, as_json: bool) -> None:
     """Recover to a random second of the window, into scratch; look into it, record what it came to."""
-    if target and seed is not None:
-        raise click.UsageError("--seed draws a moment, and --to names one")
     at = _moment(target) if target else None
     protected = context.cluster(cluster)
     with terminal.reporting(quiet=context.quiet) as report:
-        done = drill_recovery.drill(protected, clock=now, report=report, target_at=at, seed=seed)
+        done = drill_recovery.drill(protected, clock=now, report=report, target_at=at)
     if as_json:
         terminal.print_json(drill_record(done))
     else:
@@ -125,7 +120,7 @@ def drill_details(each: Drill) -> Table:
     took, loss = each.recovery, each.loss
     rows = [("drill", str(each.id)), ("verdict", str(each.verdict))]
     if each.target_at:
-        drawn = f", drawn by --seed {each.seed}" if each.seed is not None else ""
+        drawn = ", drawn at random" if each.seed is not None else ""
         rows.append(("target", show_moment(each.target_at) + drawn))
     if each.base:
         wal = f"{show_count(each.segments, 'WAL segment')}, {show_bytes(each.wal_bytes)}"
