@@ -77,8 +77,9 @@ def test_a_drill_is_made_listed_and_shown_with_its_base_backup(place: Place) -> 
     shown = place.run("list", "main")[0]
     assert done["id"] in shown
     assert shown.count("proven") == 2  # of the base backup, and of the drill
-    base, listed = json.loads(place.run("list", "main", "--json")[0])
-    assert listed == done
+    listed = {each["kind"]: each for each in json.loads(place.run("list", "main", "--json")[0])}
+    assert listed["drill"] == done
+    base = listed["base backup"]
     assert (base["id"], base["verdict"]) == (done["base_backup"], "proven")
     assert "proven, by a drill" in place.run("show", done["base_backup"])[0]
     plan = place.run("recover", "main", "--to", at, "--into", str(place.folder / "x"), "--dry-run")[0]
