@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ url = "file:store"
 [clusters.main]
 dsn = "{dsn}"
 heartbeat = true
+socket = "{socket}"
 """
 
 
@@ -61,7 +63,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     folder = tmp_path_factory.mktemp("cli")
     (folder / "store").mkdir()
     with a_drill_box(servers.bin_dir_17(), DirectoryStore(folder / "store")) as box:
-        (folder / "backups.toml").write_text(TEXT.format(dsn=box.cluster.endpoint().dsn), encoding="utf-8")
+        (folder / "backups.toml").write_text(
+            TEXT.format(dsn=box.cluster.endpoint().dsn, socket=box.folder.parent / "agent" / "s"),
+            encoding="utf-8",
+        )
         made = Place(folder, box)
         made.temporary.mkdir()
         made.temporary.chmod(0o755)
@@ -130,6 +135,22 @@ def test_a_killed_drill_leaves_nothing_that_the_next_one_does_not_collect(
     place.run("--quiet", "drill", "main", "--to", to)
     assert list(place.temporary.iterdir()) == []
     assert not [pid for path in data if (pid := server_in(path.parent))]
+
+
+def test_the_agent_beside_postgresql_writes_it(place: Place) -> None:
+    def count() -> int:
+        return int(str(ask(place.box.cluster.endpoint(), "SELECT count(*) FROM backup_pipeline.heartbeat")))
+
+    before, deadline = count(), time.monotonic() + 60
+    child = process.start(place.command("wal", "agent", "main"))
+    try:
+        while count() == before:
+            assert time.monotonic() < deadline
+            assert child.poll() is None
+            time.sleep(0.05)
+    finally:
+        process.terminate(child, grace_s=30.0)
+    assert child.returncode == 0
 
 
 def test_heartbeats_are_set_up_and_written(place: Place) -> None:

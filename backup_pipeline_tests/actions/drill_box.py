@@ -11,6 +11,7 @@ from backup_pipeline.domain.drill import Drill
 from backup_pipeline.storage.directory import DirectoryStore
 from backup_pipeline.storage.store import Store
 from backup_pipeline_tests.actions.box import ask, execute, now
+from backup_pipeline_tests.actions.cluster_box import give
 from backup_pipeline_tests.actions.recovery_box import RecoveryBox, a_recovery_box
 from backup_pipeline_tests.servers.postgres import enable_checksums
 
@@ -21,7 +22,7 @@ HOSTILE = (
     "ALTER DATABASE hostile SET role = 'nobody_at_all'",
     "ALTER DATABASE hostile SET statement_timeout = '1ms'",
     "ALTER DATABASE hostile SET session_preload_libraries = 'no_such_library'",
-    "CREATE TABLE public.cache AS SELECT 1 AS a",
+    "CREATE TABLE public.cache TABLESPACE space AS SELECT 1 AS a",
     "ALTER TABLE public.cache SET UNLOGGED",
 )
 
@@ -57,6 +58,9 @@ def a_drill_box(bin_dir: str, store: Store, *, checksums: bool = False) -> Itera
             box.cluster.stop()
             enable_checksums(box.cluster)
             box.cluster.start()
+        space = box.folder.parent / "space"
+        space.mkdir(mode=0o700)
+        execute(box.cluster.endpoint(), f"CREATE TABLESPACE space LOCATION '{give(space)}'")
         for statement in HOSTILE:
             execute(box.cluster.endpoint(), statement)
         heartbeat.set_up(protected(box).config)

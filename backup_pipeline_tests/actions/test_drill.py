@@ -4,7 +4,7 @@ import shutil
 import struct
 import tempfile
 from collections.abc import Callable, Iterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -17,12 +17,13 @@ from backup_pipeline.engines.postgres.scratch import private_folder
 from backup_pipeline.errors import Refused, StoreError
 from backup_pipeline.storage import base_backups, drills
 from backup_pipeline.storage.directory import DirectoryStore
-from backup_pipeline.storage.store import read_all
+from backup_pipeline.storage.store import open_store, read_all
 from backup_pipeline_tests.actions.box import ask, execute, now
 from backup_pipeline_tests.actions.damage import flip, remove, segments, swap, truncate
 from backup_pipeline_tests.actions.drill_box import a_drill_box, drill, forge, protected
 from backup_pipeline_tests.actions.recovery_box import RecoveryBox, a_recovery_box
 from backup_pipeline_tests.servers import postgres as servers
+from backup_pipeline_tests.servers.s3 import rclone_s3
 
 NOBODY = Secret("host=/nonexistent user=postgres dbname=postgres")
 
@@ -93,6 +94,19 @@ def test_a_random_second_of_a_cluster_with_checksums(major: str, tmp_path: Path)
     assert done.target_at is not None
     assert any(span.from_at <= done.target_at <= span.to_at for span in done.spans)
     recorded(store, done)
+
+
+def test_a_drill_from_s3_by_a_machine_whose_clock_is_years_ahead(tmp_path: Path) -> None:
+    def ahead() -> datetime:
+        return now() + timedelta(days=3650)
+
+    with rclone_s3(tmp_path) as server, a_drill_box(servers.bin_dir_17(), open_store(server.store())) as box:
+        done = drill_recovery.drill(protected(box), clock=ahead, report=box.said)
+        assert (done.verdict, done.differences) == (Verdict.PROVEN, ())
+        assert drills.drills(box.store, "main").drills == (done,)
+    assert done.loss is not None
+    assert done.loss.loss_s < 300
+    assert not left()
 
 
 @pytest.mark.parametrize(
