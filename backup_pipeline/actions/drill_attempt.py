@@ -21,6 +21,7 @@ from backup_pipeline.actions.recover import Plan, RecoverRequest, RecoverResult
 from backup_pipeline.actions.recovery_place import PURPOSE
 from backup_pipeline.actions.report import Report
 from backup_pipeline.actions.unpack import require_space
+from backup_pipeline.config import ClusterConfig
 from backup_pipeline.domain.backup import Verdict
 from backup_pipeline.domain.drill import RecoveryTime
 from backup_pipeline.domain.heartbeat import CopyBeats, SourceBeats, judge_beats
@@ -64,6 +65,11 @@ _FULL = "No space left on device"
 _NO_HEARTBEAT = (
     "no heartbeat is configured, so that nothing told whether all commits up to the target are in: set "
     "heartbeat = true"
+)
+
+_WITH_NETWORK = (
+    "the copy was not cut off from the network, which this system does not allow: what an index of it runs "
+    "could have reached other machines"
 )
 
 
@@ -198,6 +204,8 @@ def _look_into(
             bracketed = _hold_against_heartbeat(cluster, target_at, copy, databases, planned, made)
             report.say("looking into every table and index")
             made.notes += copy.unlogged(databases)
+            if not server.cut_off and not confinement.keeps_from_network():
+                made.notes.append(_WITH_NETWORK)
             sound = _add(made, copy.amcheck(databases))
         if planned.manifest.page_checksums:
             _add(made, check_pages(server))
@@ -234,8 +242,7 @@ def _hold_against_heartbeat(
         made.notes.append(_NO_HEARTBEAT)
         return False
     source = _source_beats(cluster, target_at, planned.manifest.system_identifier, made)
-    name = config.heartbeat_database or Endpoint(config.dsn.reveal(), config.password).database
-    beats = None
+    name, beats = _beats_lie_in(config), None
     if name in databases:
         endpoint = copy.endpoint(name)
         with (
@@ -248,6 +255,15 @@ def _hold_against_heartbeat(
     made.differences += found.differences
     made.notes += found.notes
     return found.bracketed
+
+
+def _beats_lie_in(config: ClusterConfig) -> str:
+    """The database of the heartbeat, as far as it is known without the source; "" when it is not."""
+    with contextlib.suppress(BackupError):
+        return config.heartbeat_database or beats_at(config).database
+    with contextlib.suppress(BackupError):
+        return Endpoint(config.dsn.reveal(), config.password).database
+    return ""
 
 
 def _source_beats(

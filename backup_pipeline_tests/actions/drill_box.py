@@ -22,6 +22,9 @@ HOSTILE = (
     "ALTER DATABASE hostile SET role = 'nobody_at_all'",
     "ALTER DATABASE hostile SET statement_timeout = '1ms'",
     "ALTER DATABASE hostile SET session_preload_libraries = 'no_such_library'",
+    "CREATE DATABASE half_dropped",
+    "UPDATE pg_database SET datconnlimit = -2 WHERE datname = 'half_dropped'",
+    "ALTER DATABASE template1 ALLOW_CONNECTIONS false",
     "CREATE TABLE public.cache TABLESPACE space AS SELECT 1 AS a",
     "ALTER TABLE public.cache SET UNLOGGED",
 )

@@ -24,6 +24,7 @@ from backup_pipeline.errors import ServerError, ToolError
 from backup_pipeline.process import Command
 from backup_pipeline.units import show_count, show_line
 
+_ALWAYS = "template1"  # a database that is there; the copy's may be entered, whatever the source's may
 _START_TIMEOUT_S = 600.0
 _CHECK_TIMEOUT_S = 24 * 3600.0
 _MOST_LINES = 20
@@ -69,17 +70,14 @@ class RecoveredCopy:
         return Endpoint(make_conninfo(plain.dsn, options=options))
 
     def databases(self) -> Mapping[str, bool]:
-        """The databases, and whether anyone may enter each; of template1 and postgres one lets us in."""
-        for name in ("template1", "postgres"):
-            with (
-                contextlib.suppress(ServerError),
-                contextlib.closing(connect(self.endpoint(name))) as session,
-            ):
-                query = (
-                    "SELECT datname, datallowconn FROM pg_catalog.pg_database WHERE datname <> 'template0'"
-                )
-                return {str(each): bool(enters) for each, enters in session.execute(query)}
-        raise ServerError("the recovered cluster lets no session into template1 or postgres")
+        """The databases, but for template0, and whether anyone may enter each."""
+        # A limit of -2 is what an interrupted DROP DATABASE leaves.
+        query = (
+            "SELECT datname, datallowconn AND datconnlimit <> -2 FROM pg_catalog.pg_database"
+            " WHERE datname <> 'template0'"
+        )
+        with contextlib.closing(connect(self.endpoint(_ALWAYS), purpose="drill")) as session:
+            return {str(name): bool(enters) for name, enters in session.execute(query)}
 
     def unlogged(self, databases: Mapping[str, bool]) -> tuple[str, ...]:
         """A note on tables that came back empty, because no WAL is written of them."""
@@ -101,10 +99,8 @@ class RecoveredCopy:
         program = Path(self.server.bin_dir) / "pg_amcheck"
         if not program.exists():
             return Integrity(False, notes=(f"tables and indexes were not checked: there is no {program}",))
-        maintenance = next(name for name in ("template1", "postgres") if databases.get(name))
-        endpoint = self.endpoint(maintenance)
-        argv = amcheck_argv(str(program), maintenance)
-        command = Command(argv, {**endpoint.environment(), "LC_ALL": "C"})
+        environment = {**self.endpoint(_ALWAYS).environment(), "LC_ALL": "C"}
+        command = Command(amcheck_argv(str(program)), environment)
         done = process.run(command, timeout_s=_CHECK_TIMEOUT_S, check=False)
         closed = sorted(name for name, enters in databases.items() if not enters)
         notes = (f"not checked, as nobody may enter: {', '.join(map(show_line, closed))}",) if closed else ()
@@ -119,12 +115,12 @@ class RecoveredCopy:
         return Integrity(True, (f"amcheck: every table and B-tree index of {entered} is sound",), (), notes)
 
 
-def amcheck_argv(program: str, maintenance: str) -> tuple[str, ...]:
+def amcheck_argv(program: str) -> tuple[str, ...]:
     """The command that looks into all databases; the extension is made where it is missing."""
     return (
         program,
         "--all",
-        f"--maintenance-db={maintenance}",
+        f"--maintenance-db={_ALWAYS}",
         "--install-missing",
         "--heapallindexed",
         "--no-password",
@@ -171,8 +167,8 @@ def _make_role(server: LocalCluster, role: str) -> None:
     """Without a session: the first superuser may have any name, and may not be let in at all."""
     settings = {**server.settings, "dynamic_shared_memory_type": "mmap"}  # in its own folder
     arguments = ("--single", "-D", str(server.data), *(f"-c{k}={v}" for k, v in settings.items()))
-    statement = f"CREATE ROLE {role} SUPERUSER LOGIN\n".encode()
-    done = server.run("postgres", *arguments, "template1", stdin=statement, timeout_s=_START_TIMEOUT_S)
+    statements = f"CREATE ROLE {role} SUPERUSER LOGIN\nALTER DATABASE {_ALWAYS} ALLOW_CONNECTIONS true\n"
+    done = server.run("postgres", *arguments, _ALWAYS, stdin=statements.encode(), timeout_s=_START_TIMEOUT_S)
     if done.returncode or re.search(r"^.*(ERROR|FATAL|PANIC): ", done.stderr, re.MULTILINE):
         raise ToolError(
             "the recovered cluster cannot be entered: a single-user server ended with "
@@ -182,10 +178,7 @@ def _make_role(server: LocalCluster, role: str) -> None:
 
 def _lets_in(copy: RecoveredCopy) -> bool:
     with contextlib.suppress(ServerError):
-        connect(copy.endpoint("template1")).close()
-        return True
-    with contextlib.suppress(ServerError):
-        connect(copy.endpoint("postgres")).close()
+        connect(copy.endpoint(_ALWAYS)).close()
         return True
     return False
 
