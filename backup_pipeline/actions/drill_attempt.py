@@ -6,38 +6,32 @@ reaches no network and no file but its own, and is gone at the end, or, after a 
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
 from backup_pipeline import confinement
 from backup_pipeline.actions import recover
-from backup_pipeline.actions.drill_outlook import refuse_another
-from backup_pipeline.actions.heartbeat import beats_at
+from backup_pipeline.actions.drill_beats import hold_against_heartbeat
 from backup_pipeline.actions.protected import Clock
 from backup_pipeline.actions.protected_cluster import ProtectedCluster
 from backup_pipeline.actions.recover import Plan, RecoverRequest, RecoverResult
 from backup_pipeline.actions.recovery_place import PURPOSE
 from backup_pipeline.actions.report import Report
 from backup_pipeline.actions.unpack import require_space
-from backup_pipeline.config import ClusterConfig
 from backup_pipeline.domain.backup import Verdict
 from backup_pipeline.domain.drill import RecoveryTime
-from backup_pipeline.domain.heartbeat import CopyBeats, SourceBeats, judge_beats
 from backup_pipeline.domain.recovery_target import RecoveryTarget, TargetKind
+from backup_pipeline.domain.wal import WalSegment
 from backup_pipeline.engines.postgres.cluster import LocalCluster
-from backup_pipeline.engines.postgres.endpoint import Endpoint
-from backup_pipeline.engines.postgres.heartbeat import read_copy, read_source
 from backup_pipeline.engines.postgres.recovered_copy import (
     Integrity,
-    RecoveredCopy,
     check_pages,
     looking_into,
 )
 from backup_pipeline.engines.postgres.recovery import ReplayFailed
 from backup_pipeline.engines.postgres.scratch import end_cluster
-from backup_pipeline.engines.postgres.server import connect, read_server_info, server_errors
 from backup_pipeline.engines.postgres.unpack import plan_places
 from backup_pipeline.errors import (
     BackupError,
@@ -62,11 +56,6 @@ _SETTINGS = {
     "lc_messages": "C",
 }
 _FULL = "No space left on device"
-_NO_HEARTBEAT = (
-    "no heartbeat is configured, so that nothing told whether all commits up to the target are in: set "
-    "heartbeat = true"
-)
-
 _WITH_NETWORK = (
     "the copy was not cut off from the network, which this system does not allow: what an index of it runs "
     "could have reached other machines"
@@ -80,6 +69,7 @@ class Attempt:
     verdict: Verdict = Verdict.NONE
     planned: Plan | None = None
     recovery: RecoveryTime | None = None
+    replayed: tuple[WalSegment, ...] = ()
     check_s: float = 0.0
     checked: list[str] = field(default_factory=list)
     differences: list[str] = field(default_factory=list)
@@ -157,10 +147,13 @@ def _recover(
         if _FULL in str(error):
             raise
         raise _not_here(error) from error
+    # The plan says how many there may be; the replay, how many there were.
+    size, end = planned.manifest.segment_bytes, result.recovered.replayed_to
+    made.replayed = tuple(each for each in planned.judged.route.segments if each.start(size) <= end)
     made.recovery = RecoveryTime(planned_s, result.unpack_s, result.replay_s, 0.0)
     made.checked.append(
         f"recovered from {planned.manifest.id} ({show_bytes(planned.manifest.size_bytes)}) and "
-        f"{show_count(len(planned.judged.needed), 'WAL segment')} ({show_bytes(planned.wal_bytes)})"
+        f"{show_count(len(made.replayed), 'WAL segment')}"
     )
     return result
 
@@ -201,7 +194,12 @@ def _look_into(
             report.say(f"recovered, and it answers after {show_seconds(made.recovery.total_s)}")
             begun_s = time.monotonic()
             databases = copy.databases()
-            bracketed = _hold_against_heartbeat(cluster, target_at, copy, databases, planned, made)
+            beats = hold_against_heartbeat(
+                cluster, target_at, copy, databases, planned.manifest.system_identifier
+            )
+            made.checked += beats.checked
+            made.differences += beats.differences
+            made.notes += beats.notes
             report.say("looking into every table and index")
             made.notes += copy.unlogged(databases)
             if not server.cut_off and not confinement.keeps_from_network():
@@ -219,7 +217,7 @@ def _look_into(
         raise ProofFailed(error.message, detail=error.detail, hint=error.hint) from error
     finally:
         made.check_s = time.monotonic() - begun_s
-    return bracketed and sound
+    return beats.bracketed and sound
 
 
 def _add(made: Attempt, found: Integrity) -> bool:
@@ -227,67 +225,6 @@ def _add(made: Attempt, found: Integrity) -> bool:
     made.differences += found.differences
     made.notes += found.notes
     return found.made
-
-
-def _hold_against_heartbeat(
-    cluster: ProtectedCluster,
-    target_at: datetime,
-    copy: RecoveredCopy,
-    databases: Mapping[str, bool],
-    planned: Plan,
-    made: Attempt,
-) -> bool:
-    config = cluster.config
-    if not config.heartbeat:
-        made.notes.append(_NO_HEARTBEAT)
-        return False
-    source = _source_beats(cluster, target_at, planned.manifest.system_identifier, made)
-    name, beats = _beats_lie_in(config), None
-    if name in databases:
-        endpoint = copy.endpoint(name)
-        with (
-            contextlib.closing(connect(endpoint, purpose="drill")) as session,
-            server_errors(endpoint, "cannot read the recovered heartbeat"),
-        ):
-            beats = read_copy(session, source)
-    found = judge_beats(target_at, beats or CopyBeats(None), source)
-    made.checked += found.checked
-    made.differences += found.differences
-    made.notes += found.notes
-    return found.bracketed
-
-
-def _beats_lie_in(config: ClusterConfig) -> str:
-    """The database of the heartbeat, as far as it is known without the source; "" when it is not."""
-    with contextlib.suppress(BackupError):
-        return config.heartbeat_database or beats_at(config).database
-    with contextlib.suppress(BackupError):
-        return Endpoint(config.dsn.reveal(), config.password).database
-    return ""
-
-
-def _source_beats(
-    cluster: ProtectedCluster, target_at: datetime, system_identifier: str, made: Attempt
-) -> SourceBeats | None:
-    """The source's own rows; None, and a note, where it cannot be asked."""
-    try:
-        endpoint = beats_at(cluster.config)
-        with (
-            contextlib.closing(connect(endpoint, purpose="drill", statement_timeout_s=10.0)) as session,
-            server_errors(endpoint, "cannot read the source's heartbeat"),
-        ):
-            found = read_server_info(session).system_identifier
-            refuse_another(found, system_identifier, endpoint.shown)
-            beats = read_source(session, target_at)
-    except BackupError as error:
-        made.notes.append(f"the source's heartbeat was not read: {error.message}")
-        return None
-    if beats is None:
-        made.notes.append(
-            f"the role of clusters.{cluster.name} sees no heartbeat in {endpoint.shown}: "
-            f"`backup-pipeline heartbeat {cluster.name} --setup` shows what it takes"
-        )
-    return beats
 
 
 def _not_here(error: BackupError) -> NotProvable:
