@@ -10,7 +10,6 @@ import os
 import shlex
 import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -46,6 +45,7 @@ from backup_pipeline.engines.postgres.tools import Tools, find_tools
 from backup_pipeline.engines.postgres.unpack import plan_places
 from backup_pipeline.errors import BackupError, ConfigError, Refused, ServerError, ToolError
 from backup_pipeline.process import Identity
+from backup_pipeline.spool import private_folder
 from backup_pipeline.storage import leases
 from backup_pipeline.units import show_bytes, show_count, show_line, show_seconds
 from backup_pipeline.wal import client
@@ -234,7 +234,7 @@ def _figures(planned: Plan, unpack_s: float, replay_s: float, at: datetime) -> R
 def _check_control(control: ControlFile, planned: Plan) -> None:
     manifest = planned.manifest
     if control.system_identifier != manifest.system_identifier or control.major != planned.tools.major:
-        raise ToolError(
+        raise recovery.ReplayFailed(
             f"{manifest.id} holds cluster {control.system_identifier} of PostgreSQL {control.major}, and its "
             f"record says {manifest.system_identifier} of PostgreSQL {planned.tools.major}",
             hint="Do not use this backup; look for who changed it.",
@@ -319,7 +319,8 @@ def _while_recovering(error: BackupError, target: RecoveryTarget) -> BackupError
 
 
 def _log_of(server: LocalCluster) -> str:
-    return server.log.read_text(encoding="utf-8", errors="replace")
+    # There is none where it was not started at all.
+    return server.log.read_text(encoding="utf-8", errors="replace") if server.log.exists() else ""
 
 
 def restore_command(python: str, socket: Path, folder: Path) -> str:
@@ -352,10 +353,11 @@ def _installation(python: str) -> tuple[str, ...]:
 @contextlib.contextmanager
 def _socket_folder(identity: Identity | None) -> Iterator[Path]:
     """A folder with a short path that only we and the server's user may enter."""
-    with tempfile.TemporaryDirectory(prefix="backup-fetch-") as name:
+    with private_folder("fetch") as folder:
         if identity is not None:
-            os.chown(name, identity.uid, identity.gid)
-        yield Path(name)
+            os.chown(folder, os.getuid(), identity.gid)
+            folder.chmod(0o710)
+        yield folder
 
 
 def _result_lines(

@@ -64,6 +64,8 @@ local all all trust
 """
 _HBA_TCP = "host all all 127.0.0.1/32 scram-sha-256\n"
 _OWN_SOCKET = {"unix_socket_directories": "."}  # in the data directory, wherever it is moved to
+_BEGUN = re.compile(r"starting (?:point-in-time|archive|backup) recovery|redo starts at")
+_MISHAPS = re.compile(r"No space left on device|out of memory|terminated by signal 9")
 _ENDED_EARLY = "recovery ended before configured recovery target was reached"
 _READY = "database system is ready to accept connections"
 _COMPLETE = "archive recovery complete"
@@ -176,8 +178,14 @@ def recovery_settings(
     }
 
 
+class ReplayFailed(ToolError):
+    """PostgreSQL replayed what it was given, and did not come to where it should."""
+
+
 def explain(error: ToolError, log: str, target: RecoveryTarget, data: Path) -> ToolError | None:
-    """The error for a replay that did not meet its target, or left its directory; None for another end."""
+    """The error for a replay that did not meet its target, or left its directory, or met what it could not
+    replay; None where it did not come to replaying, or this machine is to blame.
+    """
     if outside := _last(_OUTSIDE, log):
         link = data.joinpath(*Path(outside["path"]).parts[:2])
         place = os.readlink(link) if link.is_symlink() else outside["path"]
@@ -188,7 +196,9 @@ def explain(error: ToolError, log: str, target: RecoveryTarget, data: Path) -> T
             "machine where nothing of the source's lies there, allow it with --also-write.",
         )
     if _ENDED_EARLY not in log:
-        return None
+        if not _BEGUN.search(log) or _MISHAPS.search(log):
+            return None
+        return ReplayFailed(error.message, detail=error.detail, hint=error.hint)
     last, done = _last(_LAST_AT, log), _last(_REDO_DONE, log)
     hint = "Choose an earlier target, or `latest`."
     if target.kind in (TargetKind.NAME, TargetKind.XID):
@@ -196,7 +206,7 @@ def explain(error: ToolError, log: str, target: RecoveryTarget, data: Path) -> T
             "It lies before the base backup, after the end of the archive, or on another timeline: name an "
             "earlier base backup with --base, or another target."
         )
-    return ToolError(
+    return ReplayFailed(
         f"{target} was not met: the replay ended at {done['lsn'] if done else 'an unknown position'}",
         detail={"last transaction": last["at"] if last else "none was replayed", "server": error.message},
         hint=hint,
