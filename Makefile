@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv/bin/python
 
-.PHONY: demo dev test soak lint bench screenshots lock clean venv
+.PHONY: demo dev test test-16 soak lint bench screenshots lock clean venv
 
 demo: venv  # backups taken, proven and restored, on servers of its own
 	@$(VENV) -m backup_pipeline.demo
@@ -12,6 +12,9 @@ dev: venv  # the same servers, and Dagster's UI beside them
 
 test: venv
 	$(VENV) -m pytest -n 3 --dist worksteal
+
+test-16: venv  # what depends on PostgreSQL's version, on 16; `test` has it on 15, 17 and 18
+	$(VENV) -m pytest -m slow -k "[16" -n 2 --dist worksteal
 
 soak: venv  # the slow campaigns
 	$(VENV) -m pytest -m slow --timeout 3600 -n 2 --dist worksteal

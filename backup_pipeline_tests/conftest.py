@@ -23,6 +23,13 @@ def postgres15() -> Iterator[LocalCluster]:
         yield cluster
 
 
+@pytest.fixture(scope="session")
+def postgres18() -> Iterator[LocalCluster]:
+    """PostgreSQL 18."""
+    with servers.running_cluster(servers.bin_dir_18()) as cluster:
+        yield cluster
+
+
 @pytest.fixture
 def database(postgres: LocalCluster) -> Iterator[Endpoint]:
     """A fresh, empty database of the PostgreSQL 17 server, gone after the test."""

