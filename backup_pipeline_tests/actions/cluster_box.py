@@ -58,6 +58,7 @@ class ClusterBox:
         config = ClusterConfig(
             NAME,
             dsn=Secret(self.cluster.endpoint().dsn),
+            bin_dir=self.cluster.bin_dir,
             stall_timeout=timedelta(seconds=WITHIN_S),
             checkpoint="fast",
         )

@@ -93,6 +93,7 @@ class RecoveryBox:
         config = ClusterConfig(
             NAME,
             dsn=Secret(self.cluster.endpoint().dsn),
+            bin_dir=self.cluster.bin_dir,
             stall_timeout=timedelta(seconds=WITHIN_S),
             checkpoint="fast",
         )

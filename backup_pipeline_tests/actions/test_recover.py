@@ -20,7 +20,7 @@ from backup_pipeline_tests.servers import postgres as servers
 POINT = "before it's too late; $(true)"
 
 
-@pytest.fixture(scope="module", params=[servers.bin_dir_15, servers.bin_dir_17], ids=["15", "17"])
+@pytest.fixture(scope="module", params=servers.OLDEST_AND_NEWEST)
 def box(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RecoveryBox]:
     """Two base backups, a dozen commits around them, a restore point; all archived."""
     store = DirectoryStore(tmp_path_factory.mktemp("store"))

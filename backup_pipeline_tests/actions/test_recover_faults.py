@@ -257,29 +257,6 @@ def give_new(path: Path) -> Path:
     return give(path)
 
 
-def test_a_recovery_crosses_timelines(tmp_path: Path) -> None:
-    """Recovered, gone on with, recovered again: the archive holds three timelines then."""
-    store = DirectoryStore(tmp_path)
-    with a_recovery_box(servers.bin_dir_17(), store) as box:
-        box.commit(1)
-        box.take()
-        for into in ("second", "third"):
-            box.commit(3)
-            box.switch()
-            box.recover(parse_target(box.ledger[-2].at.isoformat()), into)
-            box.go_on_with(into)
-            del box.ledger[-1]  # what was committed after the target is not in this history
-            box.commit(2)
-            box.switch()
-        result = box.recover(LATEST)
-        assert box.numbers() == [entry.number for entry in box.ledger]
-        assert result.recovered.timeline == 4
-        shutil.rmtree(box.folder / "recovered")
-        earlier = box.ledger[3]
-        box.recover(parse_target(earlier.at.isoformat()))
-        assert box.numbers() == [1, 2, 3, 4]
-
-
 def test_who_runs_the_server(whole: RecoveryBox) -> None:
     result = whole.recover(LATEST)
     assert any("chown" in line for line in result.lines) is (server_identity() is not None)

@@ -68,7 +68,7 @@ def unpacked(box: ClusterBox, manifest: BaseManifest, folder: Path) -> None:
     unpack(box.store, manifest, places, clock=now, report=Said(), owner=server_identity())
 
 
-@pytest.mark.parametrize("bin_dir", [servers.bin_dir_17, servers.bin_dir_15], ids=["17", "15"])
+@pytest.mark.parametrize("bin_dir", servers.OLDEST_AND_NEWEST)
 def test_it_recovers_to_what_was_committed(tmp_path: Path, bin_dir: Callable[[], str]) -> None:
     with a_cluster(bin_dir(), tmp_path / "store") as box, private_folder() as elsewhere:
         space = make_tablespace(box, "fast", elsewhere / "fast")

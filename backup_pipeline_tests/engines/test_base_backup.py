@@ -6,7 +6,7 @@ import io
 import json
 import tarfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
@@ -68,12 +68,9 @@ def test_a_rate_stays_within_what_the_server_takes(asked: int, kilobytes: int) -
     assert "'spread'" in base_backup_command(Options("x"))
 
 
-@pytest.mark.parametrize("which", ["postgres 17", "postgres 15"])
-def test_what_comes_is_what_the_servers_own_manifest_lists(which: str, source: LocalCluster) -> None:
-    with contextlib.ExitStack() as stack:
-        cluster = source
-        if which == "postgres 15":
-            cluster = stack.enter_context(servers.running_cluster(servers.bin_dir_15(), **REPLICATING))
+@pytest.mark.parametrize("bin_dir", servers.EACH_VERSION)
+def test_what_comes_is_what_the_servers_own_manifest_lists(bin_dir: Callable[[], str]) -> None:
+    with servers.running_cluster(bin_dir(), **REPLICATING) as cluster:
         found, backup = take(cluster.endpoint(), Options("a label", fast=True))
         listed = {item["Path"]: item for item in json.loads(found["backup_manifest"])["Files"]}
         with tarfile.open(fileobj=io.BytesIO(found["base.tar"])) as tar:

@@ -25,7 +25,13 @@ from backup_pipeline.engines.postgres.preflight import (
 from backup_pipeline.engines.postgres.server import Connection, connect
 from backup_pipeline.errors import ServerError, ToolError
 from backup_pipeline.process import Command
-from backup_pipeline_tests.servers.postgres import bin_dir_15, bin_dir_17, fresh_database
+from backup_pipeline_tests.servers.postgres import (
+    BIN_DIRS,
+    EACH_SERVER,
+    bin_dir_15,
+    bin_dir_17,
+    fresh_database,
+)
 
 READER = '"reader; --"'
 
@@ -43,7 +49,7 @@ CONTENTS = (
 )
 
 
-@pytest.fixture(params=["postgres", "postgres15"])
+@pytest.fixture(params=EACH_SERVER)
 def source(request: pytest.FixtureRequest) -> Iterator[Endpoint]:
     """A database with a bit of everything, on each server, and a role that may read none of it."""
     cluster: LocalCluster = request.getfixturevalue(request.param)
@@ -70,7 +76,7 @@ def failed(checks: tuple[Check, ...]) -> dict[str, Check]:
 
 def tools_of(endpoint: Endpoint) -> str:
     with contextlib.closing(connect(endpoint)) as session:
-        return bin_dir_15() if session.info.server_version < 160000 else bin_dir_17()
+        return BIN_DIRS[session.info.server_version // 10000]()
 
 
 def dumps(endpoint: Endpoint, into: Path) -> bool:

@@ -24,7 +24,7 @@ from backup_pipeline.engines.postgres.tools import find_tools
 from backup_pipeline.errors import ConfigError, ServerError
 from backup_pipeline_tests.domain import values
 from backup_pipeline_tests.engines.test_server import HOSTILE
-from backup_pipeline_tests.servers.postgres import bin_dir_17, fresh_database
+from backup_pipeline_tests.servers.postgres import EACH_SERVER, bin_dir_17, fresh_database
 
 TOOLS = find_tools(bin_dir_17())
 
@@ -163,7 +163,7 @@ def test_names_of_any_kind_come_back_equal(postgres: LocalCluster, name: str) ->
         assert replace(read_properties(session, copy), name=name) == properties
 
 
-@pytest.mark.parametrize("server", ["postgres", "postgres15"])
+@pytest.mark.parametrize("server", EACH_SERVER)
 def test_grants_are_exact_and_settings_keep_their_values(server: str, request: pytest.FixtureRequest) -> None:
     endpoint = request.getfixturevalue(server).endpoint()
     with roles_and_databases(endpoint, ["p_owner", "p_app", "p_deep"], ["p_source", "p_copy"]) as session:
@@ -232,7 +232,7 @@ def test_a_database_that_is_not_there_is_named(database: Endpoint) -> None:
         read_properties(session, "nowhere")
 
 
-@pytest.mark.parametrize("server", ["postgres", "postgres15"])
+@pytest.mark.parametrize("server", EACH_SERVER)
 def test_a_source_names_all_that_it_leans_on(server: str, request: pytest.FixtureRequest) -> None:
     endpoint = request.getfixturevalue(server).endpoint()
     roles = ["s_owner", "s_table", "s_reader", "s_policy", "s_setting", "s_default", "s_idle"]
@@ -314,7 +314,7 @@ CREATE EXTENSION pg_stat_statements SCHEMA public
 """
 
 
-@pytest.mark.parametrize("server", ["postgres", "postgres15"])
+@pytest.mark.parametrize("server", EACH_SERVER)
 def test_what_pg_dump_leaves_out_is_noted(server: str, request: pytest.FixtureRequest) -> None:
     with (
         fresh_database(request.getfixturevalue(server)) as database,

@@ -21,7 +21,7 @@ from backup_pipeline.engines.postgres.schema import (
     split_statements,
 )
 from backup_pipeline.errors import ServerError, ToolError
-from backup_pipeline_tests.engines.zoo import HOSTILE_NAMES, ZOO, execute, tool
+from backup_pipeline_tests.engines.zoo import HOSTILE_NAMES, ZOO, ZOO_WITHOUT_XML, execute, tool
 from backup_pipeline_tests.servers import postgres as servers
 
 PREAMBLE = """--
@@ -180,14 +180,17 @@ def entries_of(pg_bin: str, endpoint: Endpoint, folder: Path) -> list[str]:
     return [line for line in lines if not line.startswith(hidden)]
 
 
-@pytest.mark.parametrize(("server", "client"), [("postgres", 17), ("postgres15", 15), ("postgres15", 17)])
+@pytest.mark.parametrize(
+    ("server", "client"),
+    [("postgres", 17), ("postgres15", 15), ("postgres15", 17), ("postgres18", 18)],
+)
 def test_every_entry_of_a_real_schema_is_found(
     request: pytest.FixtureRequest, server: str, client: int, tmp_path: Path
 ) -> None:
     cluster: LocalCluster = request.getfixturevalue(server)
-    pg_bin = servers.bin_dir_17() if client == 17 else servers.bin_dir_15()
+    pg_bin = servers.BIN_DIRS[client]()
     with servers.fresh_database(cluster) as database:
-        execute(database, ZOO)
+        execute(database, ZOO_WITHOUT_XML if client == 18 else ZOO)
         execute(database, "CREATE SCHEMA hostile")
         for name in HOSTILE_NAMES:
             execute(database, sql.SQL("CREATE TABLE hostile.{} ()").format(sql.Identifier(name)).as_string())

@@ -1,4 +1,4 @@
-"""The last transaction of a segment, as real servers of two versions write it."""
+"""The last transaction of a segment, as real servers of each version write it."""
 
 import contextlib
 import shutil
@@ -15,7 +15,7 @@ from backup_pipeline.errors import ToolError
 from backup_pipeline_tests.servers import postgres as servers
 
 
-@pytest.fixture(scope="module", params=[servers.bin_dir_15, servers.bin_dir_17], ids=["15", "17"])
+@pytest.fixture(scope="module", params=servers.EACH_VERSION)
 def cluster(request: pytest.FixtureRequest) -> Iterator[LocalCluster]:
     settings = {"wal_level": "replica", "max_prepared_transactions": "2"}
     with servers.running_cluster(request.param(), **settings) as running:

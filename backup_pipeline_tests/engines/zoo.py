@@ -16,6 +16,8 @@ from backup_pipeline.engines.postgres.snapshot import exported_snapshot
 from backup_pipeline_tests.servers import postgres as servers
 
 ZOO = Path(__file__).with_suffix(".sql").read_text(encoding="utf-8")
+ZOO_WITHOUT_XML = ZOO.replace("x xml,", "x text,")
+"""For a server that was built without it."""
 
 HOSTILE_NAMES = (
     'quo"te',

@@ -36,8 +36,6 @@ from backup_pipeline.wal.setup import (
 from backup_pipeline_tests.servers import postgres as servers
 from backup_pipeline_tests.wal.box import WalBox, python_for, wait_for
 
-BIN_DIRS = {"15": servers.bin_dir_15, "17": servers.bin_dir_17}
-
 
 @dataclass
 class Archiving:
@@ -89,10 +87,10 @@ def archiving_cluster(bin_dir: str) -> Iterator[Archiving]:
             cluster.stop()
 
 
-@pytest.fixture(params=sorted(BIN_DIRS))
+@pytest.fixture(params=servers.OLDEST_AND_NEWEST)
 def archiving(request: pytest.FixtureRequest) -> Iterator[Archiving]:
-    """A server of each version."""
-    with archiving_cluster(BIN_DIRS[request.param]()) as made:
+    """A server of more than one version."""
+    with archiving_cluster(request.param()) as made:
         yield made
 
 
