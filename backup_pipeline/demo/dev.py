@@ -20,10 +20,12 @@ from backup_pipeline.demo.stage import PROGRAM, Stage
 from backup_pipeline.demo.writer import Writer
 from backup_pipeline.engines.postgres.cluster import free_port
 from backup_pipeline.engines.postgres.server import connect
+from backup_pipeline.errors import Busy
 from backup_pipeline.process import Command
 from backup_pipeline.units import show_bytes
 
 PORT = 3000
+_OTHER_PORTS = 3
 _PER_SECOND = 5.0
 _GRACE_S = 20.0
 _LEFT_BEHIND_S = 5.0
@@ -34,14 +36,25 @@ _POLL_S = 0.2
 def serve(place: Place, *, port: int | None, rows: int) -> int:
     """Serve the UI at `port`, or 3000 when that is free, or any; return dg's exit code when it ends."""
     stage = Stage(place.log)
-    port = port or (PORT if _is_free(PORT) else free_port())
-    url = f"http://127.0.0.1:{port}"
-    stage.heading(f"Dagster's UI will be at {url}")
+    chosen = port or (PORT if _is_free(PORT) else free_port())
+    stage.heading(f"Dagster's UI will be at {_url(chosen)}")
     with servers.running(place) as running:
         stage.variables = running.variables
         _fill_when_empty(stage, running, rows)
         with Writer(running.application(), per_second=_PER_SECOND):
-            return _serve(stage, place, running, port, url)
+            for _ in range(_OTHER_PORTS):
+                try:
+                    return _serve(stage, place, running, chosen)
+                except Busy:
+                    if port:
+                        raise
+                    taken, chosen = chosen, free_port()
+                    stage.say(f"Port {taken} was taken meanwhile: the UI will be at {_url(chosen)}")
+            return _serve(stage, place, running, chosen)
+
+
+def _url(port: int) -> str:
+    return f"http://127.0.0.1:{port}"
 
 
 def _fill_when_empty(stage: Stage, running: Servers, rows: int) -> None:
@@ -55,7 +68,7 @@ def _fill_when_empty(stage: Stage, running: Servers, rows: int) -> None:
     stage.say(f"{filler.DATABASE} was made: {filled.rows:,} rows, {show_bytes(filled.size_bytes)}.")
 
 
-def _serve(stage: Stage, place: Place, running: Servers, port: int, url: str) -> int:
+def _serve(stage: Stage, place: Place, running: Servers, port: int) -> int:
     log_path = place.folder / "dagster.log"
     argv = (servers.program("dg"), "dev", "--host", "127.0.0.1", "--port", str(port))
     # All of our environment: Dagster, and what a user adds to it, is configured by variables too.
@@ -64,7 +77,7 @@ def _serve(stage: Stage, place: Place, running: Servers, port: int, url: str) ->
         child = process.start(command, stdout=log, stderr=log, parent_death_signal=signal.SIGINT)
         try:
             _await(child, command, port, log_path)
-            stage.say(f"Ready: {url}   (its log: {shown(log_path)})")
+            stage.say(f"Ready: {_url(port)}   (its log: {shown(log_path)})")
             _hints(stage, place)
             return child.wait()
         finally:
@@ -116,6 +129,8 @@ def _hints(stage: Stage, place: Place) -> None:
 def _await(child: Popen[bytes], command: Command, port: int, log_path: Path) -> None:
     deadline = time.monotonic() + _READY_WITHIN_S
     while not _serves(child.pid, port):
+        if not _is_free(port) and not _serves(child.pid, port):  # dg itself would not end
+            raise Busy(f"port {port} was taken by another process", hint="Name another with --port.")
         if child.poll() is not None or time.monotonic() > deadline:
             with log_path.open("rb") as log:
                 raise process.failure(command, child.poll(), process.tail(log), timeout_s=_READY_WITHIN_S)

@@ -135,13 +135,22 @@ def test_a_command_that_fails_is_shown_with_all_that_it_said(
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("how", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
 def test_dev_serves_the_ui_and_takes_everything_with_it(folder: Path, how: signal.Signals) -> None:
-    with demo(folder, "dev") as child:
+    """Somebody takes the port that it chose, before it listens there."""
+    with demo(folder, "dev") as child, socket.socket() as other:
         assert child.stdout
-        lines = iter(child.stdout)
-        url = re.search(r"http://127\.0\.0\.1:\d+", next(line for line in lines if "http" in line))
-        assert url
-        assert any("Ready: " in line for line in lines), (folder / "dagster.log").read_text()
-        with urllib.request.urlopen(f"{url[0]}/server_info", timeout=60) as answer:
+        found: dict[str, list[str]] = {"will be at": [], "Ready: ": []}
+        for line in child.stdout:
+            for text, ports in found.items():
+                if text in line and (port := re.search(r"http://127\.0\.0\.1:(\d+)", line)):
+                    ports.append(port[1])
+                    if len(found["will be at"]) == 1:
+                        other.bind(("127.0.0.1", int(port[1])))
+                        other.listen()
+            if found["Ready: "]:
+                break
+        (taken, chosen), (ready,) = found.values()
+        assert taken != chosen == ready
+        with urllib.request.urlopen(f"http://127.0.0.1:{ready}/server_info", timeout=60) as answer:
             assert answer.status == 200
         below = dev._descendants(child.pid)
         assert len(below) >= 5
