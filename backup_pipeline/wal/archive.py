@@ -10,7 +10,6 @@ Source: PostgreSQL, "Continuous Archiving", "Setting Up WAL Archiving".
 import hashlib
 import os
 import stat
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -37,22 +36,13 @@ from backup_pipeline.domain.wal import (
 from backup_pipeline.errors import ConfigError, ObjectExists, ObjectNotFound, Refused, StoreError
 from backup_pipeline.storage.store import ObjectInfo, Store
 from backup_pipeline.wal.identity import Door, read_identity, read_system_identifier
-
-if sys.version_info >= (3, 14):
-    from compression import zstd
-else:
-    from backports import zstd
+from backup_pipeline.zstd import compressor
 
 MAX_TEXT_BYTES = 1024 * 1024
 """So long may a history, or a backup's label, be at most; they have some hundred bytes."""
 
 _CHUNK_BYTES = 4 * 1024 * 1024
 _IN_MEMORY_BYTES = 64 * 1024 * 1024
-_LEVEL = 1  # 28 ms for 16 MiB; level 3 saves little and costs twice as much
-_OPTIONS: dict[int, int] = {
-    zstd.CompressionParameter.compression_level: _LEVEL,
-    zstd.CompressionParameter.checksum_flag: 1,
-}
 
 
 @dataclass(frozen=True)
@@ -241,7 +231,7 @@ def _check(name: WalName, file: IO[bytes], system: str) -> int:
 @contextmanager
 def _packed(file: IO[bytes]) -> Iterator[tuple[IO[bytes], str, int]]:
     """A file compressed, with the digest and length of its plain bytes: of the bytes that were compressed."""
-    summed, packer, plain_bytes = hashlib.sha256(), zstd.ZstdCompressor(options=_OPTIONS), 0
+    summed, packer, plain_bytes = hashlib.sha256(), compressor(), 0
     before = os.fstat(file.fileno())
     with tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY_BYTES) as packed:
         while chunk := _read(file, _CHUNK_BYTES):

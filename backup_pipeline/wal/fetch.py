@@ -12,7 +12,6 @@ import contextlib
 import hashlib
 import os
 import secrets
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -43,11 +42,7 @@ from backup_pipeline.wal.ahead import AHEAD
 from backup_pipeline.wal.archive import MAX_TEXT_BYTES, objects_of
 from backup_pipeline.wal.identity import read_identity
 from backup_pipeline.wal.settling import Pause, may_be_filled, settled
-
-if sys.version_info >= (3, 14):
-    from compression import zstd
-else:
-    from backports import zstd
+from backup_pipeline.zstd import ZstdDecompressor, ZstdError
 
 ABSENT, FATAL = 1, 200
 """restore_command's exit codes: PostgreSQL reads 1 to 125 as the end of the WAL, and stops above."""
@@ -193,7 +188,7 @@ def _unpack(store: Store, key: str, path: Path, sha256: str) -> int:
 
 
 def _plain(store: Store, key: str) -> Iterator[bytes]:
-    unpacker = zstd.ZstdDecompressor()
+    unpacker = ZstdDecompressor()
     try:
         for chunk in store.read(key):
             if unpacker.eof:
@@ -201,7 +196,7 @@ def _plain(store: Store, key: str) -> Iterator[bytes]:
             yield unpacker.decompress(chunk, _CHUNK_BYTES)
             while not unpacker.needs_input and not unpacker.eof:
                 yield unpacker.decompress(b"", _CHUNK_BYTES)
-    except zstd.ZstdError as error:
+    except ZstdError as error:
         raise _damaged(key, str(error)) from None
     if not unpacker.eof or unpacker.unused_data:
         raise _damaged(key, "something follows its end" if unpacker.eof else "it ends too early")
