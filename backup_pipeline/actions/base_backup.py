@@ -9,6 +9,7 @@ import secrets
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import partial
 from importlib.metadata import version
 
 from backup_pipeline.actions.needed_wal import await_wal, has_wal
@@ -167,9 +168,9 @@ class _Taking:
 
     def _upload(self, backup: engine.BaseBackup) -> None:
         self.tell = timed(self.report, "base backup")
+        tell = partial(self._tell, backup)
         sizes = {item.oid: item.size_bytes for item in backup.tablespaces}
         for archive in backup.archives():
-            tell = lambda _done: self.tell(backup.read_bytes, backup.size_bytes)  # noqa: E731
             if archive.name == engine.MANIFEST_NAME:
                 self._put(FILE_LIST_OBJECT, ObjectRole.FILE_LIST, archive.chunks, 0, tell)
                 continue
@@ -178,6 +179,10 @@ class _Taking:
             self._put(name, role, compressed(archive.chunks), sizes.get(archive.oid, 0), tell)
         for name, content in self.ready.outside.files:
             self._put(name, ObjectRole.CONFIGURATION, [content])
+
+    def _tell(self, backup: engine.BaseBackup, _object_bytes: int) -> None:
+        """Of all that is read, not of the object that is being stored."""
+        self.tell(backup.read_bytes, backup.size_bytes)
 
     def _put(
         self,

@@ -5,6 +5,7 @@ are written is protocol.py's.
 """
 
 import os
+import socket as sockets
 import socketserver
 import sys
 import threading
@@ -56,10 +57,12 @@ class Listener(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
         """Turn away whoever is one too many: the client does without."""
         return self._free.acquire(blocking=False)
 
-    def process_request_thread(self, request: object, client_address: object) -> None:
+    def process_request_thread(
+        self, request: sockets.socket | tuple[bytes, sockets.socket], client_address: object
+    ) -> None:
         """As it is, and free the place."""
         try:
-            super().process_request_thread(request, client_address)  # type: ignore[arg-type]
+            super().process_request_thread(request, client_address)
         finally:
             self._free.release()
 

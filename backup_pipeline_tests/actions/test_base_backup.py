@@ -3,7 +3,7 @@
 import contextlib
 import json
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -122,6 +122,10 @@ def test_while_the_archiver_works_off_what_is_older_it_is_waited_for(box: Cluste
     assert str(taken.id) in listed(box.store)
 
 
+def tomorrow() -> datetime:
+    return now() + timedelta(days=1)
+
+
 def test_dying_before_any_effect_lists_nothing_that_is_not_whole(box: ClusterBox) -> None:
     counting = CountingStore(box.store)
     box.take(counting)
@@ -138,8 +142,7 @@ def test_dying_before_any_effect_lists_nothing_that_is_not_whole(box: ClusterBox
     assert len(base_backups.rebuild(box.store, NAME)[0]) == 1  # the one whose record's copy was there
     listed(box.store)
     for each in base_backups.unlisted(box.store, NAME):
-        late = now() + timedelta(days=1)
-        base_backups.collect(box.store, each, clock=lambda late=late: late)  # type: ignore[misc]
+        base_backups.collect(box.store, each, clock=tomorrow)
 
 
 def test_an_upload_that_fails_is_taken_away(box: ClusterBox) -> None:
