@@ -159,7 +159,10 @@ class Receiver:
             self._follow(session, beginning, shipping, stop)
         except WalRemoved:
             raise
-        except ServerError:
+        except ServerError as error:
+            session.close()  # a server that wants to end waits for it
+            if not shipping.is_done:
+                self.log(f"{error.message}; what was read of it is shipped first")
             if not (shipping.finish(_FINISH_S) and stop.is_set()):
                 raise
 

@@ -67,6 +67,13 @@ class Session:
             raise ServerError(f"the replication connection to {self.endpoint.shown} is closed")
         return self._connection
 
+    def close(self) -> None:
+        """End the connection, and with it what the server does for it."""
+        if self._connection is not None:
+            self._connection.notice_handler = None
+            self._connection.finish()
+            self._connection = None
+
     def send(self, command: str) -> None:
         """Send one command; its results are asked for with `result`. Raises ServerError."""
         try:
@@ -169,8 +176,7 @@ def replication_session(endpoint: Endpoint, *, purpose: str, stall_s: float) -> 
         connection.notice_handler = session._notice
         yield session
     finally:
-        session._connection = None
-        connection.notice_handler = None
+        session.close()
         connection.finish()
 
 
