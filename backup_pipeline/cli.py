@@ -20,8 +20,10 @@ from backup_pipeline.actions import prune as pruning
 from backup_pipeline.actions.protected import Protected
 from backup_pipeline.commands import base_backup as base_commands
 from backup_pipeline.commands import cluster_tables
+from backup_pipeline.commands import drill as drill_commands
 from backup_pipeline.commands.context import Context, json_option, now, pass_context
 from backup_pipeline.commands.heartbeat import heartbeat
+from backup_pipeline.commands.promote import promote
 from backup_pipeline.commands.recover import recover
 from backup_pipeline.commands.restore import restore, undo
 from backup_pipeline.commands.wal import wal
@@ -150,6 +152,7 @@ def list_(context: Context, database: str, as_json: bool) -> None:
     """Show the backups that exist in the store, newest first."""
     bases = base_commands.listing(context, database)
     windows = base_commands.windows(context, database, bases)
+    drilled = drill_commands.listing(context, database)
     if database in context.config.clusters:
         found = CatalogListing(())
     elif database:
@@ -162,6 +165,7 @@ def list_(context: Context, database: str, as_json: bool) -> None:
         clusters = (
             *map(cluster_tables.base_record, bases.backups),
             *map(cluster_tables.windows_record, windows),
+            *map(drill_commands.drill_record, drilled.drills),
         )
         terminal.print_json([*records, *clusters])
     elif not found.backups and not bases.backups:
@@ -172,7 +176,9 @@ def list_(context: Context, database: str, as_json: bool) -> None:
         terminal.print_table(cluster_tables.bases_table(bases.backups, now()))
     if windows and not as_json:
         terminal.print_table(cluster_tables.windows_table(windows))
-    for key, reason in dict.fromkeys((*found.unreadable, *bases.unreadable)):
+    if drilled.drills and not as_json:
+        terminal.print_table(drill_commands.drills_table(drilled.drills, now()))
+    for key, reason in dict.fromkeys((*found.unreadable, *bases.unreadable, *drilled.unreadable)):
         click.echo(show_line(f"UNREADABLE {key}: {reason}"), err=True)
 
 
@@ -341,7 +347,16 @@ def rebuild(context: Context, as_json: bool) -> None:
     click.echo(f"{show_count(len(done), 'manifest')} rebuilt")
 
 
-for command in (restore, undo, wal, base_commands.base_backup, recover, heartbeat):
+for command in (
+    restore,
+    undo,
+    wal,
+    base_commands.base_backup,
+    recover,
+    promote,
+    heartbeat,
+    drill_commands.drill,
+):
     cli.add_command(command)
 
 

@@ -44,6 +44,11 @@ def show_age(moment: datetime, now: datetime) -> str:
     return f"{show_seconds(seconds)} ago" if seconds >= 0 else f"in {show_seconds(-seconds)}"
 
 
+def show_verdict(verdict: Verdict) -> Text:
+    """A verdict in its colour."""
+    return Text(str(verdict), style=_STYLES[verdict])
+
+
 def backups_table(backups: Sequence[Backup], now: datetime) -> Table:
     """The backups, newest first, a line each."""
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -66,7 +71,7 @@ def backups_table(backups: Sequence[Backup], now: datetime) -> Table:
             Text(backup.tier),
             show_age(backup.taken_at, now),
             show_bytes(backup.size_bytes),
-            Text(str(backup.verdict), style=_STYLES[backup.verdict]),
+            show_verdict(backup.verdict),
             show_seconds(proof.restore_s) if proof and proof.restore_s else "",
             Text(", ".join(notes)),
         )
@@ -90,17 +95,18 @@ def backup_record(backup: Backup) -> dict[str, object]:
         "imported": manifest is None,
         "copied_from": str(manifest.copied_from) if manifest and manifest.copied_from else None,
         "duration_s": manifest.duration_s if manifest else None,
-        "proof": _proof_values(proof) if proof else None,
-        "last_attempt": _proof_values(backup.last_attempt) if backup.last_attempt else None,
+        "proof": proof_values(proof) if proof else None,
+        "last_attempt": proof_values(backup.last_attempt) if backup.last_attempt else None,
     }
 
 
 def proof_record(backup: Backup, proof: Proof) -> dict[str, object]:
     """One proof of a backup as JSON for scripts; `standing` is the verdict that the backup has after it."""
-    return {"id": str(backup.id), **_proof_values(proof), "standing": str(backup.verdict)}
+    return {"id": str(backup.id), **proof_values(proof), "standing": str(backup.verdict)}
 
 
-def _proof_values(proof: Proof) -> dict[str, object]:
+def proof_values(proof: Proof) -> dict[str, object]:
+    """A proof as JSON for scripts."""
     return dataclasses.asdict(proof) | {"verdict": str(proof.verdict), "at": proof.at.isoformat()}
 
 

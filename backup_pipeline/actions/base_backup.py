@@ -1,7 +1,7 @@
 """Take a base backup: preflight, read and upload as it comes, wait for the WAL that it needs, publish.
 
 Called by cli.py and by Dagster's op. Nothing is listed before its WAL is in the archive; a failure takes away
-what was stored.
+what was stored, but for a backup that lacks nothing but that WAL.
 """
 
 import contextlib
@@ -16,6 +16,7 @@ from backup_pipeline.actions.protected import Clock
 from backup_pipeline.actions.protected_cluster import ProtectedCluster
 from backup_pipeline.actions.report import Report, timed
 from backup_pipeline.actions.shared_dump import taken_away_on_failure
+from backup_pipeline.actions.waiting_base_backup import finish_waiting, forget_waiting, keep_waiting
 from backup_pipeline.domain.backup import BackupId, ObjectDigest, ObjectRole
 from backup_pipeline.domain.base_backup import (
     BASE_OBJECT,
@@ -70,11 +71,14 @@ class Preflight:
 def take(cluster: ProtectedCluster, *, clock: Clock, report: Report, fast: bool | None = None) -> BaseBackup:
     """One whole base backup, published. `fast` is as configured when None.
 
-    Raises ConfigError, ServerError, StoreError, Refused; what was stored is taken away again.
+    Earlier ones that waited for their WAL are listed afterwards, where it came. Raises ConfigError,
+    ServerError, StoreError, Refused; what was stored is taken away again, unless only its WAL is late.
     """
     ready = preflight(cluster, report=report)
     wanted = cluster.config.checkpoint == "fast" if fast is None else fast
-    return _Taking(cluster, ready, clock, report, fast=wanted).run()
+    taken = _Taking(cluster, ready, clock, report, fast=wanted).run()
+    finish_waiting(cluster, clock=clock, report=report)
+    return taken
 
 
 def preflight(cluster: ProtectedCluster, *, report: Report) -> Preflight:
@@ -149,10 +153,12 @@ class _Taking:
                     self._upload(backup)
                     manifest, history = self._manifest(id_, started_at, backup)
                     begun.close()
-                    self.report.say(f"waiting for the WAL up to {manifest.end}")
-                    await_wal(self.cluster, manifest, history, timeout_s=stall_s, report=self.report)
-                    lease.check()
+                    keep_waiting(store, manifest)
+                self.report.say(f"waiting for the WAL up to {manifest.end}")
+                await_wal(self.cluster, manifest, history, timeout_s=stall_s, report=self.report)
+                lease.check()
                 published = base_backups.publish(store, replace(manifest, finished_at=self.clock()))
+                forget_waiting(store, manifest.id)
         size, took = show_bytes(manifest.size_bytes), show_seconds(manifest.duration_s)
         self.report.say(f"published {manifest.id}: {size} in {took}")
         for note in manifest.notes:

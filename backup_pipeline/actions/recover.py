@@ -10,22 +10,32 @@ import os
 import shlex
 import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 
 from backup_pipeline import confinement
 from backup_pipeline.actions.protected import Clock
 from backup_pipeline.actions.protected_cluster import ProtectedCluster
+from backup_pipeline.actions.recovered_directory import (
+    emptied_lines,
+    lay_carried,
+    leave_record,
+    leave_running,
+    refuse_port,
+    stopped,
+)
 from backup_pipeline.actions.recovery_facts import RecoveryFacts, read_ending, read_facts
+from backup_pipeline.actions.recovery_history import duration_line, known_figures, record_figures
 from backup_pipeline.actions.recovery_place import Workplace, workplace
 from backup_pipeline.actions.report import Report
 from backup_pipeline.actions.unpack import unpack
 from backup_pipeline.domain.backup import BackupId
 from backup_pipeline.domain.base_backup import BaseManifest
+from backup_pipeline.domain.recovered import RecoveredRecord, RecoveryFigures
 from backup_pipeline.domain.recovery_route import Ending, Judgement, find_route, judge
 from backup_pipeline.domain.recovery_target import RecoveryTarget, TargetKind, show_moment
 from backup_pipeline.engines.postgres import recovery
@@ -35,6 +45,7 @@ from backup_pipeline.engines.postgres.tools import Tools, find_tools
 from backup_pipeline.engines.postgres.unpack import plan_places
 from backup_pipeline.errors import BackupError, ConfigError, Refused, ServerError, ToolError
 from backup_pipeline.process import Identity
+from backup_pipeline.spool import private_folder
 from backup_pipeline.storage import leases
 from backup_pipeline.units import show_bytes, show_count, show_line, show_seconds
 from backup_pipeline.wal import client
@@ -62,6 +73,7 @@ class RecoverRequest:
     tablespaces: Mapping[int, Path] = field(default_factory=dict)  # others go to <into>.tablespaces/<oid>
     also_write: tuple[Path, ...] = ()  # where tablespaces may be that were made after the base backup
     unconfined: bool = False  # let the replay write wherever the WAL says: not on the source's own machine
+    port: int | None = None  # leave the server running, on this port of 127.0.0.1
     patience_s: float = 300.0  # how long a store that does not answer is waited for
 
 
@@ -76,6 +88,7 @@ class Plan:
     ending: Ending
     wal_bytes: int
     facts: RecoveryFacts
+    known: tuple[RecoveryFigures, ...] = ()  # of earlier recoveries, newest first
 
     @property
     def lines(self) -> tuple[str, ...]:
@@ -90,7 +103,13 @@ class Plan:
             f"replays: {wal}, to timeline {judged.route.timeline}"
             + ("" if judged.to_the_end else ", at the most"),
             f"newest that can be recovered: {newest}, LSN {judged.route.end}",
+            duration_line(
+                self.known,
+                source_bytes=manifest.source_bytes,
+                wal_bytes=len(judged.needed) * manifest.segment_bytes,
+            ),
             f"into: {self.request.into}",
+            *([f"then: runs on 127.0.0.1:{self.request.port}"] if self.request.port else []),
             *(
                 f"tablespace {item.oid}, once {item.location}: {self._tablespaces[item.oid]}"
                 for item in manifest.tablespaces
@@ -133,7 +152,10 @@ def plan(
     )
     manifest = facts.manifest(route.base.id)
     major = manifest.server_version // 10000
-    tools = find_tools(cluster.config.bin_dir, exactly=major, needs=PROGRAMS)
+    needs = (*PROGRAMS, "pg_ctl") if request.port else PROGRAMS
+    tools = find_tools(cluster.config.bin_dir, exactly=major, needs=needs)
+    if request.port:
+        refuse_port(request.port, tools, server_identity())
     ending, route = read_ending(
         cluster, facts, route, tools.path("pg_waldump"), report, target=request.target
     )
@@ -145,7 +167,8 @@ def plan(
             detail={"what could happen": _UNCONFINED},
             hint="Recover on another machine than the source's, and say --unconfined there.",
         )
-    return Plan(request, manifest, judged, tools, ending, facts.stored_bytes(judged.needed), facts)
+    known = known_figures(cluster.store, cluster.name)
+    return Plan(request, manifest, judged, tools, ending, facts.stored_bytes(judged.needed), facts, known)
 
 
 def carry_out(cluster: ProtectedCluster, planned: Plan, *, clock: Clock, report: Report) -> RecoverResult:
@@ -166,22 +189,52 @@ def carry_out(cluster: ProtectedCluster, planned: Plan, *, clock: Clock, report:
         unpacked_s = time.monotonic()
         control = recovery.read_control_file(planned.tools.path("pg_controldata"), work.inside.data)
         _check_control(control, planned)
-        kept = recovery.lay_out(work.inside.data, control, owner=identity)
+        kept = recovery.lay_out(work.inside.data, control, owner=identity, port=request.port)
+        kept += lay_carried(cluster.store, manifest, work.inside.data, owner=identity)
         recovered = _replay(cluster, planned, work, control, report)
+        leave_record(work.inside.data, _recovered_record(planned, recovered, clock()), owner=identity)
         work.take_names()
-    return RecoverResult(
-        request.into,
-        recovered,
-        unpacked_s - begun_s,
-        time.monotonic() - unpacked_s,
-        _result_lines(planned, recovered, kept, time.monotonic() - begun_s, identity),
+    unpack_s, replay_s = unpacked_s - begun_s, time.monotonic() - unpacked_s
+    record_figures(cluster.store, _figures(planned, unpack_s, replay_s, clock()), report)
+    if request.port:
+        going_on = leave_running(request.into, request.port, planned.tools, owner=identity)
+    else:
+        going_on = stopped(request.into, planned.tools, owner=identity)
+    lines = _result_lines(planned, recovered, kept, unpack_s + replay_s, going_on)
+    return RecoverResult(request.into, recovered, unpack_s, replay_s, lines)
+
+
+def _recovered_record(planned: Plan, recovered: Recovered, at: datetime) -> RecoveredRecord:
+    return RecoveredRecord(
+        cluster=planned.manifest.id.database,
+        system_identifier=planned.manifest.system_identifier,
+        base_backup=planned.manifest.id,
+        target=str(planned.request.target),
+        source_timeline=planned.judged.route.timeline,
+        timeline=recovered.timeline,
+        replayed_to=recovered.replayed_to,
+        recovered_at=at,
+    )
+
+
+def _figures(planned: Plan, unpack_s: float, replay_s: float, at: datetime) -> RecoveryFigures:
+    manifest = planned.manifest
+    return RecoveryFigures(
+        cluster=manifest.id.database,
+        base_backup=manifest.id,
+        finished_at=at,
+        source_bytes=manifest.source_bytes,
+        segments=len(planned.judged.needed),
+        segment_bytes=manifest.segment_bytes,
+        unpack_s=unpack_s,
+        replay_s=replay_s,
     )
 
 
 def _check_control(control: ControlFile, planned: Plan) -> None:
     manifest = planned.manifest
     if control.system_identifier != manifest.system_identifier or control.major != planned.tools.major:
-        raise ToolError(
+        raise recovery.ReplayFailed(
             f"{manifest.id} holds cluster {control.system_identifier} of PostgreSQL {control.major}, and its "
             f"record says {manifest.system_identifier} of PostgreSQL {planned.tools.major}",
             hint="Do not use this backup; look for who changed it.",
@@ -269,7 +322,8 @@ def _while_recovering(error: BackupError, target: RecoveryTarget) -> BackupError
 
 
 def _log_of(server: LocalCluster) -> str:
-    return server.log.read_text(encoding="utf-8", errors="replace")
+    # There is none where it was not started at all.
+    return server.log.read_text(encoding="utf-8", errors="replace") if server.log.exists() else ""
 
 
 def restore_command(python: str, socket: Path, folder: Path) -> str:
@@ -302,28 +356,29 @@ def _installation(python: str) -> tuple[str, ...]:
 @contextlib.contextmanager
 def _socket_folder(identity: Identity | None) -> Iterator[Path]:
     """A folder with a short path that only we and the server's user may enter."""
-    with tempfile.TemporaryDirectory(prefix="backup-fetch-") as name:
+    with private_folder("fetch") as folder:
         if identity is not None:
-            os.chown(name, identity.uid, identity.gid)
-        yield Path(name)
+            os.chown(folder, os.getuid(), identity.gid)
+            folder.chmod(0o710)
+        yield folder
 
 
 def _result_lines(
-    planned: Plan, recovered: Recovered, kept: tuple[str, ...], took_s: float, identity: Identity | None
+    planned: Plan, recovered: Recovered, kept: tuple[str, ...], took_s: float, going_on: tuple[str, ...]
 ) -> tuple[str, ...]:
     into = planned.request.into
-    bin_dir, quoted = planned.tools.bin_dir, shlex.quote(str(into))
-    owner = ["owned by nobody: `chown -R` it to PostgreSQL's user first"] if identity else []
+    settings = f"; those of its source are beside them: {', '.join(kept)}" if kept else ""
     return tuple(
         show_line(line)
         for line in (
             f"recovered {planned.manifest.id.database} into {into} in {show_seconds(took_s)}",
             f"target: {recovered.stopped or 'all that is archived was replayed'}",
             f"last transaction: {show_moment(recovered.last_commit_at)}; replayed to {recovered.replayed_to}",
-            f"it is on timeline {recovered.timeline}; the server is stopped",
-            *owner,
-            f"to start it: {bin_dir}/pg_ctl -D {quoted} start",
-            f"its settings are ours; those of its source are beside them: {', '.join(kept)}",
+            f"it is on timeline {recovered.timeline}"
+            + ("" if planned.request.port else "; the server is stopped"),
+            *emptied_lines(into),
+            *going_on,
+            f"its settings are ours{settings}",
         )
     )
 
@@ -334,6 +389,7 @@ def record(planned: Plan, result: RecoverResult) -> dict[str, object]:
     return {
         "cluster": planned.manifest.id.database,
         "into": str(result.into),
+        "port": planned.request.port,
         "base_backup": str(planned.manifest.id),
         "target": str(planned.request.target),
         "timeline": recovered.timeline,

@@ -17,7 +17,8 @@ from backup_pipeline.errors import Refused
 from backup_pipeline.process import Identity
 from backup_pipeline.spool import private_folder
 
-_PURPOSE = "recovery"
+PURPOSE = "recovery"
+"""Of the folders that a recovery works in."""
 _LINKS = "pg_tblspc"
 
 
@@ -73,9 +74,7 @@ def workplace(manifest: BaseManifest, final: Places, *, owner: Identity | None) 
     with contextlib.ExitStack() as stack:
 
         def beside(parent: Path) -> Path:
-            return stack.enter_context(
-                private_folder(_PURPOSE, parent=parent, mode=0o711, ending=end_cluster)
-            )
+            return stack.enter_context(private_folder(PURPOSE, parent=parent, mode=0o711, ending=end_cluster))
 
         own = beside(final.data.parent)
         there = {place.parent for place in final.tablespaces.values() if place.parent.exists()}

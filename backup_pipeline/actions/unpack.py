@@ -43,7 +43,7 @@ def unpack(
     `owner` is the user that the server will run as, where that is not ours. The WAL that makes it
     consistent is not brought. Raises Corrupt, StoreError, BackupNotFound, Refused, ToolError.
     """
-    _require_space(manifest, places)
+    require_space(manifest, places)
     with leases.hold(store, manifest.id, "restore", clock=clock, required=False) as lease:
         if lease.unshielded:
             report.say(f"warning: no prune is kept away meanwhile: {lease.unshielded}")
@@ -86,7 +86,7 @@ def _telling(chunks: Iterator[bytes], tell: Callable[[], None]) -> Iterator[byte
         yield chunk
 
 
-def _require_space(manifest: BaseManifest, places: Places) -> None:
+def require_space(manifest: BaseManifest, places: Places) -> None:
     """Refuse when a file system has too little room for what goes there."""
     sizes = {item.oid: item.size_bytes for item in manifest.tablespaces if item.oid in places.tablespaces}
     wanted = {place: sizes[oid] for oid, place in places.tablespaces.items()}

@@ -30,7 +30,7 @@ from backup_pipeline.storage import base_backups
 @pass_context
 def base_backup(context: Context, cluster: str, fast: bool | None, as_json: bool) -> None:
     """Copy a whole cluster; it is listed once its WAL is archived."""
-    context.configured(cluster)
+    context.refuse_alone()
     protected = open_cluster(context.config, cluster)
     with terminal.reporting(quiet=context.quiet) as report:
         taken = taking.take(protected, clock=now, report=report, fast=fast)

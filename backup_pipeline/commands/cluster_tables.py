@@ -13,7 +13,7 @@ from backup_pipeline.actions.windows import ClusterWindows
 from backup_pipeline.domain.base_backup import BaseBackup
 from backup_pipeline.domain.layout import base_prefix
 from backup_pipeline.engines.postgres.slots import SlotLook
-from backup_pipeline.terminal import show_age, two_columns
+from backup_pipeline.terminal import proof_values, show_age, show_verdict, two_columns
 from backup_pipeline.units import show_bytes, show_line, show_seconds
 from backup_pipeline.wal.slot_status import slot_line
 from backup_pipeline.wal.status import WalStatus
@@ -108,7 +108,7 @@ def _waiting(status: WalStatus) -> str:
 def bases_table(backups: Sequence[BaseBackup], now: datetime) -> Table:
     """The base backups, newest first, a line each."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("BASE BACKUP", "AGE", "SIZE", "CLUSTER SIZE", "TOOK", "NOTE"):
+    for column in ("BASE BACKUP", "AGE", "SIZE", "CLUSTER SIZE", "TOOK", "VERDICT", "NOTE"):
         table.add_column(column, no_wrap=True, justify="right" if "SIZE" in column else "left")
     for backup in backups:
         manifest = backup.manifest
@@ -123,6 +123,7 @@ def bases_table(backups: Sequence[BaseBackup], now: datetime) -> Table:
             show_bytes(manifest.size_bytes),
             show_bytes(manifest.source_bytes),
             show_seconds(manifest.duration_s),
+            show_verdict(backup.verdict),
             Text(", ".join(notes), style="bold red" if manifest.page_checksums_wrong else ""),
         )
     return table
@@ -149,6 +150,9 @@ def base_record(backup: BaseBackup) -> dict[str, object]:
         "page_checksums": manifest.page_checksums,
         "page_checksums_wrong": manifest.page_checksums_wrong,
         "pinned": backup.pinned,
+        "verdict": str(backup.verdict),
+        "proof": proof_values(backup.proof) if backup.proof else None,
+        "last_attempt": proof_values(backup.last_attempt) if backup.last_attempt else None,
         "notes": list(manifest.notes),
     }
 
@@ -167,6 +171,8 @@ def base_details(backup: BaseBackup, where: str, now: datetime) -> Table:
         ("page checksums", checked),
         *(("tablespace", f"{item.oid}  {item.location}") for item in manifest.tablespaces),
         *(("note", note) for note in manifest.notes),
+        ("verdict", _verdict(backup, now)),
+        *(("WRONG", line) for line in (backup.proof.differences if backup.proof else ())),
         *(
             ("object", f"{item.name}  {show_bytes(item.size_bytes)}  sha256 {item.sha256}")
             for item in manifest.objects
@@ -212,3 +218,10 @@ def windows_record(found: ClusterWindows) -> dict[str, object]:
         "newest_at": found.newest_at.isoformat() if found.newest_at else None,
         "problems": list(found.problems),
     }
+
+
+def _verdict(backup: BaseBackup, now: datetime) -> str:
+    if backup.unreadable_verdict:
+        return f"cannot be read: {backup.unreadable_verdict}"
+    proof = backup.proof
+    return f"{proof.verdict}, by a drill {show_age(proof.at, now)}" if proof else "no drill began with it yet"

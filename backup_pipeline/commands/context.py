@@ -73,14 +73,18 @@ class Context:
 
         Raises ConfigError where there is only a store, or no database.
         """
+        self.refuse_alone()
+        self.config.any_database()
+        return [name] if name else list(self.config.databases)
+
+    def refuse_alone(self) -> None:
+        """Raise ConfigError where there is only a store."""
         if self._alone:
             raise ConfigError(
                 "this needs the configuration, and --store does without",
                 hint="A store does not know where a database is, nor how many of its backups are to be kept; "
                 "name the configuration with --config.",
             )
-        self.config.any_database()
-        return [name] if name else list(self.config.databases)
 
     def subjects(self, name: str | None) -> list[str]:
         """`name`, or all databases and clusters, of the configuration. Raises ConfigError."""

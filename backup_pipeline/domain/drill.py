@@ -8,7 +8,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from statistics import median
 
 from backup_pipeline.domain.backup import BackupId, Proof, Verdict
 from backup_pipeline.domain.layout import parse_drill_key
@@ -182,17 +181,6 @@ def _broken(route: Route, archive: Archive) -> str:
 def broken_end(route: Route, archive: Archive) -> tuple[str, ...]:
     """What is said of a route that turned out to end before a damaged segment; nothing of another."""
     return (_broken(route, archive),) if route.unusable is not None else ()
-
-
-def expected_s(drills: Sequence[Drill], *, source_bytes: int, segments: int) -> float | None:
-    """How long a recovery of this size should take, by what the newest drills took; None without any."""
-    known = [(each, each.recovery) for each in drills if each.recovery is not None][:10]
-    if not known:
-        return None
-    unpack = median(took.unpack_s / max(1, each.source_bytes) for each, took in known)
-    replay = median(took.replay_s / max(1, each.segments) for each, took in known)
-    rest = median(took.plan_s + took.start_s for _, took in known)
-    return source_bytes * unpack + max(1, segments) * replay + rest
 
 
 def summary(drill: Drill) -> str:

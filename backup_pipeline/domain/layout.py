@@ -125,6 +125,16 @@ def base_copy_key(backup: BackupId, beside: Beside) -> str:
     return base_prefix(backup) + COPY_NAMES[beside]
 
 
+def recoveries_prefix(cluster: str) -> str:
+    """What the keys of the figures of a cluster's recoveries begin with."""
+    return f"{CLUSTERS}{cluster}/recoveries/"
+
+
+def recovery_key(cluster: str, stamp: str) -> str:
+    """The key of the figures of one finished recovery."""
+    return f"{recoveries_prefix(cluster)}{stamp}.json"
+
+
 def parse_base_key(key: str) -> tuple[BackupId, str] | None:
     """(backup, name) of an object of a base backup; None for a key that we did not make."""
     match = _BASE_KEY.fullmatch(key)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from backup_pipeline.actions import base_backup
+from backup_pipeline.actions.waiting_base_backup import finish_waiting
 from backup_pipeline.config import Secret
 from backup_pipeline.domain.backup import ObjectRole
 from backup_pipeline.domain.file_list import parse_file_list
@@ -18,7 +19,7 @@ from backup_pipeline.errors import Refused, ServerError, StoreError
 from backup_pipeline.storage import base_backups
 from backup_pipeline.storage.s3 import S3Store
 from backup_pipeline.storage.store import Store, read_all
-from backup_pipeline_tests.actions.box import Meddling, ask, execute, now
+from backup_pipeline_tests.actions.box import Meddling, Said, ask, execute, now
 from backup_pipeline_tests.actions.cluster_box import NAME, ClusterBox, a_cluster
 from backup_pipeline_tests.servers import postgres as servers
 from backup_pipeline_tests.servers.s3 import rclone_s3
@@ -76,7 +77,7 @@ def test_in_an_s3_store_at_a_limited_rate_after_a_spread_checkpoint(box: Cluster
     box.shipped = set()
 
 
-def test_without_its_wal_it_is_not_listed_and_nothing_is_left(box: ClusterBox) -> None:
+def test_without_its_wal_it_is_not_listed_and_waits_for_it(box: ClusterBox) -> None:
     before = listed(box.store)
     box.shipped |= {f"{number:024X}" for number in range(1 << 64, (1 << 64) + 300)}  # none of them is shipped
     protected = box.protected(stall_timeout=timedelta(seconds=3))
@@ -86,8 +87,39 @@ def test_without_its_wal_it_is_not_listed_and_nothing_is_left(box: ClusterBox) -
         base_backup.take(protected, clock=now, report=box.said)
     assert "pg_stat_archiver" in caught.value.hint
     assert listed(box.store) == before
-    assert not base_backups.unlisted(box.store, NAME)
+    (waiting,) = base_backups.unlisted(box.store, NAME)
+    assert f"{waiting}, not listed" in str(caught.value.detail["kept"])
+    assert finish_waiting(protected, clock=now, report=box.said) == ()
+    assert f"{waiting} still waits for" in box.said.lines[-1]
+    assert listed(box.store) == before
     box.shipped = set()
+    taken = box.take()
+    assert listed(box.store) == before | {str(waiting), str(taken.id)}
+    assert not base_backups.unlisted(box.store, NAME)
+    assert not [info.key for info in box.store.list(base_prefix(waiting)) if "waiting" in info.key]
+
+
+def test_while_the_archiver_works_off_what_is_older_it_is_waited_for(box: ClusterBox) -> None:
+    """Nothing is archived at first, then one old segment, and the rest only after the first deadline."""
+    endpoint, shipped = box.cluster.endpoint(), set(box.shipped)
+    for number in range(3):
+        execute(endpoint, f"CREATE TABLE public.backlog{number} (a int)")
+        execute(endpoint, "SELECT pg_switch_wal()")
+    oldest: list[str] = []
+
+    def hear(line: str) -> None:
+        if "not archived yet" in line:
+            old = sorted(path.name for path in box.archived.iterdir() if path.name not in shipped)
+            oldest.append(old[0])
+            box.shipped = {path.name for path in box.archived.iterdir()} - {old[0]}
+            box.ship(box.system)
+        elif "works off what is older" in line:
+            box.shipped = shipped | set(oldest)
+            box.ship(box.system)
+
+    taken = base_backup.take(box.protected(stall_timeout=timedelta(seconds=4)), clock=now, report=Said(hear))
+    assert len(oldest) == 1
+    assert str(taken.id) in listed(box.store)
 
 
 def test_dying_before_any_effect_lists_nothing_that_is_not_whole(box: ClusterBox) -> None:

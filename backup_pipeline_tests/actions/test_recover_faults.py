@@ -11,7 +11,6 @@ import pytest
 from backup_pipeline import process
 from backup_pipeline.actions import recover
 from backup_pipeline.actions.recover import RecoverRequest
-from backup_pipeline.domain.layout import parse_wal_key
 from backup_pipeline.domain.recovery_target import LATEST, parse_target
 from backup_pipeline.engines.postgres.cluster import server_identity
 from backup_pipeline.errors import BackupError, Corrupt, Refused, StoreError, ToolError
@@ -20,6 +19,7 @@ from backup_pipeline.storage.directory import DirectoryStore
 from backup_pipeline.storage.store import read_all
 from backup_pipeline_tests.actions.box import ask, execute, now
 from backup_pipeline_tests.actions.cluster_box import give
+from backup_pipeline_tests.actions.damage import double, flip, remove, segments, swap, truncate
 from backup_pipeline_tests.actions.recovery_box import RecoveryBox, a_recovery_box, started
 from backup_pipeline_tests.servers import postgres as servers
 
@@ -58,38 +58,6 @@ def copy(whole: RecoveryBox, tmp_path: Path) -> DirectoryStore:
     assert isinstance(whole.store, DirectoryStore)
     shutil.copytree(whole.store.root, tmp_path / "copy")
     return DirectoryStore(tmp_path / "copy")
-
-
-def segments(store: DirectoryStore) -> list[str]:
-    """The keys of the segments after the base backup's, in order."""
-    keys = [info.key for info in store.list("clusters/main/wal-archive/") if parse_wal_key(info.key)]
-    return sorted(key for key in keys if key.endswith(".zst") and ".backup" not in key)[-4:]
-
-
-def remove(store: DirectoryStore) -> None:
-    store.delete([segments(store)[1]])
-
-
-def truncate(store: DirectoryStore) -> None:
-    key = segments(store)[1]
-    store.put(key, [read_all(store, key)[:-10]])
-
-
-def flip(store: DirectoryStore) -> None:
-    key = segments(store)[1]
-    data = bytearray(read_all(store, key))
-    data[len(data) // 2] ^= 1
-    store.put(key, [bytes(data)])
-
-
-def swap(store: DirectoryStore) -> None:
-    one, other = segments(store)[1:3]
-    store.put(one, [read_all(store, other)])
-
-
-def double(store: DirectoryStore) -> None:
-    key = segments(store)[1]
-    store.put(key.replace(key[-10:-4], "abcdef"), [read_all(store, key)])
 
 
 @pytest.mark.parametrize(

@@ -10,14 +10,12 @@ from hypothesis import strategies as st
 
 from backup_pipeline.domain.backup import BackupId, Verdict
 from backup_pipeline.domain.drill import (
-    RecoveryTime,
     Span,
     breaks,
     draw,
     drill_from_json,
     drill_to_json,
     drillable,
-    expected_s,
     summary,
 )
 from backup_pipeline.domain.layout import drill_key, parse_drill_key
@@ -143,13 +141,6 @@ def test_a_damaged_or_moved_record_is_not_believed(old: bytes, new: bytes, said:
     key = drill_key(drill().id if old else drill(at=NOW + timedelta(1)).id)
     with pytest.raises(Corrupt, match=said):
         drill_from_json(data, key)
-
-
-def test_the_expected_time_grows_with_size_and_is_unknown_without_a_drill() -> None:
-    assert expected_s([], source_bytes=1, segments=1) is None
-    assert expected_s([drill(recovery=None)], source_bytes=1, segments=1) is None
-    took = [drill(recovery=RecoveryTime(1, unpack, 20, 1)) for unpack in (5, 10, 100)]
-    assert expected_s(took, source_bytes=2000, segments=20) == pytest.approx(20 + 10 + 2)
 
 
 def test_a_drill_in_a_line_says_what_it_found() -> None:

@@ -58,5 +58,5 @@ def fresh_database(cluster: LocalCluster, name: str = "") -> Iterator[Endpoint]:
 
 def enable_checksums(cluster: LocalCluster) -> None:
     """Give a stopped cluster page checksums."""
-    argv = (cluster._program("pg_checksums"), "--enable", "--no-sync", "-D", str(cluster.data))
+    argv = (cluster.program("pg_checksums"), "--enable", "--no-sync", "-D", str(cluster.data))
     process.run(Command(argv, identity=server_identity(), cwd="/"), timeout_s=60)

@@ -29,7 +29,7 @@ from backup_pipeline.confinement import Confinement
 from backup_pipeline.engines.postgres.endpoint import Endpoint
 from backup_pipeline.engines.postgres.server import connect
 from backup_pipeline.errors import ConfigError, Refused, ServerError, ToolError
-from backup_pipeline.process import Command, Identity
+from backup_pipeline.process import Command, Completed, Identity
 
 SUPERUSER = "postgres"
 FREE_PORT = 0
@@ -145,11 +145,11 @@ class LocalCluster:
             _write_private(password_file, password + "\n", identity)
             if identity is not None:
                 os.chown(unfinished, identity.uid, identity.gid)
-            initdb = self._program("initdb")
+            initdb = self.program("initdb")
             argv = initdb_argv(initdb, unfinished, password_file, locale=self.locale, sync=not self.relaxed)
             process.run(Command(argv, identity=identity, cwd="/"), timeout_s=_INITDB_TIMEOUT_S)
             if self.first_oid is not None:
-                argv = resetwal_argv(self._program("pg_resetwal"), unfinished, self.first_oid)
+                argv = resetwal_argv(self.program("pg_resetwal"), unfinished, self.first_oid)
                 process.run(Command(argv, identity=identity, cwd="/"), timeout_s=_INITDB_TIMEOUT_S)
         finally:
             password_file.unlink(missing_ok=True)
@@ -171,7 +171,7 @@ class LocalCluster:
         settings["listen_addresses"] = "" if self.port is None else "127.0.0.1"
         settings["port"] = str(self.port or 5432)
         settings["unix_socket_directories"] = f'"{self._socket_folder}"'
-        postgres = self._program("postgres")
+        postgres = self.program("postgres")
         place = self._confinement(postgres) if self.confined and confinement.available() else None
         # Libraries that lie elsewhere, as Nix has them, are out of reach then.
         self.hidden = place is not None and runs_as(Path(postgres), identity, confinement=place)
@@ -184,7 +184,7 @@ class LocalCluster:
             )
         if self.hidden:
             settings["dynamic_shared_memory_type"] = "mmap"  # in its own folder
-        self.cut_off = not self.network and runs_as(Path(postgres), identity, network=False)
+        self.cut_off = self._can_be_cut_off(postgres)
         argv = postgres_argv(postgres, self.data, settings)
         command = Command(
             argv,
@@ -200,6 +200,27 @@ class LocalCluster:
         except BaseException:
             self.stop()
             raise
+
+    def run(self, name: str, *arguments: str, timeout_s: float, stdin: bytes | None = None) -> Completed:
+        """Run one of PostgreSQL's programs on the stopped cluster, whatever its exit code.
+
+        It runs as the server's user, and no less cut off than the server. Raises ToolError when it cannot
+        be started, or outlives `timeout_s`.
+        """
+        program, identity = self.program(name), server_identity()
+        place = self._confinement(program) if self.confined and confinement.available() else None
+        command = Command(
+            (program, *arguments),
+            {"LC_ALL": "C"},
+            identity=identity,
+            cwd="/",
+            network=not self._can_be_cut_off(program),
+            confinement=place if place and runs_as(Path(program), identity, confinement=place) else None,
+        )
+        return process.run(command, timeout_s=timeout_s, stdin=stdin, check=False)
+
+    def _can_be_cut_off(self, program: str) -> bool:
+        return not self.network and runs_as(Path(program), server_identity(), network=False)
 
     def _confinement(self, postgres: str) -> Confinement:
         installed = Path(postgres).resolve().parent
@@ -272,7 +293,7 @@ class LocalCluster:
         dsn = make_conninfo("", host=host, port=self.port or 5432, user=user, dbname=database)
         return Endpoint(dsn, self.password if tcp and user == SUPERUSER else None)
 
-    def _program(self, name: str) -> str:
+    def program(self, name: str) -> str:
         """The program's path, from a copy where the server's user cannot run the original."""
         path = Path(self.bin_dir) / name
         identity = server_identity()

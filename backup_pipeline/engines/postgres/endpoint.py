@@ -94,6 +94,14 @@ class Endpoint:
         host = given.get("host") or given.get("hostaddr") or _socket_folder(given)
         return f"{self.user}@{host}:{given.get('port') or '5432'}/{self.database}"
 
+    @property
+    def address(self) -> tuple[str, str]:
+        """(host or socket's folder, port), as libpq would choose them; see `database` for service files."""
+        given = self._given
+        return given.get("host") or given.get("hostaddr") or _socket_folder(given), given.get(
+            "port"
+        ) or "5432"
+
     def with_database(self, name: str) -> "Endpoint":
         """The same server and role, another database."""
         return Endpoint(make_conninfo(self.dsn, dbname=name), self.password)

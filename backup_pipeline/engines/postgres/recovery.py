@@ -9,6 +9,7 @@ Source: PostgreSQL, "Continuous Archiving and Point-in-Time Recovery", "Archive 
 import contextlib
 import os
 import re
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -24,6 +25,9 @@ from backup_pipeline.process import Command, Identity
 
 SOURCE_SUFFIX = ".source"
 """Ends the names of the source's own configuration files, which are kept beside ours and not read."""
+
+CARRIED = f"configuration{SOURCE_SUFFIX}"
+"""Below the data directory: the source's configuration that lay outside of its own, each file by its path."""
 
 _CONFIGURATION = ("postgresql.conf", "postgresql.auto.conf", "pg_hba.conf", "pg_ident.conf")
 _SIGNALS = ("standby.signal", "recovery.signal", "recovery.conf", "postmaster.pid", "postmaster.opts")
@@ -50,14 +54,18 @@ _SAFE = {
 }
 _CONF = """\
 # This cluster was recovered by backup-pipeline. These settings keep it to itself: it archives nothing,
-# opens no network port, loads no library and subscribes to nothing. Those of its source are in the files
-# beside this one that end in .source: take over what you need.
+# loads no library, subscribes to nothing, and listens where it was told and nowhere else. Those of its
+# source are in the files beside this one that end in .source: take over what you need.
 {lines}
 """
 _HBA = """\
-# The socket's mode lets in the server's own user alone.
+# The mode of the socket, and of the folder that it lies in, let in the server's own user alone.
 local all all trust
 """
+_HBA_TCP = "host all all 127.0.0.1/32 scram-sha-256\n"
+_OWN_SOCKET = {"unix_socket_directories": "."}  # in the data directory, wherever it is moved to
+_BEGUN = re.compile(r"starting (?:point-in-time|archive|backup) recovery|redo starts at")
+_MISHAPS = re.compile(r"No space left on device|out of memory|terminated by signal 9")
 _ENDED_EARLY = "recovery ended before configured recovery target was reached"
 _READY = "database system is ready to accept connections"
 _COMPLETE = "archive recovery complete"
@@ -113,23 +121,28 @@ def _control_data(pg_controldata: str, data: Path) -> dict[str, str]:
     return {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
 
-def lay_out(data: Path, control: ControlFile, *, owner: Identity | None) -> tuple[str, ...]:
+def lay_out(
+    data: Path, control: ControlFile, *, owner: Identity | None, port: int | None = None
+) -> tuple[str, ...]:
     """Put settings of ours into a data directory, and keep the source's beside them, unread.
 
     Planted commands and libraries lie in those, also where pg_verifybackup does not look. Returns the names
-    that were kept.
+    that were kept. With a `port` the server will listen there on 127.0.0.1, else on its socket alone.
     """
-    for name in _SIGNALS:
-        (data / name).unlink(missing_ok=True)
+    for name in (*_SIGNALS, *(f"{name}{SOURCE_SUFFIX}" for name in _CONFIGURATION)):
+        (data / name).unlink(missing_ok=True)  # of .source files those that the source had from its own
+    shutil.rmtree(data / CARRIED, ignore_errors=True)
     kept = []
     for name in _CONFIGURATION:
         if (data / name).exists():
             os.replace(data / name, data / f"{name}{SOURCE_SUFFIX}")
             kept.append(f"{name}{SOURCE_SUFFIX}")
-    lines = "\n".join(f"{name} = '{value}'" for name, value in {**_SAFE, **control.settings}.items())
+    listening = {"listen_addresses": "127.0.0.1", "port": str(port)} if port else {}
+    given = {**_SAFE, **_OWN_SOCKET, **listening, **control.settings}
+    lines = "\n".join(f"{name} = '{value}'" for name, value in given.items())
     for name, text in (
         ("postgresql.conf", _CONF.format(lines=lines)),
-        ("pg_hba.conf", _HBA),
+        ("pg_hba.conf", _HBA + (_HBA_TCP if port else "")),
         ("pg_ident.conf", ""),
         ("recovery.signal", ""),
     ):
@@ -165,8 +178,14 @@ def recovery_settings(
     }
 
 
+class ReplayFailed(ToolError):
+    """PostgreSQL replayed what it was given, and did not come to where it should."""
+
+
 def explain(error: ToolError, log: str, target: RecoveryTarget, data: Path) -> ToolError | None:
-    """The error for a replay that did not meet its target, or left its directory; None for another end."""
+    """The error for a replay that did not meet its target, or left its directory, or met what it could not
+    replay; None where it did not come to replaying, or this machine is to blame.
+    """
     if outside := _last(_OUTSIDE, log):
         link = data.joinpath(*Path(outside["path"]).parts[:2])
         place = os.readlink(link) if link.is_symlink() else outside["path"]
@@ -177,7 +196,9 @@ def explain(error: ToolError, log: str, target: RecoveryTarget, data: Path) -> T
             "machine where nothing of the source's lies there, allow it with --also-write.",
         )
     if _ENDED_EARLY not in log:
-        return None
+        if not _BEGUN.search(log) or _MISHAPS.search(log):
+            return None
+        return ReplayFailed(error.message, detail=error.detail, hint=error.hint)
     last, done = _last(_LAST_AT, log), _last(_REDO_DONE, log)
     hint = "Choose an earlier target, or `latest`."
     if target.kind in (TargetKind.NAME, TargetKind.XID):
@@ -185,7 +206,7 @@ def explain(error: ToolError, log: str, target: RecoveryTarget, data: Path) -> T
             "It lies before the base backup, after the end of the archive, or on another timeline: name an "
             "earlier base backup with --base, or another target."
         )
-    return ToolError(
+    return ReplayFailed(
         f"{target} was not met: the replay ended at {done['lsn'] if done else 'an unknown position'}",
         detail={"last transaction": last["at"] if last else "none was replayed", "server": error.message},
         hint=hint,

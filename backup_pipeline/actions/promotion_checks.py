@@ -1,0 +1,175 @@
+"""Whether a recovered cluster may take over: it was finished, the archive is its, the source ended.
+
+Called by promote.py before anything is changed. Two servers that archive one system as one cluster spoil each
+other's archive: whoever is first with a name has it.
+"""
+
+import contextlib
+import os
+import shlex
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from backup_pipeline.actions.protected_cluster import ProtectedCluster
+from backup_pipeline.domain.layout import wal_system_prefix
+from backup_pipeline.domain.recovered import (
+    PROMOTED_NAME,
+    RECORD_NAME,
+    RecoveredRecord,
+    recovered_from_json,
+)
+from backup_pipeline.domain.recovery_target import show_moment
+from backup_pipeline.domain.wal_archive import ArchiveListing
+from backup_pipeline.engines.postgres.cluster import server_in
+from backup_pipeline.engines.postgres.server import connect
+from backup_pipeline.errors import BackupError, ConfigError, ObjectNotFound, Refused
+from backup_pipeline.process import Identity
+from backup_pipeline.storage.store import read_all
+from backup_pipeline.units import show_seconds
+from backup_pipeline.wal.listing import read_archive
+
+QUIET = timedelta(minutes=10)
+"""A source whose newest WAL is younger may be alive."""
+
+
+def read_record(cluster: ProtectedCluster, data: Path) -> RecoveredRecord:
+    """The record that a recovery of this cluster left there. Raises Refused, ConfigError, Corrupt."""
+    path = data / RECORD_NAME
+    try:
+        record = recovered_from_json(path.read_bytes(), str(path))
+    except FileNotFoundError:
+        done = " (it was promoted already)" if (data / PROMOTED_NAME).exists() else ""
+        raise Refused(
+            f"{data} is not a directory that `recover` finished{done}",
+            hint="Name the directory that it was told with --into.",
+        ) from None
+    except OSError as error:
+        raise ConfigError(
+            f"{path} cannot be read: {error.strerror}", hint="Run this as the directory's owner."
+        ) from error
+    if record.cluster != cluster.name:
+        raise Refused(
+            f"{data} was recovered from cluster {record.cluster}, not from {cluster.name}",
+            hint=f"backup-pipeline promote {record.cluster} {data}",
+        )
+    configured = cluster.config.data_directory
+    if configured and not _same(Path(configured), data):
+        raise Refused(
+            f"clusters.{cluster.name}.data_directory is {configured}, and not {data}: archiving would "
+            "refuse the WAL of this one",
+            hint="Move the directory there (it is not running then), or correct the configuration.",
+        )
+    return record
+
+
+def _same(one: Path, other: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return os.path.samefile(one, other)
+    return False
+
+
+def major_of(data: Path) -> int:
+    """The major version that a data directory is of. Raises ConfigError."""
+    try:
+        return int((data / "PG_VERSION").read_text(encoding="ascii"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{data} has no PG_VERSION that can be read: {error}") from error
+
+
+def owner_of(data: Path) -> Identity | None:
+    """Who the server runs as: the directory's owner, who is us, or whom we, as root, may become.
+
+    Raises Refused.
+    """
+    found = data.stat()
+    if found.st_uid == os.getuid() != 0:
+        return None
+    if os.getuid() != 0 or found.st_uid == 0:
+        raise Refused(
+            f"{data} belongs to another user, and its server runs as that one",
+            hint=f"Run this as that user; or, as root, first `chown -R postgres {shlex.quote(str(data))}`.",
+        )
+    return Identity(found.st_uid, found.st_gid)
+
+
+def system_in_archive(cluster: ProtectedCluster, record: RecoveredRecord, data: Path) -> ArchiveListing:
+    """The archive, which is of this system, and whose timeline of that number is this one's or nobody's.
+
+    Raises Refused, BackupNotFound, StoreError.
+    """
+    listing = read_archive(cluster.store, cluster.name)
+    if listing.system_identifier != record.system_identifier:
+        raise Refused(
+            f"the WAL archive of {cluster.name} belongs to PostgreSQL system {listing.system_identifier}, "
+            f"and {data} is of {record.system_identifier}",
+            hint=f"When this one is to take over: backup-pipeline wal setup {cluster.name} --adopt",
+        )
+    name = f"{record.timeline:08X}.history"
+    with contextlib.suppress(ObjectNotFound):
+        archived = read_all(
+            cluster.store, f"{wal_system_prefix(cluster.name, record.system_identifier)}{name}"
+        )
+        own = data / "pg_wal" / name
+        if not own.exists() or own.read_bytes() != archived:
+            raise Refused(
+                f"timeline {record.timeline} in the archive of {cluster.name} is another branch's: something "
+                f"else was promoted since {data} was recovered",
+                hint="Recover again: the new directory takes the next timeline. Is the other one production?",
+            )
+    return listing
+
+
+def refuse_doubt(
+    cluster: ProtectedCluster,
+    record: RecoveredRecord,
+    listing: ArchiveListing,
+    data: Path,
+    *,
+    gone: bool,
+    at: datetime,
+) -> list[str]:
+    """Why the source may be alive, as warnings where a person said that it is gone.
+
+    Raises Refused where nobody did.
+    """
+    doubts = [*_of_archive(record, listing, at), *_of_server(cluster, record, data)]
+    if doubts and not gone:
+        raise Refused(
+            f"the source of {data} may be alive: {doubts[0]}",
+            detail={f"sign {number}": doubt for number, doubt in enumerate(doubts, 1)},
+            hint="Two servers in one archive spoil it, and clients write to the wrong one. Stop the old one "
+            "for good; then say --source-is-gone.",
+        )
+    return doubts
+
+
+def _of_archive(record: RecoveredRecord, listing: ArchiveListing, at: datetime) -> Iterator[str]:
+    """WAL that came a moment ago on a timeline that is not this one's."""
+    others = [listing.newest(timeline) for timeline in listing.timelines if timeline != record.timeline]
+    newest = max((each.archived_at for each in others if each is not None), default=None)
+    if newest is not None and at - newest < QUIET:
+        age = show_seconds(max(0.0, (at - newest).total_seconds()))
+        yield f"it archived WAL at {show_moment(newest)}, {age} ago"
+
+
+def _of_server(cluster: ProtectedCluster, record: RecoveredRecord, data: Path) -> Iterator[str]:
+    """A server that answers where the source was, and is not this directory's own."""
+    if not cluster.config.dsn.named:
+        return
+    try:
+        source = cluster.source()
+        with contextlib.closing(connect(source, purpose="promote", statement_timeout_s=10.0)) as session:
+            row = session.execute(
+                "SELECT system_identifier::text,"
+                " CASE WHEN NOT pg_catalog.pg_is_in_recovery() THEN"
+                " substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8) END"
+                " FROM pg_catalog.pg_control_system()"
+            ).fetchone()
+    except BackupError:
+        return  # nobody answers there, or nobody whom this role may ask
+    ours = (record.system_identifier, f"{record.timeline:08X}")
+    if row is not None and row[0] == ours[0] and row[1] is not None and row[1] != ours[1]:
+        yield f"a server of its system answers at {source.shown}, on timeline {int(str(row[1]), 16)}"
+    elif row is not None and tuple(row) == ours and server_in(data) is None:
+        yield f"a server of its system answers at {source.shown}, on this timeline, and is not that of {data}"

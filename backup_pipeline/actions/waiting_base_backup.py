@@ -1,0 +1,79 @@
+"""Base backups that are whole but for WAL that came too late: kept, and listed once it is there.
+
+Called by base_backup.py. What was uploaded for an hour is not thrown away because the archiver was behind. A
+prune collects what nobody finished, as it does what a killed one left.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from backup_pipeline.actions.needed_wal import needed_names, not_archived
+from backup_pipeline.actions.protected import Clock
+from backup_pipeline.actions.protected_cluster import ProtectedCluster
+from backup_pipeline.actions.report import Report
+from backup_pipeline.domain.backup import BackupId
+from backup_pipeline.domain.base_backup import BaseManifest, base_from_json, base_to_json
+from backup_pipeline.domain.layout import COPY_NAMES, Beside, base_prefix, wal_system_prefix
+from backup_pipeline.domain.wal import TimelineHistory, parse_history
+from backup_pipeline.errors import BackupError, Corrupt, StoreError
+from backup_pipeline.storage import base_backups, leases
+from backup_pipeline.storage.catalog_publish import read_or_none
+from backup_pipeline.storage.store import Store
+
+_WAITING = "waiting.json"
+
+
+def keep_waiting(store: Store, manifest: BaseManifest) -> None:
+    """Say beside the objects what they are, before their WAL is there; durable on return."""
+    store.put(base_prefix(manifest.id) + _WAITING, [base_to_json(manifest)])
+
+
+def forget_waiting(store: Store, backup: BackupId) -> None:
+    """It is listed: what was said meanwhile goes, where this process may delete."""
+    store.delete([base_prefix(backup) + _WAITING])
+
+
+def finish_waiting(cluster: ProtectedCluster, *, clock: Clock, report: Report) -> tuple[BackupId, ...]:
+    """List those whose WAL is in the archive by now. What cannot be finished is told, and waits on."""
+    finished: list[BackupId] = []
+    try:
+        waiting = tuple(_waiting(cluster, report))
+    except StoreError as error:
+        report.say(f"whether base backups wait for their WAL is not known: {error.message}")
+        return ()
+    for manifest in waiting:
+        try:
+            with leases.claim(cluster.store, manifest.id, clock=clock) as others:
+                if others:
+                    continue  # under way
+                missing = not_archived(cluster, manifest, needed_names(manifest, _history(cluster, manifest)))
+                if missing:
+                    report.say(f"{manifest.id} still waits for {missing[0]}")
+                    continue
+            base_backups.publish(cluster.store, replace(manifest, finished_at=clock()))
+            forget_waiting(cluster.store, manifest.id)
+            report.say(f"published {manifest.id}: its WAL is in the archive now")
+            finished.append(manifest.id)
+        except BackupError as error:
+            report.say(f"{manifest.id} cannot be finished: {error.message}")
+    return tuple(finished)
+
+
+def _waiting(cluster: ProtectedCluster, report: Report) -> Iterator[BaseManifest]:
+    for backup in base_backups.unlisted(cluster.store, cluster.name):
+        key = base_prefix(backup) + _WAITING
+        data = read_or_none(cluster.store, key)
+        if data is None:
+            continue
+        try:
+            yield base_from_json(data, base_prefix(backup) + COPY_NAMES[Beside.MANIFEST])
+        except Corrupt as error:
+            report.say(f"{key}: {error.message}")
+
+
+def _history(cluster: ProtectedCluster, manifest: BaseManifest) -> TimelineHistory:
+    timeline = manifest.end.timeline
+    if timeline == 1:
+        return TimelineHistory(1)
+    key = f"{wal_system_prefix(cluster.name, manifest.system_identifier)}{timeline:08X}.history"
+    return parse_history(timeline, b"".join(cluster.store.read(key)))

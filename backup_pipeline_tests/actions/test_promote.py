@@ -1,0 +1,272 @@
+"""A recovered directory that becomes production: only when it is right, and whatever dies meanwhile."""
+
+import contextlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backup_pipeline import process
+from backup_pipeline.actions import promote
+from backup_pipeline.actions.promote import PromoteRequest
+from backup_pipeline.actions.protected_cluster import ProtectedCluster, open_cluster
+from backup_pipeline.actions.source_configuration import is_configured
+from backup_pipeline.config import ClusterConfig, Secret, StoreConfig
+from backup_pipeline.config_file import parse
+from backup_pipeline.domain.layout import wal_system_prefix
+from backup_pipeline.domain.recovered import PROMOTED_NAME, RECORD_NAME
+from backup_pipeline.engines.postgres import daemon
+from backup_pipeline.engines.postgres.cluster import (
+    FREE_PORT,
+    LocalCluster,
+    free_port,
+    server_identity,
+    server_in,
+)
+from backup_pipeline.engines.postgres.daemon import Address
+from backup_pipeline.engines.postgres.endpoint import Endpoint
+from backup_pipeline.engines.postgres.scratch import private_folder
+from backup_pipeline.errors import Refused, ServerError, ToolError
+from backup_pipeline.process import Completed
+from backup_pipeline.storage import base_backups
+from backup_pipeline.storage.directory import DirectoryStore
+from backup_pipeline.wal.setup import archive_command
+from backup_pipeline_tests.actions.box import Said, ask, execute, now
+from backup_pipeline_tests.actions.cluster_box import give
+from backup_pipeline_tests.servers import postgres as servers
+from backup_pipeline_tests.storage.effects import Died
+from backup_pipeline_tests.wal.box import WalBox, python_for, wait_for
+
+SETTINGS = {"archive_mode": "on", "wal_level": "replica", "max_wal_senders": "5", "fsync": "off"}
+CONFIGURATION = """
+port = {port}
+listen_addresses = ''
+unix_socket_directories = '{sockets}'
+work_mem = '7MB'
+fsync = off
+shared_preload_libraries = 'planted'
+archive_cleanup_command = 'touch {planted}'
+ssl_passphrase_command = 'touch {planted}'
+synchronous_standby_names = 'gone'
+"""
+
+
+@dataclass
+class Site:
+    """An old production, what was recovered from it, and the configuration that reads both."""
+
+    old: LocalCluster
+    box: WalBox
+    data: Path
+    planted: Path
+    sockets: Path
+    port: int
+
+    def run(self, *words: str) -> Completed:
+        """The command line, as the server's user."""
+        return process.run(self.box.program("--quiet", *words), timeout_s=120, check=False)
+
+    def must(self, *words: str) -> Completed:
+        done = self.run(*words)
+        assert done.returncode == 0, done.stderr
+        return done
+
+    @property
+    def cluster(self) -> ProtectedCluster:
+        return open_cluster(parse(self.box.path.read_text(), self.box.path), "main")
+
+    def request(self, **changes: Any) -> PromoteRequest:
+        command = archive_command(self.cluster.config, self.box.path, python=self.box.python)
+        return replace(PromoteRequest(self.data, command, source_is_gone=True, confirm="main"), **changes)
+
+    def plan(self, **changes: Any) -> promote.Plan:
+        return promote.plan(self.cluster, self.request(**changes), clock=now)
+
+    @property
+    def new(self) -> Endpoint:
+        return Endpoint(f"host={self.sockets} port={self.port} user=postgres dbname=postgres")
+
+
+@pytest.fixture(scope="module", params=[servers.bin_dir_15, servers.bin_dir_17], ids=["15", "17"])
+def site(request: pytest.FixtureRequest) -> Iterator[Site]:
+    """A cluster that archives by the real client, a base backup, a row behind it; recovered, and running."""
+    identity = server_identity()
+    with private_folder() as folder:
+        place = folder / "box"
+        for name in ("store", "sockets"):
+            (place / name).mkdir(parents=True, mode=0o711)
+        old = LocalCluster(request.param(), folder / "cluster", settings=SETTINGS)
+        old.create()
+        planted, port = place / "planted", free_port()
+        conf = old.data / "postgresql.conf"
+        added = CONFIGURATION.format(port=port, sockets=place / "sockets", planted=planted)
+        conf.write_text(conf.read_text() + added)
+        # Those would keep this very server from starting, or its commits from ending.
+        old.settings = {**SETTINGS, "archive_cleanup_command": "", "synchronous_standby_names": ""}
+        old.start()
+        python = python_for(identity, folder)
+        dsn, store = old.endpoint().dsn, StoreConfig((place / "store").as_uri())
+        box = WalBox(place, store, dsn=dsn, data_directory=str(old.data), identity=identity, python=python)
+        give_all(place)
+        made = Site(old, box, place / "new", planted, place / "sockets", port)
+        try:
+            prepare(made)
+            yield made
+        finally:
+            old.stop()
+            with contextlib.suppress(ToolError):
+                daemon.stop(f"{old.bin_dir}/pg_ctl", made.data, owner=identity)
+
+
+def give_all(place: Path) -> None:
+    """Let the server's user own what we, as root, may have written."""
+    for path in (place, *place.rglob("*")):
+        give(path)
+
+
+def prepare(site: Site) -> None:
+    site.must("wal", "setup", "main", "--apply")
+    execute(site.old.endpoint(), "CREATE TABLE public.kept AS SELECT 1 AS number")
+    site.must("base-backup", "main")
+    execute(site.old.endpoint(), "INSERT INTO public.kept VALUES (2)")
+    switch(site.old.endpoint())
+    site.must("recover", "main", "--to", "latest", "--into", str(site.data), "--port", str(free_port()))
+    site.box = replace(site.box, data_directory=str(site.data))
+
+
+def switch(endpoint: Endpoint) -> None:
+    """Begin a new segment, and wait until the one before it is archived."""
+    name = str(ask(endpoint, "SELECT pg_walfile_name(pg_switch_wal())"))
+    wait_for(lambda: str(ask(endpoint, "SELECT last_archived_wal FROM pg_stat_archiver")) >= name)
+
+
+def test_while_the_source_may_be_alive_nothing_is_done(site: Site) -> None:
+    """It answers, and after its end its WAL is young; a person says that it is gone, and types the name."""
+    told = ("promote", "main", str(site.data), "--confirm", "main")
+    refused = site.run(*told)
+    assert refused.returncode == 6
+    assert "may be alive" in refused.stderr
+    assert "answers at" in refused.stderr
+    site.old.stop()
+    refused = site.run(*told)
+    assert (refused.returncode, "it archived WAL at" in refused.stderr) == (6, True), refused.stderr
+    assert "answers at" not in refused.stderr
+    refused = site.run("promote", "main", str(site.data), "--source-is-gone")
+    assert (refused.returncode, "is not confirmed" in refused.stderr) == (6, True), refused.stderr
+    assert server_in(site.data) is not None  # as `recover --port` left it
+    assert not is_configured(site.data)
+    assert (site.data / RECORD_NAME).exists()
+
+
+def test_the_plan_shows_what_comes_back_and_what_does_not(site: Site) -> None:
+    told = ("promote", "main", str(site.data), "--source-is-gone", "--dry-run")
+    lines = json.loads(site.must(*told, "--json").stdout)["plan"]
+    assert "setting: work_mem = '7MB'" in lines
+    assert any(line.startswith("LEFT OUT: shared_preload_libraries = 'planted'") for line in lines)
+    assert any(line.startswith("LEFT OUT: synchronous_standby_names") for line in lines)
+    assert "pg_hba.conf: local all all trust" in [" ".join(line.split()) for line in lines]
+    assert any("client.py" in line for line in lines if line.startswith("archiving: archive_command"))
+    allowed = site.must(*told, "--allow", "shared_preload_libraries").stdout
+    assert "setting: shared_preload_libraries = 'planted'" in allowed
+    assert list(site.data.glob("*.new")) == []
+
+
+def test_what_is_not_a_finished_recovery_is_refused(site: Site, tmp_path: Path) -> None:
+    with pytest.raises(Refused, match="is not a directory that `recover` finished"):
+        site.plan(data=tmp_path)
+    elsewhere = replace(site.cluster, config=replace(site.cluster.config, data_directory=str(tmp_path)))
+    with pytest.raises(Refused, match="data_directory is"):
+        promote.plan(elsewhere, site.request(), clock=now)
+    another = replace(site.cluster, config=replace(site.cluster.config, name="other"))
+    with pytest.raises(Refused, match="was recovered from cluster main, not from other"):
+        promote.plan(another, site.request(), clock=now)
+
+
+def test_a_timeline_that_another_branch_took_is_refused(site: Site) -> None:
+    store, system = site.cluster.store, site.plan().record.system_identifier
+    key = f"{wal_system_prefix('main', system)}00000002.history"
+    store.put(key, [b"1\t0/3000000\tanother branch\n"])
+    try:
+        with pytest.raises(Refused, match="timeline 2 in the archive of main is another branch's"):
+            site.plan()
+    finally:
+        store.delete([key])
+
+
+def test_whatever_dies_it_is_gone_on_with_until_it_is_production(site: Site) -> None:
+    site.old.stop()
+    for words in (
+        "configuration is in force",
+        "the server runs",
+        "taking the first base backup",
+        "published",
+    ):
+        with pytest.raises(Died):
+            promote.carry_out(site.cluster, site.plan(), clock=now, report=Said(dying_at(words)))
+        assert (site.data / RECORD_NAME).exists()
+    give_all(site.box.folder / "store")
+    done = site.must("promote", "main", str(site.data), "--source-is-gone", "--confirm", "main", "--json")
+    answer = json.loads(done.stdout)
+    assert (answer["timeline"], answer["port"]) == (2, site.port)
+    assert any("never start the old server again" in line for line in answer["lines"])
+    assert not (site.data / RECORD_NAME).exists()
+    assert (site.data / PROMOTED_NAME).exists()
+    assert ask(site.new, "SELECT array_agg(number) FROM public.kept") == [1, 2]
+    assert ask(site.new, "SHOW work_mem") == "7MB"
+    assert ask(site.new, "SHOW archive_mode") == "on"
+    assert ask(site.new, "SHOW shared_preload_libraries") == ""
+    assert not site.planted.exists()
+    taken = base_backups.list_base_backups(site.cluster.store, "main", fresh=True).backups
+    assert [each.manifest.start.timeline for each in taken] == [2, 1]
+    assert str(taken[0].id) == answer["base_backup"]
+    with pytest.raises(Refused, match="it was promoted already"):
+        site.plan()
+
+
+def test_what_is_committed_afterwards_can_be_recovered(site: Site) -> None:
+    execute(site.new, "INSERT INTO public.kept VALUES (3)")
+    switch(site.new)
+    into, port = site.box.folder / "third", free_port()
+    site.must("recover", "main", "--to", "latest", "--into", str(into), "--port", str(port))
+    try:
+        third = Endpoint(f"host={into} port={port} user=postgres dbname=postgres")
+        assert ask(third, "SELECT array_agg(number) FROM public.kept") == [1, 2, 3]
+        assert not (into / PROMOTED_NAME).exists()
+    finally:
+        daemon.stop(f"{site.old.bin_dir}/pg_ctl", into, owner=server_identity())
+
+
+def test_the_new_server_is_asked_at_its_own_address_by_tcp_where_its_socket_lets_nobody_in(
+    tmp_path: Path,
+) -> None:
+    with private_folder() as folder:
+        password = Secret("known")
+        server = LocalCluster(
+            servers.bin_dir_17(), folder / "cluster", relaxed=True, port=FREE_PORT, password=password
+        )
+        server.create()
+        server.start()
+        try:
+            config = ClusterConfig("main", Secret("host=old.example user=postgres password=known"))
+            cluster = ProtectedCluster(config, DirectoryStore(tmp_path))
+            address = Address(server.port or 0, str(tmp_path), "*")
+            found = promote.at_its_own_address(cluster, address)
+            assert ask(found.source(), "SELECT inet_server_port()") == server.port
+            with pytest.raises(ServerError):
+                promote.at_its_own_address(cluster, replace(address, host=""))
+        finally:
+            server.stop()
+
+
+class dying_at:  # noqa: N801 - reads as the verb that it is
+    """Dies when a line with these words is said."""
+
+    def __init__(self, words: str) -> None:
+        self.words = words
+
+    def __call__(self, line: str) -> None:
+        if self.words in line:
+            raise Died

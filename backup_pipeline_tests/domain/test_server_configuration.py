@@ -1,0 +1,162 @@
+"""Configuration that others may have written: read as PostgreSQL reads it, and nothing planted comes back."""
+
+import contextlib
+from collections.abc import Collection
+
+import pytest
+
+from backup_pipeline.domain.server_configuration import (
+    HEADER,
+    TRUST,
+    Decision,
+    decide,
+    decide_rules,
+    parse_settings,
+    render,
+    render_rules,
+)
+from backup_pipeline.engines.postgres.cluster import LocalCluster
+from backup_pipeline.engines.postgres.server import connect
+
+
+def decided(text: str, *, allowed: Collection[str] = (), here: Collection[str] = ()) -> dict[str, Decision]:
+    settings, odd = parse_settings(text, "postgresql.conf")
+    assert odd == ()
+    found = decide(settings, allowed=allowed, exists=lambda path: path in here)
+    return {each.setting.name: each for each in found}
+
+
+@pytest.mark.parametrize(
+    ("line", "name", "value"),
+    [
+        ("work_mem = 8MB", "work_mem", "8MB"),
+        ("work_mem 8MB # half of it", "work_mem", "8MB"),
+        ("  Work_Mem='8MB'  ", "work_mem", "8MB"),
+        ("log_line_prefix = '%m [%p] #it''s '", "log_line_prefix", "%m [%p] #it's "),
+        (r"search_path = 'a\'b\\c\n\101'", "search_path", "a'b\\c\nA"),
+        ("auto_explain.log_min_duration = '3s'", "auto_explain.log_min_duration", "3s"),
+        ("max_connections=100\r", "max_connections", "100"),
+    ],
+)
+def test_a_line_is_read_as_postgresql_reads_it(line: str, name: str, value: str) -> None:
+    ((setting,), odd) = parse_settings(f"# before\n\n{line}\n", "x.conf")
+    assert (setting.name, setting.value, setting.where, odd) == (name, value, "x.conf:3", ())
+
+
+def test_what_cannot_be_read_is_named() -> None:
+    assert parse_settings("work_mem = 'open\nport = 5432\n= 3\n", "x.conf")[1] == ("x.conf:1", "x.conf:3")
+
+
+def test_of_several_the_last_is_in_force() -> None:
+    assert decided("port = 1\nPort = 2\n")["port"].setting.value == "2"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "shared_preload_libraries = 'evil'",
+        "session_preload_libraries = evil",
+        "local_preload_libraries = 'evil'",
+        "dynamic_library_path = '/tmp:$libdir'",
+        "extension_control_path = '/tmp'",
+        "jit_provider = 'evil'",
+        "ssl_passphrase_command = 'sh -c evil'",
+        "oauth_validator_libraries = 'evil'",
+        "plperl.on_init = 'system(q(evil))'",
+    ],
+)
+def test_what_runs_code_comes_back_only_by_name(line: str) -> None:
+    ((name, left),) = decided(line).items()
+    assert (left.kept, left.allowable) == (False, True)
+    assert decided(line, allowed=[name])[name].kept
+    assert not decided(line, allowed=["another"])[name].kept
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "archive_command = 'evil'",
+        "archive_library = 'evil'",
+        "restore_command = 'evil'",
+        "archive_cleanup_command = 'evil'",
+        "recovery_end_command = 'evil'",
+        "recovery_target_time = '2026-01-01'",
+        "primary_conninfo = 'host=old'",
+        "synchronous_standby_names = '*'",
+        "data_directory = '/elsewhere'",
+        "hba_file = '/elsewhere'",
+    ],
+)
+def test_what_belongs_to_the_old_server_never_comes_back(line: str) -> None:
+    name = line.partition(" ")[0]
+    left = decided(line, allowed=[name])[name]
+    assert (left.kept, left.allowable) == (False, False)
+
+
+def test_each_setting_that_runs_something_is_known_by_its_name(postgres: LocalCluster) -> None:
+    """Those of the server itself, by what they are called: a new version may bring another one."""
+    with contextlib.closing(connect(postgres.endpoint())) as session:
+        rows = session.execute(
+            "SELECT name FROM pg_settings WHERE context <> 'internal' AND (name ~ '(librar|command|provider)'"
+            " OR short_desc ~* '(shell command|librar)')"
+        ).fetchall()
+    names = {str(name) for (name,) in rows}
+    harmless = {name for name in names if decided(f"{name} = 'x'")[name].kept}
+    assert {"archive_command", "shared_preload_libraries", "ssl_passphrase_command"} <= names
+    assert harmless <= {"log_replication_commands", "ssl_passphrase_command_supports_reload"}
+
+
+def test_files_that_are_not_here_take_tls_with_them_and_say_so() -> None:
+    files = "ssl_cert_file = '/etc/tls/a.crt'\nssl_key_file = '/etc/tls/a.key'\nlog_directory = '/var/l'"
+    text = f"ssl = on\n{files}"
+    without = decided(text, here=["/etc/tls/a.crt"])
+    assert {name for name, each in without.items() if each.kept} == {"ssl_cert_file"}
+    assert "TLS WOULD BE OFF" in without["ssl"].reason
+    everything = decided(text, here=["/etc/tls/a.crt", "/etc/tls/a.key", "/var/l"])
+    assert all(each.kept for each in everything.values())
+    assert decided("ssl = off")["ssl"].kept
+    assert not decided("unix_socket_directories = '/run/a, \"/tmp\"'", here=["/tmp"])[
+        "unix_socket_directories"
+    ].kept
+
+
+def test_what_is_written_is_read_again_as_it_was() -> None:
+    value = "it's a \\ #\nnew line\r"
+    first = decided("search_path = 'it''s a \\\\ #\\nnew line\\r'\nrestore_command = 'a\\nport = 7'")
+    assert first["search_path"].setting.value == value
+    text = render(first.values(), ["a note"])
+    assert text.startswith(HEADER)
+    ((setting,), odd) = parse_settings(text, "x")
+    assert (setting.name, setting.value, odd) == ("search_path", value, ())
+
+
+@pytest.mark.parametrize(
+    ("line", "kept"),
+    [
+        ("local all all trust", True),
+        ("host all all 10.0.0.0/8 scram-sha-256", True),
+        ("host trust all 10.0.0.0/8 scram-sha-256  # trust", True),
+        ("host all all 0.0.0.0/0 trust", False),
+        ("hostssl all all 0.0.0.0 0.0.0.0 Trust", False),
+        ('"host" "a # b" "all" all "trust"', False),
+        ("host all, postgres all all trust", False),
+        ("host all @admins all scram-sha-256", False),
+        ("include other.conf", False),
+        ("include_if_exists /etc/evil", False),
+    ],
+)
+def test_rules_that_let_anybody_in_or_lead_elsewhere_stay_out(line: str, kept: bool) -> None:
+    (rule,) = decide_rules(f"# comment\n\n{line}\n", allowed=[])
+    assert rule.kept is kept
+    lines = render_rules([rule]).splitlines()
+    assert lines == [HEADER, line if kept else f"# left out: {line}"]
+
+
+def test_trust_by_tcp_can_be_allowed() -> None:
+    (rule,) = decide_rules("host all all all trust", allowed=[TRUST])
+    assert rule.kept
+
+
+def test_a_rule_that_goes_on_in_the_next_line_is_one() -> None:
+    (rule,) = decide_rules("host all all \\\n0.0.0.0/0 \\\ntrust\n", allowed=[])
+    assert not rule.kept
