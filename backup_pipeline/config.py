@@ -164,6 +164,14 @@ class ScratchConfig:
 
 
 @dataclass(frozen=True)
+class ReceiveConfig:
+    """A cluster's WAL is read through a replication slot."""
+
+    slot: str
+    ship_every: timedelta = timedelta(seconds=5)  # for a segment that is being written
+
+
+@dataclass(frozen=True)
 class ClusterConfig:
     """One cluster under continuous protection: its WAL, its base backups, and its recovery window."""
 
@@ -173,6 +181,7 @@ class ClusterConfig:
     data_directory: str = ""  # where PostgreSQL's files are, on the machine that the agent runs on
     recovery_window: timedelta = timedelta(hours=24)
     base_backup_cron: str = "0 2 * * *"
+    receive: ReceiveConfig | None = None  # None: PostgreSQL hands its WAL to archive_command
     archive_timeout: timedelta = timedelta(seconds=60)
     push_timeout: timedelta = timedelta(seconds=90)  # for one file, before archive_command gives up
     socket: str = ""  # of the agent; "": /run/backup_pipeline/<name>.sock

@@ -20,6 +20,7 @@ from backup_pipeline.config import (
     Config,
     DatabaseConfig,
     ProvePolicy,
+    ReceiveConfig,
     ScratchConfig,
     Secret,
     StoreConfig,
@@ -32,6 +33,7 @@ from backup_pipeline.config_tables import (
     FileTable,
     FromEnv,
     FromFile,
+    ReceiveTable,
     ScratchTable,
     StoreTable,
     TierTable,
@@ -163,6 +165,8 @@ def _known_keys(where: Sequence[int | str]) -> list[str]:
             model = ClusterTable
         case ["clusters", _, "base_backup"]:
             model = BaseBackupTable
+        case ["clusters", _, "receive"]:
+            model = ReceiveTable
         case [*_, "tiers", _]:
             model = TierTable
         case [*_, "prove"]:
@@ -313,6 +317,13 @@ def _prove(raw: str | UpToTable) -> ProvePolicy:
     return ProvePolicy() if raw == "always" else ProvePolicy(always=False, cron=raw)
 
 
+def _receive(name: str, table: ReceiveTable | None) -> ReceiveConfig | None:
+    if table is None:
+        return None
+    slot = table.slot or f"backup_pipeline_{name.lower().replace('-', '_')}"[:63]
+    return ReceiveConfig(slot, parse_duration(table.ship_every))
+
+
 def _cluster(name: str, table: ClusterTable, path: Path) -> ClusterConfig:
     key = f"clusters.{name}"
     dsn = _secret(table.dsn, f"{key}.dsn", path)
@@ -328,6 +339,7 @@ def _cluster(name: str, table: ClusterTable, path: Path) -> ClusterConfig:
         base_backup_cron=table.base_backup.cron,
         checkpoint=table.base_backup.checkpoint,
         max_rate_bytes_s=parse_size_bytes(rate) if rate else None,
+        receive=_receive(name, table.receive),
         archive_timeout=parse_duration(table.archive_timeout),
         push_timeout=parse_duration(table.push_timeout),
         socket=_local(table.socket, path),

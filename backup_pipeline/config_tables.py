@@ -173,12 +173,18 @@ class BaseBackupTable(Table):
     max_rate: Size | Literal[""] = ""
 
 
+class ReceiveTable(Table):
+    slot: Annotated[str, Field(pattern=r"^([a-z0-9_]{1,63})?$")] = ""
+    ship_every: Duration = "5s"
+
+
 class ClusterTable(Table):
     dsn: Dsn
     password: Source | None = None
     data_directory: str = ""
     recovery_window: Duration = "24h"
     base_backup: BaseBackupTable = BaseBackupTable()
+    receive: ReceiveTable | None = None
     archive_timeout: Duration = "60s"
     push_timeout: Duration = "90s"
     socket: str = ""

@@ -14,7 +14,8 @@ from backup_pipeline.config_file import parse
 CHECKOUT = Path(__file__).parents[1]
 UNITS = sorted((CHECKOUT / "deploy" / "systemd").glob("*.service"))
 AGENT = next(unit for unit in UNITS if "wal-agent" in unit.name)
-SERVICES = [unit for unit in UNITS if unit != AGENT]
+RECEIVER = next(unit for unit in UNITS if "wal-receive" in unit.name)
+SERVICES = [unit for unit in UNITS if unit not in (AGENT, RECEIVER)]
 
 
 def pins(name: str) -> set[str]:
@@ -40,6 +41,19 @@ def test_a_unit_is_what_the_instructions_prepare(unit: Path) -> None:
     assert f"--home-dir {said['ReadWritePaths']} --shell /usr/sbin/nologin {said['User']}" in steps
     assert f"tar -x -C {program.parents[2]}\n" in steps
     assert said["EnvironmentFile"].removeprefix("-") in steps
+
+
+def test_the_wal_receivers_unit_is_what_its_page_prepares() -> None:
+    said = dict(re.findall(r"^(\w+)=(.*)$", RECEIVER.read_text(encoding="utf-8"), re.M))
+    page = (CHECKOUT / "docs" / "wal.md").read_text(encoding="utf-8")
+    program, *arguments = said["ExecStart"].split()
+    assert program in page
+    assert f"cp deploy/systemd/{RECEIVER.name} " in page
+    group = next(command for name, command in cli.commands.items() if name == arguments[0])
+    assert isinstance(group, click.Group)
+    assert arguments == ["wal", "receive", "%i"]
+    assert "receive" in group.commands
+    assert said["Environment"].removeprefix(f"{CONFIG_VARIABLE}=") in page
 
 
 def test_the_wal_agents_unit_is_what_its_page_prepares() -> None:

@@ -111,7 +111,7 @@ def preflight(cluster: ProtectedCluster, *, report: Report) -> Preflight:
         raise Refused(
             f"nothing archives the WAL of cluster {cluster.name}, and without it a base backup is of no use",
             detail={"system identifier": system, "archive_mode": facts.archive_mode},
-            hint="Run `backup-pipeline wal setup` for it first.",
+            hint="Run `backup-pipeline wal setup` for it first; where it is received, start `wal receive`.",
         )
     cluster.store.put(f"{SCRATCH}preflight", [b"may this process write here?"])
     cluster.store.delete([f"{SCRATCH}preflight"])

@@ -247,7 +247,7 @@ def _replay(
     """Let PostgreSQL replay, and see what it came to; the server has ended on return."""
     target, identity, data = planned.request.target, work.owner, work.inside.data
     prefetch = Prefetch(
-        partial(_fetch, cluster, system_identifier=planned.manifest.system_identifier, report=report),
+        partial(_fetch, cluster, planned, report=report),
         [segment.name(planned.manifest.segment_bytes) for segment in planned.judged.route.segments],
         data / _SPOOL,
         owner=identity,
@@ -283,10 +283,13 @@ def _replay(
     return recovered
 
 
-def _fetch(
-    cluster: ProtectedCluster, name: str, path: Path, *, system_identifier: str, report: Report
-) -> None:
-    fetched = fetch(cluster.store, cluster.name, name, path, system_identifier=system_identifier)
+def _fetch(cluster: ProtectedCluster, planned: Plan, name: str, path: Path, *, report: Report) -> None:
+    manifest, route = planned.manifest, planned.judged.route
+    fetched = fetch(cluster.store, cluster.name, name, path, system_identifier=manifest.system_identifier)
+    if route.partial is not None and name == route.partial.name(manifest.segment_bytes):
+        # More of it may have been archived since. A recovery keeps to its plan.
+        os.truncate(path, route.end.value - route.partial.start(manifest.segment_bytes).value)
+        os.truncate(path, manifest.segment_bytes)
     report.say(f"fetched {fetched.name}")
 
 

@@ -15,7 +15,15 @@ from backup_pipeline.actions.protected_cluster import ProtectedCluster
 from backup_pipeline.actions.report import Report
 from backup_pipeline.domain.backup import BackupId
 from backup_pipeline.domain.base_backup import BaseManifest
-from backup_pipeline.domain.recovery_route import Archive, BasePoint, Ending, Route, archive_of, without
+from backup_pipeline.domain.recovery_route import (
+    Archive,
+    BasePoint,
+    Ending,
+    Route,
+    archive_of,
+    reaching,
+    without,
+)
 from backup_pipeline.domain.recovery_target import RecoveryTarget
 from backup_pipeline.domain.wal import Lsn, WalSegment
 from backup_pipeline.domain.wal_archive import ArchiveListing
@@ -68,7 +76,8 @@ class RecoveryFacts:
         sizes = {
             each.segment: each.stored_bytes for found in self.listing.segments.values() for each in found
         }
-        return sum(sizes.get(segment, 0) for segment in segments)
+        parts = {each.segment: each.stored_bytes for each in self.listing.partials}
+        return sum(sizes.get(segment, parts.get(segment, 0)) for segment in segments)
 
 
 def read_facts(
@@ -118,7 +127,9 @@ def read_ending(
     with tempfile.TemporaryDirectory(prefix="backup-waldump-") as folder:
         for segment in reversed(route.segments):
             try:
-                found = _last_in(cluster, facts, segment, Path(folder), pg_waldump)
+                found, content_bytes = _last_in(cluster, facts, segment, Path(folder), pg_waldump)
+                if segment == route.partial:
+                    route = reaching(route, content_bytes, archive)
             except Corrupt as error:
                 route = without(route, segment, error.message, archive)
                 report.say(f"warning: {error.message}")
@@ -128,7 +139,7 @@ def read_ending(
             if found is not None:
                 last_at = found.at
                 break
-            if target.at is not None and archive.segments[segment.timeline][segment.number] < target.at:
+            if target.at is not None and archive.archived_at(segment) < target.at:
                 break  # nor is a commit beyond the target in any before it
     covered = None
     if route.missing is None and route.unusable is None and cluster.config.dsn.named:
@@ -141,12 +152,14 @@ def read_ending(
 
 def _last_in(
     cluster: ProtectedCluster, facts: RecoveryFacts, segment: WalSegment, folder: Path, pg_waldump: str
-) -> TransactionEnd | None:
+) -> tuple[TransactionEnd | None, int]:
+    """The last transaction that ended in a segment, and how many bytes of it are written."""
     path = folder / segment.name(facts.listing.segment_bytes)
     try:
         system = facts.listing.system_identifier
-        fetch(cluster.store, cluster.name, path.name, path, system_identifier=system)
-        return last_transaction(pg_waldump, path)
+        fetched = fetch(cluster.store, cluster.name, path.name, path, system_identifier=system)
+        found = last_transaction(pg_waldump, path, ends_early=fetched.partial)
+        return found, fetched.content_bytes
     finally:
         path.unlink(missing_ok=True)
 

@@ -12,8 +12,10 @@ from rich.text import Text
 from backup_pipeline.actions.windows import ClusterWindows
 from backup_pipeline.domain.base_backup import BaseBackup
 from backup_pipeline.domain.layout import base_prefix
+from backup_pipeline.engines.postgres.slots import SlotLook
 from backup_pipeline.terminal import proof_values, show_age, show_verdict, two_columns
 from backup_pipeline.units import show_bytes, show_line, show_seconds
+from backup_pipeline.wal.slot_status import slot_line
 from backup_pipeline.wal.status import WalStatus
 
 
@@ -36,12 +38,29 @@ def wal_record(status: WalStatus) -> dict[str, object]:
         "lsn": str(archiver.lsn),
         "newest": newest.segment.name(segment_bytes) if newest else None,
         "newest_at": newest.archived_at.isoformat() if newest else None,
+        "slot": _slot_record(status.slot),
         "lag_bytes": status.lag_bytes,
         "lag_s": status.lag_s,
         "segments": sum(len(found) for found in archive.segments.values()) if archive else 0,
         "stored_bytes": archive.stored_bytes if archive else 0,
         "gaps": [gap.names(segment_bytes) for gap in status.gaps],
         "problems": list(status.problems),
+    }
+
+
+def _slot_record(look: SlotLook | None) -> dict[str, object] | None:
+    """The slot of a cluster that is received; its state is None where the server has none."""
+    if look is None:
+        return None
+    slot = look.status
+    return {
+        "name": slot.name if slot else None,
+        "active": slot.active if slot else False,
+        "wal_status": slot.wal_status if slot else None,
+        "archived_until": str(slot.confirmed) if slot and slot.confirmed else None,
+        "kept_bytes": slot.kept_bytes if slot else 0,
+        "safe_bytes": slot.safe_bytes if slot else None,
+        "max_slot_wal_keep_size_mb": look.max_keep_mb,
     }
 
 
@@ -53,23 +72,26 @@ def wal_details(status: WalStatus) -> Table:
     """How archiving stands, for a person."""
     archiver, archive, newest = status.archiver, status.archive, status.newest
     told = dict(status.agent.told)
-    rows = [
-        (
-            "agent",
-            f"version {told.get('program')}, process {told.get('pid')}, {told.get('archived')} archived"
-            if status.agent.answers
-            else f"NONE ({status.agent.said})",
-        ),
-        ("waiting", "not shown to this role" if archiver.ready is None else _waiting(status)),
-        ("archiver", f"{archiver.archived} archived, {archiver.failed} failed"),
-    ]
-    if archiver.last_failed_at:
+    rows = [("slot", slot_line(status.slot))] if status.slot else []
+    if status.is_handed:
+        rows += [
+            (
+                "agent",
+                f"version {told.get('program')}, process {told.get('pid')}, {told.get('archived')} archived"
+                if status.agent.answers
+                else f"NONE ({status.agent.said})",
+            ),
+            ("waiting", "not shown to this role" if archiver.ready is None else _waiting(status)),
+            ("archiver", f"{archiver.archived} archived, {archiver.failed} failed"),
+        ]
+    if status.is_handed and archiver.last_failed_at:
         rows.append(
             ("last failure", f"{archiver.last_failed}, {show_age(archiver.last_failed_at, status.at)}")
         )
     if archive and newest:
         name = newest.segment.name(archive.segment_bytes)
         rows.append(("newest", f"{name}, {show_age(newest.archived_at, status.at)}"))
+    if archive and status.lag_bytes is not None:
         behind = f"{show_bytes(status.lag_bytes or 0)}, {show_seconds(status.lag_s or 0.0)}"
         rows.append(("behind", f"{behind} (the server is at {archiver.lsn}, timeline {archiver.timeline})"))
     rows += [("PROBLEM", line) for line in status.problems]

@@ -1,4 +1,4 @@
-"""`wal agent`, `wal push`, `wal setup`, `wal status`: a cluster's WAL on its way into the archive.
+"""`wal agent`, `push`, `receive`, `setup`, `status`: a cluster's WAL on its way into the archive.
 
 Called by cli.py. What archive_command starts is wal/client.py, which comes here when no agent answers.
 """
@@ -18,7 +18,7 @@ import click
 
 from backup_pipeline import terminal
 from backup_pipeline.actions.heartbeat import keep_beating
-from backup_pipeline.commands import cluster_tables
+from backup_pipeline.commands import cluster_tables, wal_receive
 from backup_pipeline.commands.context import Context, now, pass_context
 from backup_pipeline.config import ClusterConfig
 from backup_pipeline.engines.postgres.archiving import (
@@ -29,6 +29,7 @@ from backup_pipeline.engines.postgres.archiving import (
 )
 from backup_pipeline.engines.postgres.endpoint import Endpoint
 from backup_pipeline.engines.postgres.server import Connection, connect, read_server_info, server_errors
+from backup_pipeline.engines.postgres.slots import look_at
 from backup_pipeline.errors import ConfigError, ServerError
 from backup_pipeline.wal.agent import Agent, AgentConfig
 from backup_pipeline.wal.archive import WalArchive
@@ -99,9 +100,15 @@ def push(context: Context, cluster: str, path: Path) -> None:
 )
 @click.option("--adopt", "adopt_", is_flag=True, help="Have the archive go over to this server's system.")
 @click.option("--replace-command", is_flag=True, help="Replace another archive_command or archive_library.")
+@click.option("--receive", "receive_", is_flag=True, help="For `wal receive`: no setting is changed.")
 @pass_context
-def setup(context: Context, cluster: str, apply_: bool, adopt_: bool, replace_command: bool) -> None:
+def setup(
+    context: Context, cluster: str, apply_: bool, adopt_: bool, replace_command: bool, receive_: bool
+) -> None:
     """Show what the server needs in order to archive here; with --apply, set it and begin the archive."""
+    if receive_:
+        wal_receive.show_setup(context, cluster, apply_=apply_, adopt_=adopt_)
+        return
     config, store = context.config.cluster(cluster), context.store()
     with _session(config, "wal setup") as (endpoint, session):
         info, archiving = read_server_info(session), read_archiving(session)
@@ -148,8 +155,9 @@ def status(context: Context, cluster: str, as_json: bool) -> None:
     with _session(config, "wal status") as (_, session):
         server, archiving = read_server_info(session), read_archiving(session)
         archiver = read_archiver(session)
+        slot = look_at(session, config.receive.slot) if config.receive else None
     agent = ask_agent(config)
-    found = look(context.store(), config, server, archiving, archiver, agent=agent, at=now())
+    found = look(context.store(), config, server, archiving, archiver, agent=agent, at=now(), slot=slot)
     if as_json:
         terminal.print_json(cluster_tables.wal_record(found))
     else:
@@ -199,3 +207,6 @@ def _deadline(timeout_s: float, said: str) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
+
+
+wal.add_command(wal_receive.receive)

@@ -41,12 +41,14 @@ class Archive:
     """The WAL of one system: per timeline, which segments are there and since when.
 
     `doubled` are segments of which two objects with other bytes lie there: nobody knows which is right.
+    `partials` were being written when they were archived.
     """
 
     segment_bytes: int
     segments: Mapping[int, Mapping[int, datetime]]
     histories: Mapping[int, TimelineHistory] = field(default_factory=dict)
     doubled: frozenset[WalSegment] = frozenset()
+    partials: Mapping[WalSegment, datetime] = field(default_factory=dict)
 
     def history(self, timeline: int) -> TimelineHistory | None:
         """Where the timeline came from; None where its history is missing."""
@@ -55,11 +57,16 @@ class Archive:
     @property
     def newest_timeline(self) -> int:
         """The timeline that a recovery follows unless another is named; 0 when there is none."""
-        return max((*self.segments, *self.histories), default=0)
+        return max((*self.segments, *self.histories, *(each.timeline for each in self.partials)), default=0)
 
     def holds(self, segment: WalSegment) -> bool:
         """Whether the segment is there, once."""
         return segment.number in self.segments.get(segment.timeline, {}) and segment not in self.doubled
+
+    def archived_at(self, segment: WalSegment) -> datetime:
+        """When a segment that is there, whole or as far as it was written, was archived."""
+        found = self.segments.get(segment.timeline, {}).get(segment.number)
+        return found if found is not None else self.partials[segment]
 
 
 def archive_of(listing: ArchiveListing) -> Archive:
@@ -72,6 +79,7 @@ def archive_of(listing: ArchiveListing) -> Archive:
         },
         listing.histories,
         frozenset(_segments_of(listing.conflicts, listing.segment_bytes)),
+        {each.segment: each.archived_at for each in listing.partials},
     )
 
 
@@ -89,6 +97,8 @@ class Route:
 
     `end` is as far as it goes; `end_at` is when the last segment was archived, before which all its commits
     were made. `missing` is what stops it there while more WAL lies beyond; None at the end of the archive.
+    `partial` is the last of `segments` where that one was still being written; how far it goes is known once
+    it was looked into (`reaching`), and until then `end` is where it begins.
     """
 
     base: BasePoint
@@ -98,6 +108,7 @@ class Route:
     end_at: datetime | None
     missing: WalGap | None = None
     unusable: tuple[WalSegment, str] | None = None  # the segment that ends it, and what is wrong with it
+    partial: WalSegment | None = None
 
     @property
     def complete(self) -> bool:
@@ -125,7 +136,13 @@ def _on_the_way(base: BasePoint, history: TimelineHistory) -> bool:
 
 def _follow(base: BasePoint, history: TimelineHistory, archive: Archive) -> Route:
     size, number = archive.segment_bytes, base.start.value // archive.segment_bytes
-    last = max((max(there, default=0) for there in archive.segments.values()), default=0)
+    last = max(
+        (
+            *(number for there in archive.segments.values() for number in there),
+            *(each.number for each in archive.partials),
+        ),
+        default=0,
+    )
     found: list[WalSegment] = []
     end, end_at = base.start, None
     while number <= last + 1:
@@ -138,7 +155,12 @@ def _follow(base: BasePoint, history: TimelineHistory, archive: Archive) -> Rout
             continue
         # The ancestor's own segment of that number, if there is one, goes on into a branch that was left.
         bad = (wanted, "two versions are archived") if wanted in archive.doubled else None
-        return Route(base, history.timeline, tuple(found), end, end_at, _missing(wanted, archive), bad)
+        missing = _missing(wanted, archive)
+        if wanted in archive.partials and missing is None and bad is None:
+            found.append(wanted)
+            end, end_at = max(end, wanted.start(size)), archive.partials[wanted]
+            return Route(base, history.timeline, tuple(found), end, end_at, partial=wanted)
+        return Route(base, history.timeline, tuple(found), end, end_at, missing, bad)
     return Route(base, history.timeline, tuple(found), end, end_at)
 
 
@@ -186,9 +208,19 @@ class Judgement:
 def without(route: Route, segment: WalSegment, why: str, archive: Archive) -> Route:
     """The same up to a segment that turned out to be of no use."""
     kept = tuple(each for each in route.segments if each.number < segment.number)
-    end_at = archive.segments[kept[-1].timeline][kept[-1].number] if kept else None
+    end_at = archive.archived_at(kept[-1]) if kept else None
     end = segment.start(archive.segment_bytes)
-    return replace(route, segments=kept, end=end, end_at=end_at, missing=None, unusable=(segment, why))
+    return replace(
+        route, segments=kept, end=end, end_at=end_at, missing=None, unusable=(segment, why), partial=None
+    )
+
+
+def reaching(route: Route, content_bytes: int, archive: Archive) -> Route:
+    """The same, once it is known how much of its last segment, a partial, is written."""
+    if route.partial is None:
+        return route
+    start = route.partial.start(archive.segment_bytes)
+    return replace(route, end=max(route.end, Lsn(start.value + content_bytes)))
 
 
 def find_route(
@@ -272,7 +304,7 @@ def _judge_time(
     # PostgreSQL stops at the first commit beyond an inclusive target: there has to be one.
     if last is not None and (at < last or (at == last and not target.inclusive)):
         number = next(
-            (each.number for each in route.segments if archive.segments[each.timeline][each.number] > at),
+            (each.number for each in route.segments if archive.archived_at(each) > at),
             None,
         )
         needed = route.segments if number is None else _up_to(route, number + 1)

@@ -5,7 +5,7 @@ lie is domain/layout.py's.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from backup_pipeline.domain.layout import parse_wal_key
@@ -85,12 +85,26 @@ class ArchivedSegment:
 
 
 @dataclass(frozen=True)
+class ArchivedPartial:
+    """A segment as far as it had been written: of several objects, the one that was archived last.
+
+    A receiver ships the segment that is being written again and again; a server leaves one where its timeline
+    ended. Several of one segment are no conflict: each is the beginning of the same.
+    """
+
+    segment: WalSegment
+    stored_bytes: int
+    archived_at: datetime
+    objects: int = 1
+
+
+@dataclass(frozen=True)
 class ArchiveListing:
     """What the archive of one system holds.
 
     `segments` are per timeline, in the order of the log. A name with several objects is in `conflicts`, not
-    among them: it cannot be fetched. `odd` are keys that are not ours, and histories that cannot be read,
-    each with the reason.
+    among them: it cannot be fetched. `partials` may lie beside the whole segment. `odd` are keys that are not
+    ours, and histories that cannot be read, each with the reason.
     """
 
     cluster: str
@@ -99,7 +113,7 @@ class ArchiveListing:
     segments: Mapping[int, tuple[ArchivedSegment, ...]] = field(default_factory=dict)
     histories: Mapping[int, TimelineHistory] = field(default_factory=dict)
     labels: tuple[WalName, ...] = ()
-    partials: tuple[WalName, ...] = ()
+    partials: tuple[ArchivedPartial, ...] = ()
     conflicts: tuple[str, ...] = ()
     odd: tuple[tuple[str, str], ...] = ()
 
@@ -107,6 +121,10 @@ class ArchiveListing:
     def timelines(self) -> tuple[int, ...]:
         """The timelines of which there is a segment or a history."""
         return tuple(sorted(self.segments.keys() | self.histories.keys()))
+
+    def partial(self, segment: WalSegment) -> ArchivedPartial | None:
+        """What is archived of a segment that was not finished."""
+        return next((each for each in self.partials if each.segment == segment), None)
 
     @property
     def stored_bytes(self) -> int:
@@ -147,16 +165,22 @@ def list_archive(
         seen[found.name.text] = seen.get(found.name.text, 0) + 1
         names.append((found.name, each, found.sha256))
     segments: dict[int, list[ArchivedSegment]] = {}
+    partials: dict[WalSegment, ArchivedPartial] = {}
     for name, each, sha256 in names:
-        if name.kind is not WalKind.SEGMENT or seen[name.text] > 1:
+        conflicts = name.kind is WalKind.SEGMENT and seen[name.text] > 1
+        if name.kind not in (WalKind.SEGMENT, WalKind.PARTIAL) or conflicts:
             continue
         try:
             segment = WalSegment(name.timeline, name.number(identity.segment_bytes))
         except ConfigError as error:
             odd.append((each.key, error.message))
             continue
+        if name.kind is WalKind.PARTIAL:
+            partials[segment] = _newer(partials.get(segment), segment, each)
+            continue
         archived = ArchivedSegment(segment, each.size_bytes, each.archived_at, sha256)
         segments.setdefault(name.timeline, []).append(archived)
+    kinds = {name.text: name.kind for name, _, _ in names}
     return ArchiveListing(
         cluster=identity.cluster,
         system_identifier=system_identifier,
@@ -167,14 +191,20 @@ def list_archive(
         },
         histories=dict(histories),
         labels=_named(names, WalKind.LABEL),
-        partials=_named(names, WalKind.PARTIAL),
-        conflicts=tuple(sorted(text for text, count in seen.items() if count > 1)),
+        partials=tuple(partials[segment] for segment in sorted(partials)),
+        conflicts=tuple(
+            sorted(text for text, count in seen.items() if count > 1 and kinds[text] is not WalKind.PARTIAL)
+        ),
         odd=tuple(odd),
     )
 
 
-def _place(archived: ArchivedSegment) -> WalSegment:
-    return archived.segment
+def _newer(before: ArchivedPartial | None, segment: WalSegment, found: ListedWal) -> ArchivedPartial:
+    if before is None:
+        return ArchivedPartial(segment, found.size_bytes, found.archived_at)
+    if found.archived_at < before.archived_at:
+        return replace(before, objects=before.objects + 1)
+    return ArchivedPartial(segment, found.size_bytes, found.archived_at, before.objects + 1)
 
 
 def _named(names: Iterable[tuple[WalName, ListedWal, str]], kind: WalKind) -> tuple[WalName, ...]:

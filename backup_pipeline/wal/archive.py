@@ -1,8 +1,8 @@
 """Push one file of pg_wal into the archive: PostgreSQL's contract for archive_command, on any store.
 
-Called by the agent, and by `backup-pipeline wal push` where there is none. When `push` returns, the file is
-in the store, durable and whole. The same bytes again are done already; other bytes under one name are
-refused, and nothing is written. What fetches is fetch.py; exit codes are the doors'.
+Called by the agent, by `backup-pipeline wal push` where there is none, and by the receiver. When it returns,
+the file is in the store, durable and whole. The same bytes again are done already; other bytes under one name
+are refused, and nothing is written. What fetches is fetch.py; exit codes are the doors'.
 
 Source: PostgreSQL, "Continuous Archiving", "Setting Up WAL Archiving".
 """
@@ -11,7 +11,7 @@ import hashlib
 import os
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +33,7 @@ from backup_pipeline.domain.wal import (
     parse_wal_name,
     read_segment_header,
 )
+from backup_pipeline.domain.wal_archive import ArchiveIdentity
 from backup_pipeline.errors import ConfigError, ObjectExists, ObjectNotFound, Refused, StoreError
 from backup_pipeline.storage.store import ObjectInfo, Store
 from backup_pipeline.wal.identity import Door, read_identity, read_system_identifier
@@ -80,23 +81,45 @@ class WalArchive:
         name = parse_wal_name(path.name)
         system = read_system_identifier(self._source(path))
         with _opened(path) as file:
-            segment_bytes = _check(name, file, system)
-            identity = self._door.enter(system)
-            if segment_bytes not in (0, identity.segment_bytes):
-                raise Refused(
-                    f"{name.text} has {segment_bytes} bytes; the archive of {self.cluster} takes segments "
-                    f"of {identity.segment_bytes}",
-                    hint="After a change of --wal-segsize, take a base backup behind "
-                    f"`backup-pipeline wal setup {self.cluster} --adopt`.",
-                )
             if name.kind is WalKind.HISTORY:
-                pushed = self._push_history(name, system, _read(file, MAX_TEXT_BYTES))
-            else:
-                self._push_history_of(name.timeline, path.parent, system)
-                with _packed(file) as (packed, digest, plain_bytes):
-                    pushed = self._store(name, system, packed, digest, plain_bytes)
+                _check(name, file, system)
+                return self.push_history(name.timeline, _read(file, MAX_TEXT_BYTES), system)
+            return self.push_file(
+                name, file, system, before=lambda: self._push_history_of(name.timeline, path.parent, system)
+            )
+
+    def push_file(
+        self, name: WalName, file: IO[bytes], system: str, *, before: Callable[[], object] = lambda: None
+    ) -> Pushed:
+        """Archive an open file of the cluster `system` under `name`; `before` archives what comes first.
+
+        Raises as `push` does.
+        """
+        segment_bytes = _check(name, file, system)
+        identity = self._door.enter(system)
+        if segment_bytes not in (0, identity.segment_bytes):
+            raise Refused(
+                f"{name.text} has {segment_bytes} bytes; the archive of {self.cluster} takes segments "
+                f"of {identity.segment_bytes}",
+                hint="After a change of --wal-segsize, take a base backup behind "
+                f"`backup-pipeline wal setup {self.cluster} --adopt`.",
+            )
+        before()
+        with _packed(file) as (packed, digest, plain_bytes):
+            pushed = self._store(name, system, packed, digest, plain_bytes)
         self._door.enter(system)  # again: a disk that was unmounted meanwhile took the archive with it
         return pushed
+
+    def push_history(self, timeline: int, data: bytes, system: str) -> Pushed:
+        """Archive where a timeline came from. Raises as `push` does."""
+        self._door.enter(system)
+        pushed = self._push_history(parse_wal_name(f"{timeline:08X}.history"), system, data)
+        self._door.enter(system)
+        return pushed
+
+    def enter(self, system: str) -> ArchiveIdentity:
+        """The record of the archive, if it takes this system's WAL. Raises Refused, StoreError, Corrupt."""
+        return self._door.enter(system)
 
     def _push_history_of(self, timeline: int, pg_wal: Path, system: str) -> None:
         """Archive where a timeline came from before its first segment: without it none can be recovered.
@@ -149,7 +172,7 @@ class WalArchive:
         """The object of this name and digest; None when there is none. Raises Refused for another digest."""
         objects = objects_of(self.store, self.cluster, system, name)
         others = [archived for _, archived in objects if archived.sha256 != digest]
-        if others:
+        if others and name.kind is not WalKind.PARTIAL:  # of which each is the beginning of the same
             raise Refused(
                 f"{name.text} is in the archive of {self.cluster} already, with other bytes",
                 detail={"there": ", ".join(sorted(one.sha256 for one in others)), "here": digest},
@@ -158,7 +181,7 @@ class WalArchive:
                 "which is the right one, and stop the other's archiving. If the archive has the wrong one, "
                 "move that and what follows it away, and take a base backup.",
             )
-        return next((info for info, _ in objects), None)
+        return next((info for info, archived in objects if archived.sha256 == digest), None)
 
     def _push_history(self, name: WalName, system: str, data: bytes) -> Pushed:
         parse_history(name.timeline, data)
@@ -231,17 +254,24 @@ def _check(name: WalName, file: IO[bytes], system: str) -> int:
 @contextmanager
 def _packed(file: IO[bytes]) -> Iterator[tuple[IO[bytes], str, int]]:
     """A file compressed, with the digest and length of its plain bytes: of the bytes that were compressed."""
-    summed, packer, plain_bytes = hashlib.sha256(), compressor(), 0
     before = os.fstat(file.fileno())
-    with tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY_BYTES) as packed:
-        while chunk := _read(file, _CHUNK_BYTES):
-            summed.update(chunk)
-            packed.write(packer.compress(chunk))
-            plain_bytes += len(chunk)
-        packed.write(packer.flush())
+    with packed_chunks(iter(lambda: _read(file, _CHUNK_BYTES), b"")) as (packed, digest, plain_bytes):
         after = os.fstat(file.fileno())
         if plain_bytes != before.st_size or after.st_mtime_ns != before.st_mtime_ns:
             raise Refused(
                 f"WAL file {file.name} changed while it was read", hint="PostgreSQL is still writing to it."
             )
+        yield packed, digest, plain_bytes
+
+
+@contextmanager
+def packed_chunks(chunks: Iterable[bytes]) -> Iterator[tuple[IO[bytes], str, int]]:
+    """What `chunks` come to, compressed, with the digest and length of the plain bytes."""
+    summed, packer, plain_bytes = hashlib.sha256(), compressor(), 0
+    with tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY_BYTES) as packed:
+        for chunk in chunks:
+            summed.update(chunk)
+            packed.write(packer.compress(chunk))
+            plain_bytes += len(chunk)
+        packed.write(packer.flush())
         yield packed, summed.hexdigest(), plain_bytes

@@ -16,6 +16,7 @@ from backup_pipeline.domain.wal import WalGap, WalSegment
 from backup_pipeline.domain.wal_archive import ArchivedSegment, ArchiveIdentity, ArchiveListing
 from backup_pipeline.engines.postgres.archiving import ArchiverCounts, Archiving
 from backup_pipeline.engines.postgres.server import ServerInfo
+from backup_pipeline.engines.postgres.slots import SlotLook
 from backup_pipeline.errors import BackupNotFound, ConfigError
 from backup_pipeline.storage.store import Store
 from backup_pipeline.units import show_bytes, show_seconds
@@ -23,6 +24,7 @@ from backup_pipeline.wal.identity import read_identity
 from backup_pipeline.wal.listing import read_archive
 from backup_pipeline.wal.protocol import MAX_LINE_BYTES, VERSION, Request, read_answer, request_line
 from backup_pipeline.wal.setup import is_ours
+from backup_pipeline.wal.slot_status import slot_problems
 
 _AGENT_WITHIN_S = 5.0
 _LAG_SEGMENTS = 2  # the one that is being written is always behind
@@ -50,6 +52,12 @@ class WalStatus:
     archiver: ArchiverCounts
     identity: ArchiveIdentity | None
     archive: ArchiveListing | None  # None: nothing was archived yet
+    slot: SlotLook | None = None  # None: it is not received
+
+    @property
+    def is_handed(self) -> bool:
+        """Whether PostgreSQL is to hand its WAL to archive_command; it may be received beside that."""
+        return self.slot is None or is_ours(self.archiving.settings.get("archive_command", ""))
 
     @property
     def newest(self) -> ArchivedSegment | None:
@@ -58,7 +66,9 @@ class WalStatus:
 
     @property
     def lag_bytes(self) -> int | None:
-        """How much WAL was written behind the newest archived segment; None before the first."""
+        """How much WAL was written behind what is archived; None before the first."""
+        if self.slot and self.slot.status and self.slot.status.confirmed:
+            return max(0, self.archiver.lsn.value - self.slot.status.confirmed.value)
         if self.archive is None or self.newest is None:
             return None
         end = self.newest.segment.end(self.archive.segment_bytes)
@@ -67,9 +77,17 @@ class WalStatus:
     @property
     def lag_s(self) -> float | None:
         """How old what is archived is; 0 when nothing was written since, None before the first."""
-        if self.newest is None:
+        if self.newest_at is None:
             return None
-        return max(0.0, (self.at - self.newest.archived_at).total_seconds()) if self.lag_bytes else 0.0
+        return max(0.0, (self.at - self.newest_at).total_seconds()) if self.lag_bytes else 0.0
+
+    @property
+    def newest_at(self) -> datetime | None:
+        """When something of the server's timeline was archived last, if only a part of a segment."""
+        parts = self.archive.partials if self.archive and self.slot else ()
+        shipped = [each.archived_at for each in parts if each.segment.timeline == self.archiver.timeline]
+        whole = [self.newest.archived_at] if self.newest else []
+        return max((*whole, *shipped), default=None)
 
     @property
     def gaps(self) -> tuple[WalGap, ...]:
@@ -78,6 +96,9 @@ class WalStatus:
 
     def _is_to_come(self, gap: WalGap) -> bool:
         """Whether PostgreSQL has yet to hand it over: the agent archives what follows meanwhile."""
+        confirmed = self.slot.status.confirmed if self.slot and self.slot.status else None
+        if confirmed is not None and gap.timeline == self.archiver.timeline:
+            return gap.first >= confirmed.value // self.archiving.segment_bytes
         name = WalSegment(gap.timeline, gap.first).name(self.archiving.segment_bytes)
         is_handed_over = self.archiver.ready == 0 or name <= self.archiver.last_archived[: len(name)]
         return gap.timeline == self.archiver.timeline and not is_handed_over
@@ -85,16 +106,24 @@ class WalStatus:
     @property
     def problems(self) -> tuple[str, ...]:
         """What somebody has to look at, a line each."""
-        found = [] if self.agent.answers else [f"no agent: {self.agent.said}"]
-        found += [*self._wrong_settings(), *self._wrong_system()]
-        if self.archiver.is_failing:
-            found.append(f"the archiver fails at {self.archiver.last_failed}")
+        found = [*self._not_handed()] if self.is_handed else []
+        found += self._wrong_system()
+        if self.slot is not None:
+            found += slot_problems(self.cluster, self.slot, self.archiving.segment_bytes)
         found += self._delays()
         if self.archive is None:
             return (*found, "nothing was archived yet")
         found += [f"missing: {gap.names(self.archive.segment_bytes)}" for gap in self.gaps]
         found += [f"several objects: {name}" for name in self.archive.conflicts]
         return (*found, *(f"odd: {key}: {why}" for key, why in self.archive.odd))
+
+    def _not_handed(self) -> Iterator[str]:
+        """Why archive_command may not work."""
+        if not self.agent.answers:
+            yield f"no agent: {self.agent.said}"
+        yield from self._wrong_settings()
+        if self.archiver.is_failing:
+            yield f"the archiver fails at {self.archiver.last_failed}"
 
     def _wrong_settings(self) -> Iterator[str]:
         """Why the server does not archive by this program. PostgreSQL counts no failure of any of these."""
@@ -124,7 +153,7 @@ class WalStatus:
     def _delays(self) -> Iterator[str]:
         """What waits for too long, and what nobody waits for and is not there."""
         oldest_at = self.archiver.oldest_ready_at
-        if oldest_at is not None and self.at - oldest_at > 2 * self.cluster.push_timeout:
+        if self.is_handed and oldest_at is not None and self.at - oldest_at > 2 * self.cluster.push_timeout:
             waited = show_seconds((self.at - oldest_at).total_seconds())
             yield (
                 f"a file has waited for {waited}: look into the server's log, and with ps whether its "
@@ -133,7 +162,12 @@ class WalStatus:
         lag_bytes, lag_s = self.lag_bytes or 0, self.lag_s or 0.0
         allowed_s = max(_LAG_S, 3 * float(self.archiving.settings.get("archive_timeout") or 0))
         is_far = lag_bytes >= _LAG_SEGMENTS * self.archiving.segment_bytes and lag_s > allowed_s
-        if is_far and not self.archiver.ready:
+        if is_far and self.slot is not None:
+            yield (
+                f"the archive ends {show_bytes(lag_bytes)} before the server, {show_seconds(lag_s)} ago: "
+                "look into what `wal receive` says; the WAL stays on the server meanwhile"
+            )
+        elif is_far and not self.archiver.ready:
             yield (
                 f"the archive ends {show_bytes(lag_bytes)} before the server, {show_seconds(lag_s)} ago, and "
                 "no file is seen to wait: what PostgreSQL gave away is lost; when it archives here again: "
@@ -150,6 +184,7 @@ def look(
     *,
     agent: AgentStatus,
     at: datetime,
+    slot: SlotLook | None = None,
 ) -> WalStatus:
     """Look at the archive after the server told how it stands. Raises StoreError, Corrupt, Refused.
 
@@ -163,7 +198,7 @@ def look(
             return None
 
     identity = read_identity(store, cluster.name)
-    found = WalStatus(cluster, at, agent, server, archiving, archiver, identity, listed())
+    found = WalStatus(cluster, at, agent, server, archiving, archiver, identity, listed(), slot)
     return replace(found, archive=listed()) if found.gaps else found
 
 

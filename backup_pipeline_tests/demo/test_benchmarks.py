@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import table
+from backup_pipeline.errors import BackupError
+from benchmarks import lag, table
 from benchmarks.measure import CommandFailed, Cost, measure
 from benchmarks.table import COLUMNS, MIB, Result
 
@@ -74,3 +75,18 @@ def test_a_quick_run_measures_everything(folder: Path) -> None:
     for row in measured:
         if row[0].startswith("backup-pipeline"):
             assert all(float(row[i]) > 0 for i in (1, 3, 4, 5, 6)), row
+
+
+def test_a_commit_has_waited_until_its_end_was_seen_to_be_durable() -> None:
+    lags = lag.Lags("receive", commits=[(1.0, 10), (1.5, 20), (4.0, 21)])
+    lags.durable = [(0.5, 5), (2.0, 19), (3.0, 20), (3.5, 30)]
+    assert lags.seconds() == [0.0, 1.0, 1.5]
+    lags.commits.append((5.0, 31))
+    with pytest.raises(BackupError, match="never seen"):
+        lags.seconds()
+
+
+def test_what_archive_command_made_durable_ends_with_its_segment() -> None:
+    assert lag._durable("000000010000000000000004", "archive_command") == 5 * 16 * MIB
+    assert lag._durable("000000010000000000000004.00000028.backup", "archive_command") == 5 * 16 * MIB
+    assert lag._durable("0/5000028", "receive") == 5 * 16 * MIB + 0x28

@@ -32,6 +32,7 @@ MODELS: tuple[tuple[tuple[str, ...], type[BaseModel]], ...] = (
     (("databases", "agentweave", "tiers", "daily"), config_tables.TierTable),
     (("clusters", "main"), config_tables.ClusterTable),
     (("clusters", "main", "base_backup"), config_tables.BaseBackupTable),
+    (("clusters", "main", "receive"), config_tables.ReceiveTable),
     (("scratch",), config_tables.ScratchTable),
 )
 

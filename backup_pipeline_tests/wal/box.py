@@ -49,6 +49,7 @@ class WalBox:
     dsn: str = NOWHERE
     data_directory: str = ""
     push_timeout: str = "20s"
+    receive: str = ""  # an inline table
     identity: Identity | None = None
     python: str = sys.executable
     said: list[str] = field(default_factory=list)
@@ -71,6 +72,7 @@ class WalBox:
                 lines.append(f'{name} = {{ file = "{file}" }}')
         lines += ["[clusters.main]", f'dsn = "{self.dsn}"', f'push_timeout = "{self.push_timeout}"']
         lines += [f'socket = "{self.socket}"', f'data_directory = "{self.data_directory}"']
+        lines += [f"receive = {self.receive}"] if self.receive else []
         return "\n".join(lines)
 
     @property

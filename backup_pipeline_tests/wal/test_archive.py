@@ -516,7 +516,7 @@ def test_a_listing_tells_segments_gaps_and_timelines(archive: WalArchive, data: 
     assert listed.gaps() == (WalGap(1, 5, 5), WalGap(1, 7, 8))
     assert (listed.segment_bytes, listed.system_identifier) == (SEGMENT_BYTES, SYSTEM)
     assert listed.histories[2].ancestors[0].timeline == 1
-    assert [name.text for name in listed.partials] == ["000000010000000000000009.partial"]
+    assert [(each.segment.number, each.objects) for each in listed.partials] == [(9, 1)]
     assert [name.text for name in listed.labels] == ["000000010000000000000003.00000028.backup"]
     newest = listed.newest(1)
     assert newest is not None

@@ -1,7 +1,8 @@
 """A session that speaks PostgreSQL's replication protocol, and never holds Python still while it waits.
 
-Called by base_backup.py. Reads are non-blocking: whoever waits for the server waits on its socket, with a
-deadline, and other threads go on. What is asked over the session does not belong here.
+Called by base_backup.py, slots.py and wal_stream.py. Reads are non-blocking: whoever waits for the server
+waits on its socket, with a deadline, and other threads go on. What is asked over the session does not belong
+here.
 
 Source: PostgreSQL, "Streaming Replication Protocol".
 """
@@ -23,7 +24,7 @@ NOTICES = 50
 """No more notices of one session are kept: the rest is counted."""
 
 _GOOD = (pq.ExecStatus.TUPLES_OK, pq.ExecStatus.COMMAND_OK, pq.ExecStatus.COPY_OUT)
-_NO_REPLICATION = "Let the role take base backups: ALTER ROLE … REPLICATION."
+_NO_REPLICATION = "Let the role read WAL and take base backups: ALTER ROLE … REPLICATION."
 _HINTS = (
     # (part of the message, what to do), looked at before what a plain session may meet.
     (
@@ -38,6 +39,11 @@ _HINTS = (
     ),
     ("permission denied to start wal sender", _NO_REPLICATION),
     ("must be superuser or replication role", _NO_REPLICATION),
+    (
+        "all replication slots are in use",
+        "Raise max_replication_slots on that server and restart it, or drop a slot that nobody needs; "
+        "pg_replication_slots lists them.",
+    ),
     ("wal level not sufficient", "Set wal_level = replica on that server and restart it."),
     ("full_page_writes=off", "Set full_page_writes = on on the primary, then take the backup again."),
     ("standby was promoted", "Take the backup again, from the server that was promoted."),
@@ -60,6 +66,13 @@ class Session:
         if self._connection is None:
             raise ServerError(f"the replication connection to {self.endpoint.shown} is closed")
         return self._connection
+
+    def close(self) -> None:
+        """End the connection, and with it what the server does for it."""
+        if self._connection is not None:
+            self._connection.notice_handler = None
+            self._connection.finish()
+            self._connection = None
 
     def send(self, command: str) -> None:
         """Send one command; its results are asked for with `result`. Raises ServerError."""
@@ -163,8 +176,7 @@ def replication_session(endpoint: Endpoint, *, purpose: str, stall_s: float) -> 
         connection.notice_handler = session._notice
         yield session
     finally:
-        session._connection = None
-        connection.notice_handler = None
+        session.close()
         connection.finish()
 
 

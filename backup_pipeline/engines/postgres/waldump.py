@@ -16,6 +16,7 @@ from backup_pipeline.process import Command
 
 _STALL_S = 120.0
 _WITHIN_ONE_RECORD = "could not find a valid record after"  # the segment is the middle of a large one
+_WHERE_IT_ENDS = ("error in WAL record at", "could not read from", "could not find file")
 _RECORD = re.compile(
     rb"rmgr: Transaction .*\btx:\s+(?P<xid>\d+), lsn: (?P<lsn>[0-9A-F]+/[0-9A-F]+), .*desc: "
     rb"(?P<what>COMMIT|ABORT)(?:_PREPARED| PREPARED)? (?:\S+: )?"
@@ -38,10 +39,11 @@ def waldump_argv(pg_waldump: str, segment: Path) -> tuple[str, ...]:
     return (pg_waldump, "--rmgr=Transaction", str(segment))
 
 
-def last_transaction(pg_waldump: str, segment: Path) -> TransactionEnd | None:
+def last_transaction(pg_waldump: str, segment: Path, *, ends_early: bool = False) -> TransactionEnd | None:
     """The last transaction that ended in a segment under its own name; None when none did.
 
-    Raises ToolError, also for a segment that is not whole.
+    Raises ToolError, also for a segment that is not whole, unless it is known to end early: then pg_waldump
+    ends with an error where the WAL ends, having told all that comes before.
     """
     command = Command(waldump_argv(pg_waldump, segment), {"TZ": "UTC", "LC_ALL": "C"})
     last, rest = b"", b""
@@ -51,9 +53,10 @@ def last_transaction(pg_waldump: str, segment: Path) -> TransactionEnd | None:
                 *lines, rest = (rest + chunk).split(b"\n")
                 last = next((line for line in reversed(lines) if _RECORD.match(line)), last)
     except ToolError as error:
-        if _WITHIN_ONE_RECORD not in str(error):
+        if _WITHIN_ONE_RECORD in str(error):
+            return None
+        if not ends_early or not any(part in str(error) for part in _WHERE_IT_ENDS):
             raise
-        return None
     match = _RECORD.match(last)
     return _ended(match) if match else None
 

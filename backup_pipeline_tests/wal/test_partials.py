@@ -1,0 +1,106 @@
+"""Parts of a segment that was not finished: which one is taken, where a recovery ends, what is refused."""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from backup_pipeline.domain.backup import BackupId
+from backup_pipeline.domain.recovery_route import Archive, BasePoint, Ending, find_route, judge, reaching
+from backup_pipeline.domain.recovery_target import parse_target
+from backup_pipeline.domain.wal import Lsn, WalSegment, parse_wal_name
+from backup_pipeline.errors import Corrupt, NotArchived, Refused
+from backup_pipeline.storage.directory import DirectoryStore
+from backup_pipeline.wal.archive import WalArchive
+from backup_pipeline.wal.fetch import fetch
+from backup_pipeline.wal.listing import read_archive
+from backup_pipeline.wal.partials import push_partial
+from backup_pipeline_tests.wal.box import begin
+from backup_pipeline_tests.wal.segments import MIB, OTHER, SYSTEM, DataDirectory, segment
+
+AT = datetime(2026, 3, 1, 12, tzinfo=UTC)
+
+
+def part(archive: WalArchive, data: DataDirectory, content: bytes, length: int) -> str:
+    path = data.put("spool", content)
+    with path.open("rb") as file:
+        return push_partial(archive, parse_wal_name(NAME), file, SYSTEM, length=length)
+
+
+NAME = "000000010000000000000004"
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> WalArchive:
+    (tmp_path / "store").mkdir()
+    store = DirectoryStore(tmp_path / "store")
+    begin(store)
+    return WalArchive(store, "main")
+
+
+def test_of_several_parts_the_longest_is_taken_and_no_part_beside_the_whole(
+    archive: WalArchive, data: DataDirectory, tmp_path: Path
+) -> None:
+    whole, target = segment(4), tmp_path / "fetched"
+    lengths = (50_000, 100_000, 70_000)  # the one in the middle goes furthest
+    for length in lengths:
+        part(archive, data, whole, length)
+    found = fetch(archive.store, "main", NAME, target)
+    assert (found.partial, found.content_bytes) == (True, len(whole[:100_000].rstrip(b"\0")))
+    assert target.read_bytes() == whole[:100_000].ljust(MIB, b"\0")
+    (listed,) = read_archive(archive.store, "main").partials
+    assert (listed.segment, listed.objects) == (WalSegment(1, 4), 3)
+    assert read_archive(archive.store, "main").conflicts == ()
+    archive.push(data.segment(4))
+    assert not fetch(archive.store, "main", NAME, target).partial
+    assert target.read_bytes() == whole
+
+
+def test_a_part_before_other_segments_is_a_gap(
+    archive: WalArchive, data: DataDirectory, tmp_path: Path
+) -> None:
+    part(archive, data, segment(4), 50_000)
+    archive.push(data.segment(5))
+    with pytest.raises(Refused, match="is missing"):
+        fetch(archive.store, "main", NAME, tmp_path / "fetched", pause=lambda _: None)
+    with pytest.raises(NotArchived):
+        fetch(archive.store, "main", "000000010000000000000006", tmp_path / "fetched")
+
+
+def test_parts_of_two_histories_are_refused(archive: WalArchive, data: DataDirectory, tmp_path: Path) -> None:
+    part(archive, data, segment(4), 50_000)
+    part(archive, data, segment(4, seed=1), 60_000)
+    with pytest.raises(Refused, match="neither is the beginning of the other"):
+        fetch(archive.store, "main", NAME, tmp_path / "fetched")
+
+
+def test_a_route_ends_in_the_part_of_its_last_segment() -> None:
+    base = BasePoint(BackupId("main", "20260301T000000Z-aaaaaa"), 1, Lsn(3 * MIB), Lsn(4 * MIB), AT)
+    there = {1: {3: AT, 4: AT}}
+    parts = {WalSegment(1, 5): AT + timedelta(minutes=1)}
+    archive = Archive(MIB, there, partials=parts)
+    route = find_route([base], archive, parse_target("latest"))
+    assert (route.partial, route.end, route.end_at) == (
+        WalSegment(1, 5),
+        Lsn(5 * MIB),
+        parts[route.segments[-1]],
+    )
+    route = reaching(route, 500, archive)
+    assert route.end == Lsn(5 * MIB + 500)
+    judged = judge(route, parse_target("latest"), Ending(AT), archive)
+    assert judged.needed == tuple(WalSegment(1, number) for number in (3, 4, 5))
+    judge(route, parse_target(str(Lsn(5 * MIB + 499))), Ending(AT), archive)
+    with pytest.raises(Refused, match="past the end"):
+        judge(route, parse_target(str(Lsn(5 * MIB + 500))), Ending(AT), archive)
+    # Not where more lies beyond: that is a gap.
+    gap = find_route([base], Archive(MIB, {1: {3: AT, 4: AT, 6: AT}}, partials=parts), parse_target("latest"))
+    assert gap.partial is None
+    assert gap.missing is not None
+
+
+def test_no_part_of_another_cluster_is_archived(archive: WalArchive, data: DataDirectory) -> None:
+    with pytest.raises(Corrupt, match="it is of cluster"):
+        part(archive, data, segment(4, system=OTHER), 50_000)
+    with pytest.raises(Corrupt, match="begins at"):
+        part(archive, data, segment(5), 50_000)
+    assert read_archive(archive.store, "main").partials == ()
