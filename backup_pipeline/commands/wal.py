@@ -18,18 +18,18 @@ import click
 
 from backup_pipeline import terminal
 from backup_pipeline.actions.heartbeat import keep_beating
+from backup_pipeline.actions.protected_cluster import ProtectedCluster
+from backup_pipeline.actions.wal_look import wal_status
 from backup_pipeline.commands import cluster_tables, wal_receive
 from backup_pipeline.commands.context import Context, now, pass_context
 from backup_pipeline.config import ClusterConfig
 from backup_pipeline.engines.postgres.archiving import (
     alter_system,
     find_missing,
-    read_archiver,
     read_archiving,
 )
 from backup_pipeline.engines.postgres.endpoint import Endpoint
 from backup_pipeline.engines.postgres.server import Connection, connect, read_server_info, server_errors
-from backup_pipeline.engines.postgres.slots import look_at
 from backup_pipeline.errors import ConfigError, ServerError
 from backup_pipeline.wal.agent import Agent, AgentConfig
 from backup_pipeline.wal.archive import WalArchive
@@ -43,7 +43,7 @@ from backup_pipeline.wal.setup import (
     refuse_unreadable,
     refuse_unseen,
 )
-from backup_pipeline.wal.status import ask_agent, look
+from backup_pipeline.wal.status import ask_agent
 
 _TIMED_OUT = 75
 
@@ -152,12 +152,7 @@ def _show_plan(plan: SetupPlan, cluster: str, *, applied: bool) -> None:
 def status(context: Context, cluster: str, as_json: bool) -> None:
     """Show whether WAL arrives in the archive, and how far behind it is; 5 when something is wrong."""
     config = context.config.cluster(cluster)
-    with _session(config, "wal status") as (_, session):
-        server, archiving = read_server_info(session), read_archiving(session)
-        archiver = read_archiver(session)
-        slot = look_at(session, config.receive.slot) if config.receive else None
-    agent = ask_agent(config)
-    found = look(context.store(), config, server, archiving, archiver, agent=agent, at=now(), slot=slot)
+    found = wal_status(ProtectedCluster(config, context.store()), agent=ask_agent(config), at=now())
     if as_json:
         terminal.print_json(cluster_tables.wal_record(found))
     else:

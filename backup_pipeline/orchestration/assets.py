@@ -11,7 +11,7 @@ import dagster as dg
 from backup_pipeline.actions import prune
 from backup_pipeline.actions.backups import listing
 from backup_pipeline.actions.protected import Protected
-from backup_pipeline.config import Config, DatabaseConfig, StoreConfig, TierConfig
+from backup_pipeline.config import ClusterConfig, Config, DatabaseConfig, StoreConfig, TierConfig
 from backup_pipeline.domain.backup import Verdict
 from backup_pipeline.orchestration import ops, words
 from backup_pipeline.orchestration.failures import explained
@@ -46,7 +46,7 @@ def tier_asset(database: DatabaseConfig, tier: TierConfig, store: StoreConfig) -
     def dump() -> object:
         return ops.publish(ops.dump_and_upload(ops.preflight()))
 
-    policy = freshness(tier)
+    policy = freshness(tier.cron)
     return dump.map_asset_specs(lambda spec: dg.apply_freshness_policy(spec, policy))
 
 
@@ -101,16 +101,16 @@ def store_kind(store: StoreConfig) -> str:
     return "s3" if store.url.startswith("s3://") else "file"
 
 
-def owners(database: DatabaseConfig) -> list[str]:
-    """Who is asked about this database: an address, or a team."""
-    if not database.owner:
+def owners(subject: DatabaseConfig | ClusterConfig) -> list[str]:
+    """Who is asked about this database or cluster: an address, or a team."""
+    if not subject.owner:
         return []
-    return [database.owner if "@" in database.owner else f"team:{database.owner.removeprefix('team:')}"]
+    return [subject.owner if "@" in subject.owner else f"team:{subject.owner.removeprefix('team:')}"]
 
 
-def freshness(tier: TierConfig) -> dg.FreshnessPolicy:
+def freshness(cron: str) -> dg.FreshnessPolicy:
     """Overdue: a warning after the cron's longest gap and a twelfth of it, a failure after a quarter more."""
-    gap = max(words.longest_gap(tier.cron), timedelta(minutes=5))
+    gap = max(words.longest_gap(cron), timedelta(minutes=5))
     return dg.FreshnessPolicy.time_window(warn_window=gap * 13 / 12, fail_window=gap * 5 / 4)
 
 

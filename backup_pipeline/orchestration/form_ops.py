@@ -33,9 +33,9 @@ P = TypeVar("P")
 
 @dataclass(frozen=True)
 class Planned(Generic[P]):
-    """What was shown and is to be carried out, unless it was only to be shown."""
+    """What was shown and is to be carried out, unless it was only to be shown; `subject` is whose it is."""
 
-    database: str
+    subject: str
     plan: P
     dry_run: bool = False
 
@@ -106,7 +106,7 @@ def _show_listing(context: dg.OpExecutionContext, backups: Backups, database: st
     context.log_event(dg.AssetMaterialization([database, LISTING], metadata=metadata))
 
 
-def _say(context: dg.OpExecutionContext, lines: Sequence[str]) -> str:
+def say(context: dg.OpExecutionContext, lines: Sequence[str]) -> str:
     """Put the lines into the run's log; they are returned as one text, for the metadata."""
     for line in lines:
         context.log.info(line)
@@ -123,7 +123,7 @@ def plan_restore(
     with explained(context):
         plan = restore.plan(backups.open(config.database), request, clock=now)
     tag_run(context, "restore", config.database, id=str(plan.backup.id), tier=plan.backup.tier)
-    return dg.Output(Planned(config.database, plan), metadata={"plan": _say(context, plan.lines)})
+    return dg.Output(Planned(config.database, plan), metadata={"plan": say(context, plan.lines)})
 
 
 @dg.op(
@@ -136,11 +136,11 @@ def carry_out_restore(
 ) -> None:
     """Do what the plan says."""
     with explained(context, retry=False):
-        protected = backups.open(planned.database)
+        protected = backups.open(planned.subject)
         result = restore.carry_out(protected, planned.plan, clock=now, report=report_to(context))
-    said = _say(context, result.lines)
+    said = say(context, result.lines)
     if result.kept_as:
-        form = f"database {planned.database}, into {result.database}, copy_name {result.kept_as}"
+        form = f"database {planned.subject}, into {result.database}, copy_name {result.kept_as}"
         context.log.info(show_line(f"or launch undo_restore with {form}"))
     context.add_output_metadata({"result": said, "restore_s": round(result.restore_s, 3)})
 
@@ -154,7 +154,7 @@ def plan_undo(
     request = undo.UndoRequest(into=config.into, copy=config.copy_name, confirm=config.confirm)
     with explained(context):
         plan = undo.plan(backups.open(config.database), request, clock=now)
-    return dg.Output(Planned(config.database, plan), metadata={"plan": _say(context, plan.lines)})
+    return dg.Output(Planned(config.database, plan), metadata={"plan": say(context, plan.lines)})
 
 
 @dg.op(
@@ -165,9 +165,9 @@ def plan_undo(
 def swap_back(context: dg.OpExecutionContext, backups: Backups, planned: Planned[undo.Plan]) -> None:
     """Do what the plan says."""
     with explained(context, retry=False):
-        protected = backups.open(planned.database)
+        protected = backups.open(planned.subject)
         result = undo.carry_out(protected, planned.plan, clock=now, report=report_to(context))
-    context.add_output_metadata({"result": _say(context, result.lines)})
+    context.add_output_metadata({"result": say(context, result.lines)})
 
 
 @dg.op(out=dg.Out(dg.Any), description="Validates the form and shows the plan; deletes nothing.")
@@ -180,7 +180,7 @@ def plan_prune(
         protected = backups.open(config.database)
         plan = prune.plan(protected.store, protected.config, imports=protected.imports, now=now())
     planned = Planned(config.database, plan, dry_run=config.dry_run)
-    return dg.Output(planned, metadata={"plan": _say(context, plan.lines)})
+    return dg.Output(planned, metadata={"plan": say(context, plan.lines)})
 
 
 @dg.op(
@@ -194,6 +194,6 @@ def carry_out_prune(context: dg.OpExecutionContext, backups: Backups, planned: P
         context.log.info("Nothing was deleted: dry_run is true. Launch again with dry_run: false to delete.")
         return
     with explained(context):
-        protected, report = backups.open(planned.database), report_to(context)
+        protected, report = backups.open(planned.subject), report_to(context)
         prune.carry_out(protected.store, planned.plan, imports=protected.imports, clock=now, log=report.say)
-    _show_listing(context, backups, planned.database)
+    _show_listing(context, backups, planned.subject)

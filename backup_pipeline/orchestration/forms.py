@@ -66,14 +66,46 @@ class RestoreForm(DatabaseForm):
     accept_unverified: bool
 
 
+class RecoverForm(dg.Config):
+    """Which cluster to recover, to which moment, and where to."""
+
+    cluster: str
+    target: str
+    into: str
+    exclusive: bool
+    timeline: int
+    base: str
+    dry_run: bool
+
+
 def form(config: Config, op: str, fields: Mapping[str, dg.Field]) -> dg.ConfigMapping:
     """A form with `database` and `fields` for a job whose first op is `op`."""
+    return _form(op, {"database": _name_field("Database", list(config.databases)), **fields})
 
+
+def recover_form(config: Config, op: str) -> dg.ConfigMapping:
+    """The form of a recovery. The defaults show the plan for the newest moment, and touch nothing."""
+    fields = {
+        "cluster": _name_field("Cluster", list(config.clusters)),
+        "target": text(
+            "latest",
+            "Where to stop: a time with its zone (2026-03-01T02:00:00Z), an LSN, a transaction's number, the "
+            "name of a restore point, or latest.",
+        ),
+        "into": text("", "The new data directory, its whole path on the machine where the run executes."),
+        "exclusive": flag(False, "Stop right before the target instead of right after it."),
+        "timeline": number(0, "Follow this timeline; 0: the newest."),
+        "base": text("", "Begin with this base backup; empty: the newest that fits."),
+        "dry_run": flag(True, "Only show the plan. Set to false to recover."),
+    }
+    return _form(op, fields)
+
+
+def _form(op: str, schema: Mapping[str, dg.Field]) -> dg.ConfigMapping:
     def to_op(values: Mapping[str, Any]) -> Mapping[str, Any]:
         return {"ops": {op: {"config": dict(values)}}}
 
-    schema = {"database": _database_field(config), **fields}
-    return dg.ConfigMapping(config_fn=to_op, config_schema=schema)
+    return dg.ConfigMapping(config_fn=to_op, config_schema=dict(schema))
 
 
 def restore_fields() -> dict[str, dg.Field]:
@@ -130,6 +162,5 @@ def choice(default: str, description: str, choices: Mapping[str, str], name: str
     return dg.Field(dg.Enum(name, values), default_value=default, description=description)
 
 
-def _database_field(config: Config) -> dg.Field:
-    names = list(config.databases)
-    return choice(names[0], "Which database.", dict.fromkeys(names, ""), name="Database")
+def _name_field(what: str, names: list[str]) -> dg.Field:
+    return choice(names[0], f"Which {what.lower()}.", dict.fromkeys(names, ""), name=what)

@@ -10,9 +10,12 @@ from typing import Any
 import dagster as dg
 
 from backup_pipeline.config import Config, DatabaseConfig
-from backup_pipeline.orchestration import form_ops, forms, ops
+from backup_pipeline.orchestration import cluster_ops, form_ops, forms, ops
 from backup_pipeline.orchestration.assets import LISTING, plain
+from backup_pipeline.orchestration.cluster_assets import BASE_BACKUP
 from backup_pipeline.orchestration.runs import ACTION_TAG, RETRIES_TAG, STRATEGY_TAG
+
+TAKE_BASE_BACKUP = "take_base_backup"
 
 Job = Any  # dagster has no public type for both a job and an asset job that is not resolved yet
 
@@ -49,8 +52,23 @@ def _tier_job(config: Config, tier: str) -> Job:
 
 def form_jobs_of(config: Config) -> dict[str, dg.JobDefinition]:
     """The jobs with a form in the Launchpad, by name; some are launched by schedules too."""
-    made = (backup_database, restore_database, undo_restore, verify_restore, prune_backups)
+    databases = (backup_database, restore_database, undo_restore, verify_restore, prune_backups)
+    made = [*(databases if config.databases else ()), *([recover_cluster] if config.clusters else [])]
     return {make.__name__: make(config) for make in made}
+
+
+def cluster_jobs_of(config: Config) -> dict[str, Job]:
+    """The job that takes base backups, if there are clusters, by name."""
+    if not config.clusters:
+        return {}
+    keys = [[name, last] for name in config.clusters for last in (BASE_BACKUP, LISTING)]
+    job = dg.define_asset_job(
+        TAKE_BASE_BACKUP,
+        selection=dg.AssetSelection.assets(*keys),
+        description="Takes base backups of clusters, then lists them; scheduled as one run per cluster.",
+        tags={ACTION_TAG: "backup", RETRIES_TAG: "2", STRATEGY_TAG: "ALL_STEPS"},
+    )
+    return {TAKE_BASE_BACKUP: job}
 
 
 def backup_database(config: Config) -> dg.JobDefinition:
@@ -131,6 +149,23 @@ def prune_backups(config: Config) -> dg.JobDefinition:
         form_ops.carry_out_prune(form_ops.plan_prune())
 
     return prune_backups
+
+
+def recover_cluster(config: Config) -> dg.JobDefinition:
+    """A recovery of a whole cluster, with its plan first."""
+
+    @_job(
+        "Recovers a whole cluster to any moment, into a new directory on the machine where the run executes; "
+        "nothing that exists is touched. As it stands, the form only shows the plan. From when to when: the "
+        "page of the cluster's wal, and the first lines of the run's log. Tablespaces with a place of their "
+        "own are for the command line: backup-pipeline recover.",
+        config=forms.recover_form(config, "plan_recovery"),
+        action="recover",
+    )
+    def recover_cluster() -> None:
+        cluster_ops.carry_out_recovery(cluster_ops.plan_recovery())
+
+    return recover_cluster
 
 
 def _job(

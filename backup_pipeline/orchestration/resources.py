@@ -10,6 +10,7 @@ from typing import Any
 import dagster as dg
 
 from backup_pipeline.actions.protected import Protected, open_protected
+from backup_pipeline.actions.protected_cluster import ProtectedCluster, open_cluster
 from backup_pipeline.config import Config, load
 
 
@@ -19,7 +20,7 @@ def now() -> datetime:
 
 
 class Backups(dg.ConfigurableResource[Any]):
-    """The configuration that all databases and the store are described in."""
+    """The configuration that all databases, clusters and the store are described in."""
 
     path: str
 
@@ -30,6 +31,10 @@ class Backups(dg.ConfigurableResource[Any]):
     def open(self, database: str) -> Protected:
         """One database with its stores opened. Raises ConfigError, StoreError."""
         return open_protected(self.config(), database)
+
+    def cluster(self, name: str) -> ProtectedCluster:
+        """One cluster with its store opened. Raises ConfigError, StoreError."""
+        return open_cluster(self.config(), name)
 
 
 class HandOver(dg.IOManager):

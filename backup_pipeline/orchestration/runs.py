@@ -1,7 +1,8 @@
 """What ops share about the run that they are in: its log, its tags, what it is to back up.
 
 Tags are the audit: `backup/database`, `backup/action`, `backup/tier`, `backup/id` and
-`backup/scheduled_for` find, in the list of runs, whatever was ever done to a database. What waits for
+`backup/scheduled_for` find, in the list of runs, whatever was ever done to a database, or to a cluster:
+no two of them share a name. What waits for
 what is another matter: only backups carry `backup/queue`, which dagster.yaml limits to one of each value.
 """
 

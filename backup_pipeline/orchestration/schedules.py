@@ -7,14 +7,16 @@ each. The scheduled time travels in a tag, so that two tiers due at the same tim
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 import dagster as dg
 
-from backup_pipeline.config import Config, DatabaseConfig, TierConfig
+from backup_pipeline.config import ClusterConfig, Config, DatabaseConfig, TierConfig
 from backup_pipeline.orchestration import words
 from backup_pipeline.orchestration.assets import LISTING, plain
 from backup_pipeline.orchestration.checks import check_key
-from backup_pipeline.orchestration.jobs import Job, tier_job_name
+from backup_pipeline.orchestration.cluster_assets import BASE_BACKUP
+from backup_pipeline.orchestration.jobs import TAKE_BASE_BACKUP, Job, tier_job_name
 from backup_pipeline.orchestration.runs import (
     ACTION_TAG,
     DATABASE_TAG,
@@ -28,11 +30,16 @@ from backup_pipeline.units import show_count
 PRUNE_CRON = "30 6 * * *"
 LONGEST_KEPT_CRON = "0 3 2 * *"
 
-Request = Callable[[DatabaseConfig, dg.ScheduleEvaluationContext], dg.RunRequest]
+Subject = TypeVar("Subject", DatabaseConfig, ClusterConfig)
+Request = Callable[[Subject, dg.ScheduleEvaluationContext], dg.RunRequest]
 
 
 def schedules_of(config: Config, jobs: Mapping[str, Job]) -> list[dg.ScheduleDefinition]:
     """All schedules; they run from the first moment, because a forgotten switch is no backup."""
+    return [*(_database_schedules(config, jobs) if config.databases else ()), *_base_schedules(config, jobs)]
+
+
+def _database_schedules(config: Config, jobs: Mapping[str, Job]) -> list[dg.ScheduleDefinition]:
     databases = tuple(config.databases.values())
     verify, prune = jobs["verify_restore"], jobs["prune_backups"]
     monthly = "Proves the newest monthly backup (or that of the rarest tier), whatever else is proven"
@@ -74,11 +81,22 @@ def _proof_schedules(config: Config, verify: Job) -> list[dg.ScheduleDefinition]
     ]
 
 
+def _base_schedules(config: Config, jobs: Mapping[str, Job]) -> list[dg.ScheduleDefinition]:
+    groups: dict[str, list[ClusterConfig]] = defaultdict(list)
+    for cluster in config.clusters.values():
+        groups[cluster.base_backup_cron].append(cluster)
+    job = jobs.get(TAKE_BASE_BACKUP)
+    return [
+        _schedule(f"base_backup_{slug(cron)}", cron, job, clusters, _base_backup, "Takes base backups")
+        for cron, clusters in groups.items()
+    ]
+
+
 def _schedule(
-    name: str, cron: str, job: Job, databases: Sequence[DatabaseConfig], request: Request, what: str
+    name: str, cron: str, job: Job, subjects: Sequence[Subject], request: Request[Subject], what: str
 ) -> dg.ScheduleDefinition:
-    shown = ", ".join(database.name for database in databases[:5])
-    rest = f" and {len(databases) - 5} more" if len(databases) > 5 else ""
+    shown = ", ".join(subject.name for subject in subjects[:5])
+    rest = f" and {len(subjects) - 5} more" if len(subjects) > 5 else ""
 
     @dg.schedule(
         name=name,
@@ -90,14 +108,27 @@ def _schedule(
     )
     def requests(context: dg.ScheduleEvaluationContext) -> list[dg.RunRequest]:
         context.log.info(
-            f"{show_count(len(databases), 'run')} for {context.scheduled_execution_time:%Y-%m-%d %H:%M} UTC"
+            f"{show_count(len(subjects), 'run')} for {context.scheduled_execution_time:%Y-%m-%d %H:%M} UTC"
         )
-        return [request(database, context) for database in databases]
+        return [request(subject, context) for subject in subjects]
 
     return requests
 
 
-def _backup_as(tier: str) -> Request:
+def _base_backup(cluster: ClusterConfig, context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
+    return dg.RunRequest(
+        run_key=cluster.name,
+        asset_selection=[dg.AssetKey([cluster.name, last]) for last in (BASE_BACKUP, LISTING)],
+        tags={
+            DATABASE_TAG: cluster.name,
+            ACTION_TAG: "backup",
+            **queue_tag("backup", cluster.name),
+            SCHEDULED_TAG: shown_scheduled(context.scheduled_execution_time),
+        },
+    )
+
+
+def _backup_as(tier: str) -> Request[DatabaseConfig]:
     def request(database: DatabaseConfig, context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
         checks = [check_key(database.name, tier)] if database.prove.always else []
         return dg.RunRequest(

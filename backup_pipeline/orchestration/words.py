@@ -125,7 +125,7 @@ def proof_metadata(backup: Backup, proof: Proof) -> Metadata:
         "verdict": str(proof.verdict),
         **({**times, "restore_time": show_seconds(proof.restore_s)} if proof.restore_s else {}),
         "proven_on": proof.by,
-        **{name: _table([name], [[line] for line in lines]) for name, lines in lists.items() if lines},
+        **{name: table([name], [[line] for line in lines]) for name, lines in lists.items() if lines},
     }
 
 
@@ -163,7 +163,7 @@ def backups_table(
         )
         for backup in backups
     ]
-    return _table(_COLUMNS, rows)
+    return table(_COLUMNS, rows)
 
 
 def age(span: timedelta) -> str:
@@ -175,7 +175,8 @@ def age(span: timedelta) -> str:
     return f"{seconds}\u00a0s"
 
 
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> dg.TableMetadataValue:
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> dg.TableMetadataValue:
+    """A table of texts."""
     return dg.MetadataValue.table(
         records=[dg.TableRecord(dict(zip(columns, row, strict=True))) for row in rows],
         schema=dg.TableSchema(columns=[dg.TableColumn(name=name, type="string") for name in columns]),

@@ -154,6 +154,12 @@ class RecoveryBox:
 
     def take(self, **changes: Any) -> BackupId:
         """One base backup, while the archive follows."""
+        with self.shipping():
+            return base_backup.take(self.protected(**changes), clock=now, report=self.said).id
+
+    @contextlib.contextmanager
+    def shipping(self) -> Iterator[None]:
+        """`ship` again and again, until the block ends."""
         ended, problems = threading.Event(), []
 
         def follow() -> None:
@@ -166,11 +172,11 @@ class RecoveryBox:
         thread = threading.Thread(target=follow)
         thread.start()
         try:
-            return base_backup.take(self.protected(**changes), clock=now, report=self.said).id
+            yield
         finally:
             ended.set()
             thread.join()
-            assert not problems, problems
+        assert not problems, problems
 
     def recover(
         self, target: RecoveryTarget, into: str = "recovered", *, store: Store | None = None, **asked: Any

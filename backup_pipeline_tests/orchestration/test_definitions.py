@@ -89,7 +89,7 @@ def test_the_first_line_of_a_description_is_plain(
 )
 def test_a_tier_is_overdue_in_proportion_to_its_cron(cron: str, warn: timedelta, fail: timedelta) -> None:
     config = configuration(TWO.replace('cron = "0 2 * * *"', f'cron = "{cron}"'))
-    policy = freshness(config.database("shop-eu").tier("daily"))
+    policy = freshness(config.database("shop-eu").tier("daily").cron)
     assert policy == dg.FreshnessPolicy.time_window(fail_window=fail, warn_window=warn)
 
 
