@@ -190,6 +190,7 @@ class ClusterConfig:
     bin_dir: str = ""
     owner: str = ""
     stall_timeout: timedelta = timedelta(minutes=15)
+    drill_cron: str = "30 4 * * *"  # when a random second is recovered into scratch; "": never
     heartbeat: bool = False  # a row each minute, by which drills tell how far a recovery came
     heartbeat_database: str = ""  # "": the dsn's
 

@@ -43,7 +43,7 @@ from backup_pipeline.domain.backup import MANUAL_TIER, is_subject_name
 from backup_pipeline.errors import ConfigError
 from backup_pipeline.units import parse_duration, parse_size_bytes
 
-RESERVED_TIERS = ("backups", "base_backup", "wal", "prune", "prove", "latest", "proven")
+RESERVED_TIERS = ("backups", "base_backup", "drill", "wal", "prune", "prove", "latest", "proven")
 """Names of other assets and jobs, and words that name a backup; no tier may take them."""
 
 
@@ -346,6 +346,7 @@ def _cluster(name: str, table: ClusterTable, path: Path) -> ClusterConfig:
         bin_dir=_local(table.bin_dir, path),
         owner=table.owner,
         stall_timeout=parse_duration(table.stall_timeout),
+        drill_cron=table.drill,
         heartbeat=table.heartbeat,
         heartbeat_database=table.heartbeat_database,
     )

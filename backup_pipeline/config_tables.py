@@ -191,6 +191,7 @@ class ClusterTable(Table):
     bin_dir: str = ""
     owner: str = ""
     stall_timeout: Duration = "15m"
+    drill: Cron | Literal[""] = "30 4 * * *"
     heartbeat: bool = False
     heartbeat_database: str = ""
 

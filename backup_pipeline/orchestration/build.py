@@ -11,6 +11,7 @@ from backup_pipeline.orchestration.assets import assets_of
 from backup_pipeline.orchestration.checks import checks_of
 from backup_pipeline.orchestration.cluster_assets import cluster_assets_of
 from backup_pipeline.orchestration.cluster_checks import wal_checks_of, wal_sensors_of
+from backup_pipeline.orchestration.cluster_drills import drill_checks_of
 from backup_pipeline.orchestration.jobs import cluster_jobs_of, form_jobs_of, tier_jobs_of
 from backup_pipeline.orchestration.resources import Backups, HandOver
 from backup_pipeline.orchestration.schedules import schedules_of
@@ -31,7 +32,7 @@ def definitions_of(config: Config) -> dg.Definitions:
     jobs = {**tier_jobs_of(config), **cluster_jobs_of(config), **form_jobs_of(config)}
     return dg.Definitions(
         assets=[*assets_of(config), *cluster_assets_of(config)],
-        asset_checks=[*checks_of(config), *wal_checks_of(config)],
+        asset_checks=[*checks_of(config), *wal_checks_of(config), *drill_checks_of(config)],
         jobs=list(jobs.values()),
         schedules=schedules_of(config, jobs),
         sensors=wal_sensors_of(config),

@@ -62,7 +62,7 @@ def wal_asset(cluster: ClusterConfig, store: StoreConfig) -> dg.AssetsDefinition
     )
     def wal(context: dg.AssetExecutionContext, backups: Backups) -> dg.MaterializeResult[None]:
         tag_run(context.op_execution_context, "look", cluster.name)
-        with explained(context.op_execution_context):
+        with explained(context.op_execution_context, retry=False):
             found = look_at(backups.cluster(cluster.name), now=now())
         return dg.MaterializeResult(metadata=cluster_words.wal_metadata(found))
 

@@ -59,7 +59,7 @@ def wal_checks(cluster: ClusterConfig) -> dg.AssetChecksDefinition:
     )
     def checks(context: dg.AssetCheckExecutionContext, backups: Backups) -> Iterator[dg.AssetCheckResult]:
         tag_run(context.op_execution_context, "look", cluster.name)
-        with explained(context.op_execution_context):
+        with explained(context.op_execution_context, retry=False):
             found = look_at(backups.cluster(cluster.name), now=now())
         wanted = {key.name for key in context.selected_asset_check_keys}
         for each in findings(found):

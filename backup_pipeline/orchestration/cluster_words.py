@@ -15,6 +15,7 @@ from backup_pipeline.actions.windows import ClusterWindows
 from backup_pipeline.config import ClusterConfig, StoreConfig
 from backup_pipeline.domain import layout
 from backup_pipeline.domain.base_backup import BaseBackup, BaseManifest
+from backup_pipeline.domain.drill import Drill, summary
 from backup_pipeline.domain.recovery_target import show_moment
 from backup_pipeline.orchestration.words import MIB, NOTHING, Metadata, age, table, when
 from backup_pipeline.units import show_bytes, show_seconds
@@ -28,9 +29,15 @@ def base_description(cluster: ClusterConfig, store: StoreConfig) -> str:
 - **Where**: `{store.url}/{layout.bases_prefix(name)}`, as standard `pg_basebackup` archives
 - **What for**: a recovery begins with one, and replays the WAL behind it
 - **Listed** only once the WAL that it needs is in the archive
-- **Take one now**: Materialize here; with Dagster down: `backup-pipeline base-backup {name}`
+- **Drilled** {_drilled(cluster)}: a random second is recovered into scratch and looked into;
+  `rpo_s` and `rto_s` are what it measured
+- **Take one now**: Materialize, which drills too; with Dagster down: `backup-pipeline base-backup {name}`
 - **Recover**: launch `recover_cluster`; with Dagster down: `backup-pipeline recover {name} --to … --into …`
 """
+
+
+def _drilled(cluster: ClusterConfig) -> str:
+    return when(cluster.drill_cron) if cluster.drill_cron else "when somebody asks for it"
 
 
 def wal_description(cluster: ClusterConfig, store: StoreConfig, every_s: int) -> str:
@@ -191,3 +198,29 @@ def recovered_metadata(result: RecoverResult, said: str) -> Metadata:
         "unpack_s": round(result.unpack_s, 3),
         "replay_s": round(result.replay_s, 3),
     }
+
+
+def drill_numbers(drill: Drill) -> Metadata:
+    """The plotted numbers: what would have been lost, and what the recovery took."""
+    numbers = {"rpo_s": drill.loss_s, "rto_s": drill.recovery_s}
+    return {name: round(value, 3) for name, value in numbers.items() if value is not None}
+
+
+def drill_metadata(drill: Drill) -> Metadata:
+    """What a check, and a drill's run, show of a drill. Lists are tables, as of a proof."""
+    lists = {"differences": drill.differences, "checked": drill.checked, "notes": drill.notes}
+    return {
+        "drill": str(drill.id),
+        "verdict": str(drill.verdict),
+        "target": show_moment(drill.target_at) if drill.target_at else NOTHING,
+        "began_with": str(drill.base or NOTHING),
+        "segments": drill.segments,
+        "drilled_on": drill.by,
+        **drill_numbers(drill),
+        **{name: table([name], [[line] for line in lines]) for name, lines in lists.items() if lines},
+    }
+
+
+def drill_sentence(drill: Drill) -> str:
+    """A drill in one line, for a check's description and a failure's first line."""
+    return summary(drill) + (f": {drill.differences[0]}" if drill.differences else "")

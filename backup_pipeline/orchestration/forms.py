@@ -78,6 +78,13 @@ class RecoverForm(dg.Config):
     dry_run: bool
 
 
+class DrillForm(dg.Config):
+    """Which cluster to drill, and to which moment."""
+
+    cluster: str
+    target: str
+
+
 def form(config: Config, op: str, fields: Mapping[str, dg.Field]) -> dg.ConfigMapping:
     """A form with `database` and `fields` for a job whose first op is `op`."""
     return _form(op, {"database": _name_field("Database", list(config.databases)), **fields})
@@ -99,6 +106,12 @@ def recover_form(config: Config, op: str) -> dg.ConfigMapping:
         "dry_run": flag(True, "Only show the plan. Set to false to recover."),
     }
     return _form(op, fields)
+
+
+def drill_form(config: Config, op: str) -> dg.ConfigMapping:
+    """The form of a drill; as it stands, of a random second."""
+    target = text("random", "Which moment: random, or a time with its zone (2026-03-01T02:00:00Z).")
+    return _form(op, {"cluster": _name_field("Cluster", list(config.clusters)), "target": target})
 
 
 def _form(op: str, schema: Mapping[str, dg.Field]) -> dg.ConfigMapping:

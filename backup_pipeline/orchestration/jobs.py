@@ -10,7 +10,7 @@ from typing import Any
 import dagster as dg
 
 from backup_pipeline.config import Config, DatabaseConfig
-from backup_pipeline.orchestration import cluster_ops, form_ops, forms, ops
+from backup_pipeline.orchestration import cluster_drills, cluster_ops, form_ops, forms, ops
 from backup_pipeline.orchestration.assets import LISTING, plain
 from backup_pipeline.orchestration.cluster_assets import BASE_BACKUP
 from backup_pipeline.orchestration.runs import ACTION_TAG, RETRIES_TAG, STRATEGY_TAG
@@ -53,7 +53,10 @@ def _tier_job(config: Config, tier: str) -> Job:
 def form_jobs_of(config: Config) -> dict[str, dg.JobDefinition]:
     """The jobs with a form in the Launchpad, by name; some are launched by schedules too."""
     databases = (backup_database, restore_database, undo_restore, verify_restore, prune_backups)
-    made = [*(databases if config.databases else ()), *([recover_cluster] if config.clusters else [])]
+    made = [
+        *(databases if config.databases else ()),
+        *((recover_cluster, drill_recovery) if config.clusters else ()),
+    ]
     return {make.__name__: make(config) for make in made}
 
 
@@ -64,7 +67,7 @@ def cluster_jobs_of(config: Config) -> dict[str, Job]:
     keys = [[name, last] for name in config.clusters for last in (BASE_BACKUP, LISTING)]
     job = dg.define_asset_job(
         TAKE_BASE_BACKUP,
-        selection=dg.AssetSelection.assets(*keys),
+        selection=dg.AssetSelection.assets(*keys).without_checks(),  # a drill has a time of its own
         description="Takes base backups of clusters, then lists them; scheduled as one run per cluster.",
         tags={ACTION_TAG: "backup", RETRIES_TAG: "2", STRATEGY_TAG: "ALL_STEPS"},
     )
@@ -166,6 +169,21 @@ def recover_cluster(config: Config) -> dg.JobDefinition:
         cluster_ops.carry_out_recovery(cluster_ops.plan_recovery())
 
     return recover_cluster
+
+
+def drill_recovery(config: Config) -> dg.JobDefinition:
+    """A recovery that nobody needs, to know that it works and how long it takes."""
+
+    @_job(
+        "Recovers a random second of a cluster's window into scratch, looks into it, and records the "
+        "verdict, what would have been lost and how long it took. Touches no live cluster.",
+        config=forms.drill_form(config, "drill"),
+        action="drill",
+    )
+    def drill_recovery() -> None:
+        cluster_drills.drill()
+
+    return drill_recovery
 
 
 def _job(

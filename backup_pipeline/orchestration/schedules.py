@@ -16,6 +16,7 @@ from backup_pipeline.orchestration import words
 from backup_pipeline.orchestration.assets import LISTING, plain
 from backup_pipeline.orchestration.checks import check_key
 from backup_pipeline.orchestration.cluster_assets import BASE_BACKUP
+from backup_pipeline.orchestration.cluster_drills import RANDOM
 from backup_pipeline.orchestration.jobs import TAKE_BASE_BACKUP, Job, tier_job_name
 from backup_pipeline.orchestration.runs import (
     ACTION_TAG,
@@ -29,6 +30,7 @@ from backup_pipeline.units import show_count
 
 PRUNE_CRON = "30 6 * * *"
 LONGEST_KEPT_CRON = "0 3 2 * *"
+_TAKES, _DRILLS = "Takes base backups", "Recovers a random second into scratch, and looks into it"
 
 Subject = TypeVar("Subject", DatabaseConfig, ClusterConfig)
 Request = Callable[[Subject, dg.ScheduleEvaluationContext], dg.RunRequest]
@@ -36,7 +38,10 @@ Request = Callable[[Subject, dg.ScheduleEvaluationContext], dg.RunRequest]
 
 def schedules_of(config: Config, jobs: Mapping[str, Job]) -> list[dg.ScheduleDefinition]:
     """All schedules; they run from the first moment, because a forgotten switch is no backup."""
-    return [*(_database_schedules(config, jobs) if config.databases else ()), *_base_schedules(config, jobs)]
+    return [
+        *(_database_schedules(config, jobs) if config.databases else ()),
+        *_cluster_schedules(config, jobs),
+    ]
 
 
 def _database_schedules(config: Config, jobs: Mapping[str, Job]) -> list[dg.ScheduleDefinition]:
@@ -81,15 +86,27 @@ def _proof_schedules(config: Config, verify: Job) -> list[dg.ScheduleDefinition]
     ]
 
 
-def _base_schedules(config: Config, jobs: Mapping[str, Job]) -> list[dg.ScheduleDefinition]:
-    groups: dict[str, list[ClusterConfig]] = defaultdict(list)
-    for cluster in config.clusters.values():
-        groups[cluster.base_backup_cron].append(cluster)
-    job = jobs.get(TAKE_BASE_BACKUP)
-    return [
-        _schedule(f"base_backup_{slug(cron)}", cron, job, clusters, _base_backup, "Takes base backups")
-        for cron, clusters in groups.items()
+def _cluster_schedules(config: Config, jobs: Mapping[str, Job]) -> list[dg.ScheduleDefinition]:
+    clusters = list(config.clusters.values())
+    base = [
+        _schedule(f"base_backup_{slug(cron)}", cron, jobs[TAKE_BASE_BACKUP], due, _base_backup, _TAKES)
+        for cron, due in _by_cron(clusters, lambda cluster: cluster.base_backup_cron)
     ]
+    drills = [
+        _schedule(f"drill_{slug(cron)}", cron, jobs["drill_recovery"], due, _drill, _DRILLS)
+        for cron, due in _by_cron(clusters, lambda cluster: cluster.drill_cron)
+    ]
+    return [*base, *drills]
+
+
+def _by_cron(
+    clusters: Sequence[ClusterConfig], cron_of: Callable[[ClusterConfig], str]
+) -> list[tuple[str, list[ClusterConfig]]]:
+    """The clusters that share a cron; those that have none are left out."""
+    groups: dict[str, list[ClusterConfig]] = defaultdict(list)
+    for cluster in clusters:
+        groups[cron_of(cluster)].append(cluster)
+    return [(cron, due) for cron, due in groups.items() if cron]
 
 
 def _schedule(
@@ -119,12 +136,21 @@ def _base_backup(cluster: ClusterConfig, context: dg.ScheduleEvaluationContext) 
     return dg.RunRequest(
         run_key=cluster.name,
         asset_selection=[dg.AssetKey([cluster.name, last]) for last in (BASE_BACKUP, LISTING)],
+        asset_check_keys=[],  # a drill has a time of its own
         tags={
             DATABASE_TAG: cluster.name,
             ACTION_TAG: "backup",
             **queue_tag("backup", cluster.name),
             SCHEDULED_TAG: shown_scheduled(context.scheduled_execution_time),
         },
+    )
+
+
+def _drill(cluster: ClusterConfig, _context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
+    return dg.RunRequest(
+        run_key=cluster.name,
+        run_config={"cluster": cluster.name, "target": RANDOM},
+        tags={DATABASE_TAG: cluster.name, ACTION_TAG: "drill"},
     )
 
 

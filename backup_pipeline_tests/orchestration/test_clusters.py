@@ -1,5 +1,6 @@
 """A cluster in Dagster: base backups, the look at its WAL, recoveries; real PostgreSQL, a real store."""
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -10,8 +11,10 @@ import dagster as dg
 import pytest
 
 from backup_pipeline.domain.layout import wal_archive_prefix
+from backup_pipeline.domain.recovery_target import show_moment
 from backup_pipeline.orchestration.build import definitions_of
 from backup_pipeline.orchestration.resources import Backups
+from backup_pipeline.storage import drills
 from backup_pipeline.storage.base_backups import list_base_backups
 from backup_pipeline.storage.directory import DirectoryStore
 from backup_pipeline_tests.actions.recovery_box import RecoveryBox, a_recovery_box
@@ -184,24 +187,34 @@ def test_the_sensor_shows_the_same_without_a_run(site: Site) -> None:
     assert site.tick().run_requests in (None, [])
 
 
-def test_a_missing_segment_turns_the_check_red(site: Site) -> None:
+def segments_of(site: Site) -> list[Path]:
+    return sorted((site.path.parent / "store").glob(f"{wal_archive_prefix('main')}**/*.zst"))
+
+
+@contextlib.contextmanager
+def without_a_segment(site: Site) -> Iterator[str]:
+    """The archive lacks the segment that this names, between two others."""
     site.box.commit(1)
     site.box.switch()
-    segments = sorted((site.path.parent / "store").glob(f"{wal_archive_prefix('main')}**/*.zst"))
-    gone = segments[-2]
+    *_, gone, _newest = segments_of(site)
     data = gone.read_bytes()
     gone.unlink()
     try:
-        _, *found = site.tick().asset_events
-        look = site.look()
+        yield gone.name[:24]
     finally:
         gone.write_bytes(data)
+
+
+def test_a_missing_segment_turns_the_check_red(site: Site) -> None:
+    with without_a_segment(site) as gone:
+        _, *found = site.tick().asset_events
+        look = site.look()
     for checks in (found, look.get_asset_check_evaluations()):
         (red,) = [each for each in checks if getattr(each, "check_name", "") == "no_gaps"]
         assert isinstance(red, dg.AssetCheckEvaluation)
         assert not red.passed
         assert red.severity is dg.AssetCheckSeverity.ERROR
-        assert gone.name[:24] in (red.description or "")
+        assert gone in (red.description or "")
         assert "backup-pipeline base-backup main" in (red.description or "")
     (materialized,) = look.asset_materializations_for_node("main__wal")
     assert materialized.metadata["gaps"].value == 1
@@ -263,6 +276,41 @@ def test_a_recovery_stops_where_the_form_says(site: Site) -> None:
     assert site.box.numbers() == [each.number for each in site.box.ledger[:-1]]
 
 
+def test_a_drill_shows_on_the_base_backups_with_its_numbers(site: Site) -> None:
+    result = site.job("drill_recovery")
+    assert result.success, failure(result, "drill")
+    (evaluation,) = result.get_asset_check_evaluations()
+    assert (evaluation.asset_key, evaluation.check_name, evaluation.passed) == (BASE, "drilled", True)
+    assert evaluation.metadata["verdict"].value == "restored"  # it has no heartbeat
+    (observed,) = result.asset_observations_for_node("drill")
+    assert {"rpo_s", "rto_s", "size_bytes", "duration_s"} <= set(observed.metadata)
+    assert observed.metadata["rto_s"].value > 0  # type: ignore[operator]
+    assert site.tags(result)["action"] == "drill"
+    (recorded,) = drills.drills(site.box.store, "main").drills
+    assert site.tags(result)["id"] == str(recorded.id)
+
+
+def test_a_drill_that_finds_damage_is_red(site: Site) -> None:
+    site.box.commit(1)
+    site.box.switch()
+    target = show_moment(site.box.ledger[-1].at)
+    *_, newest = segments_of(site)
+    data = newest.read_bytes()
+    newest.write_bytes(data[: len(data) // 2])
+    try:
+        result = site.job("drill_recovery", run_config={"target": target})
+    finally:
+        newest.write_bytes(data)
+    assert not result.success
+    key = dg.AssetCheckKey(BASE, "drilled")
+    record = site.instance.event_log_storage.get_latest_asset_check_execution_by_key([key])[key]
+    evaluation = record.evaluation
+    assert evaluation is not None
+    assert (evaluation.passed, evaluation.severity) == (False, dg.AssetCheckSeverity.ERROR)
+    assert newest.name[:24] in (evaluation.description or "")
+    assert failure(result, "drill").splitlines()[1].startswith("What to do: ")
+
+
 @pytest.mark.parametrize(
     ("form", "expected"),
     [
@@ -317,7 +365,7 @@ def test_a_cluster_alone_is_enough() -> None:
         assert title.endswith((".", "recovered."))
         assert not set(title) & set("*`#[]|")
     jobs = {job.name for job in loaded.resolve_all_job_defs() if not job.name.startswith("__")}
-    assert jobs == {"take_base_backup", "recover_cluster"}
+    assert jobs == {"take_base_backup", "recover_cluster", "drill_recovery"}
 
 
 def test_base_backups_are_due_by_their_cron_one_at_a_time() -> None:
@@ -330,8 +378,15 @@ def test_base_backups_are_due_by_their_cron_one_at_a_time() -> None:
             repository_def=loaded.get_repository_def(),
         )
         requests = loaded.resolve_schedule_def("base_backup_at_0200").evaluate_tick(context).run_requests
+        drilling = loaded.resolve_schedule_def("drill_at_0430").evaluate_tick(context).run_requests
     assert requests is not None
+    assert drilling is not None
+    assert [request.run_config for request in drilling] == [
+        {"cluster": "main", "target": "random"},
+        {"cluster": "other-one", "target": "random"},
+    ]
     assert [request.run_key for request in requests] == ["main", "other-one"]
+    assert [request.asset_check_keys for request in requests] == [[], []]
     assert requests[1].asset_selection == [
         dg.AssetKey(["other-one", last]) for last in ("base_backup", "backups")
     ]
