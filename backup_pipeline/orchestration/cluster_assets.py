@@ -7,16 +7,14 @@ from datetime import timedelta
 
 import dagster as dg
 
-from backup_pipeline.actions.protected_cluster import ProtectedCluster
+from backup_pipeline.actions import prune_cluster
 from backup_pipeline.actions.wal_look import look_at
 from backup_pipeline.config import ClusterConfig, Config, StoreConfig
-from backup_pipeline.orchestration import cluster_ops, cluster_words, words
+from backup_pipeline.orchestration import cluster_ops, cluster_words
 from backup_pipeline.orchestration.assets import LISTING, freshness, owners, plain, store_kind
 from backup_pipeline.orchestration.failures import explained
 from backup_pipeline.orchestration.resources import Backups, now
-from backup_pipeline.orchestration.runs import tag_run
-from backup_pipeline.storage.base_backups import list_base_backups
-from backup_pipeline.units import show_bytes
+from backup_pipeline.orchestration.runs import report_to, tag_run
 
 BASE_BACKUP = "base_backup"
 WAL = "wal"
@@ -70,7 +68,7 @@ def wal_asset(cluster: ClusterConfig, store: StoreConfig) -> dg.AssetsDefinition
 
 
 def list_asset(cluster: ClusterConfig, store: StoreConfig) -> dg.AssetsDefinition:
-    """What exists of a cluster; made anew whenever a base backup was taken."""
+    """What exists of a cluster; made anew, after a prune, whenever a base backup was taken."""
 
     @dg.asset(
         key=[cluster.name, LISTING],
@@ -81,22 +79,12 @@ def list_asset(cluster: ClusterConfig, store: StoreConfig) -> dg.AssetsDefinitio
         owners=owners(cluster),
     )
     def backups_of_cluster(context: dg.AssetExecutionContext, backups: Backups) -> dg.MaterializeResult[None]:
-        tag_run(context.op_execution_context, "list", cluster.name)
+        tag_run(context.op_execution_context, "prune", cluster.name)
         with explained(context.op_execution_context):
-            return dg.MaterializeResult(metadata=list_metadata(backups.cluster(cluster.name)))
+            protected = backups.cluster(cluster.name)
+            log = report_to(context.op_execution_context).say
+            planned = prune_cluster.plan(protected, now=now())
+            prune_cluster.carry_out(protected, planned, clock=now, log=log)
+            return dg.MaterializeResult(metadata=cluster_ops.list_metadata(protected))
 
     return backups_of_cluster
-
-
-def list_metadata(cluster: ProtectedCluster) -> words.Metadata:
-    """The base backups that exist in the store, as a table and in numbers."""
-    existing = list_base_backups(cluster.store, cluster.name)
-    total_bytes = sum(backup.manifest.size_bytes for backup in existing.backups)
-    return {
-        "backups": cluster_words.bases_table(existing.backups, now()),
-        "count": len(existing.backups),
-        "total_bytes": total_bytes,
-        "total_size": show_bytes(total_bytes),
-        "stored_in": cluster.store.url,
-        "unreadable": "\n".join(f"{key}: {why}" for key, why in existing.unreadable) or words.NOTHING,
-    }

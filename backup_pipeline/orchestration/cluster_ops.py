@@ -7,7 +7,8 @@ from pathlib import Path
 
 import dagster as dg
 
-from backup_pipeline.actions import base_backup, recover
+from backup_pipeline.actions import base_backup, prune_cluster, recover
+from backup_pipeline.actions.protected_cluster import ProtectedCluster
 from backup_pipeline.actions.windows import windows_of
 from backup_pipeline.config import ClusterConfig
 from backup_pipeline.domain.backup import BackupId
@@ -15,12 +16,13 @@ from backup_pipeline.domain.base_backup import BaseBackup
 from backup_pipeline.domain.recovery_target import parse_target
 from backup_pipeline.errors import ConfigError
 from backup_pipeline.orchestration import cluster_words, words
-from backup_pipeline.orchestration.assets import plain
+from backup_pipeline.orchestration.assets import LISTING, plain
 from backup_pipeline.orchestration.failures import explained
 from backup_pipeline.orchestration.form_ops import Planned, say
-from backup_pipeline.orchestration.forms import RecoverForm
+from backup_pipeline.orchestration.forms import PruneClusterForm, RecoverForm
 from backup_pipeline.orchestration.resources import Backups, now
 from backup_pipeline.orchestration.runs import report_to, tag_run
+from backup_pipeline.storage.base_backups import list_base_backups
 from backup_pipeline.units import show_bytes
 
 
@@ -123,3 +125,48 @@ def carry_out_recovery(
         result = recover.carry_out(cluster, planned.plan, clock=now, report=report_to(context))
     said = say(context, result.lines)
     context.add_output_metadata(cluster_words.recovered_metadata(result, said))
+
+
+@dg.op(out=dg.Out(dg.Any), description="Validates the form and shows the plan; deletes nothing.")
+def plan_cluster_prune(
+    context: dg.OpExecutionContext, backups: Backups, config: PruneClusterForm
+) -> dg.Output[Planned[prune_cluster.ClusterPrune]]:
+    """What the recovery window gives up, and why."""
+    tag_run(context, "prune", config.cluster)
+    with explained(context):
+        planned = prune_cluster.plan(backups.cluster(config.cluster), now=now())
+    shown = {"plan": say(context, planned.lines)}
+    return dg.Output(Planned(config.cluster, planned, dry_run=config.dry_run), metadata=shown)
+
+
+@dg.op(
+    ins={"planned": dg.In(dg.Any)},
+    out=dg.Out(dg.Nothing),
+    description="Deletes what the plan gives up, unless the form asked for the plan alone.",
+)
+def carry_out_cluster_prune(
+    context: dg.OpExecutionContext, backups: Backups, planned: Planned[prune_cluster.ClusterPrune]
+) -> None:
+    """Do what the plan says."""
+    if planned.dry_run:
+        context.log.info("Nothing was deleted: dry_run is true. Launch again with dry_run: false to delete.")
+        return
+    with explained(context):
+        cluster, report = backups.cluster(planned.subject), report_to(context)
+        prune_cluster.carry_out(cluster, planned.plan, clock=now, log=report.say)
+        metadata = list_metadata(cluster)
+    context.log_event(dg.AssetMaterialization([planned.subject, LISTING], metadata=metadata))
+
+
+def list_metadata(cluster: ProtectedCluster) -> words.Metadata:
+    """The base backups that exist in the store, as a table and in numbers."""
+    existing = list_base_backups(cluster.store, cluster.name)
+    total_bytes = sum(backup.manifest.size_bytes for backup in existing.backups)
+    return {
+        "backups": cluster_words.bases_table(existing.backups, now()),
+        "count": len(existing.backups),
+        "total_bytes": total_bytes,
+        "total_size": show_bytes(total_bytes),
+        "stored_in": cluster.store.url,
+        "unreadable": "\n".join(f"{key}: {why}" for key, why in existing.unreadable) or words.NOTHING,
+    }

@@ -56,8 +56,11 @@ def wal_description(cluster: ClusterConfig, store: StoreConfig, every_s: int) ->
 
 def list_description(cluster: ClusterConfig, store: StoreConfig) -> str:
     """What the page of a cluster's list of backups says."""
-    return f"""All base backups of the cluster {cluster.name} in the store.
+    window = show_seconds(cluster.recovery_window.total_seconds())
+    return f"""All base backups of the cluster {cluster.name} in the store, once it was pruned.
 
+- **Kept**: what any moment of the last {window} needs, with its WAL; what is pinned; the newest proven one
+- **Look without deleting**: launch `prune_cluster`, which shows its plan by default
 - **Where**: `{store.url}`; the records there are the truth, this table is a copy of what they said
 - **With Dagster down**: `backup-pipeline list {cluster.name}`
 """

@@ -78,6 +78,13 @@ class RecoverForm(dg.Config):
     dry_run: bool
 
 
+class PruneClusterForm(dg.Config):
+    """Whose base backups and WAL to prune, or only to look at."""
+
+    cluster: str
+    dry_run: bool
+
+
 class DrillForm(dg.Config):
     """Which cluster to drill, and to which moment."""
 
@@ -106,6 +113,12 @@ def recover_form(config: Config, op: str) -> dg.ConfigMapping:
         "dry_run": flag(True, "Only show the plan. Set to false to recover."),
     }
     return _form(op, fields)
+
+
+def prune_cluster_form(config: Config, op: str) -> dg.ConfigMapping:
+    """The form of a cluster's prune; as it stands, it only shows."""
+    dry_run = flag(True, "Only show what would be deleted, and why. Set to false to delete.")
+    return _form(op, {"cluster": _name_field("Cluster", list(config.clusters)), "dry_run": dry_run})
 
 
 def drill_form(config: Config, op: str) -> dg.ConfigMapping:

@@ -55,7 +55,7 @@ def form_jobs_of(config: Config) -> dict[str, dg.JobDefinition]:
     databases = (backup_database, restore_database, undo_restore, verify_restore, prune_backups)
     made = [
         *(databases if config.databases else ()),
-        *((recover_cluster, drill_recovery) if config.clusters else ()),
+        *((recover_cluster, drill_recovery, prune_cluster) if config.clusters else ()),
     ]
     return {make.__name__: make(config) for make in made}
 
@@ -184,6 +184,21 @@ def drill_recovery(config: Config) -> dg.JobDefinition:
         cluster_drills.drill()
 
     return drill_recovery
+
+
+def prune_cluster(config: Config) -> dg.JobDefinition:
+    """A look at what a cluster's prune would delete, or a prune."""
+
+    @_job(
+        "Shows which base backups and WAL of a cluster no moment of its recovery window needs, each with its "
+        "reason; deletes them only with dry_run: false.",
+        config=forms.prune_cluster_form(config, "plan_cluster_prune"),
+        action="prune",
+    )
+    def prune_cluster() -> None:
+        cluster_ops.carry_out_cluster_prune(cluster_ops.plan_cluster_prune())
+
+    return prune_cluster
 
 
 def _job(

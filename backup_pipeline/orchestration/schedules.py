@@ -31,6 +31,7 @@ from backup_pipeline.units import show_count
 PRUNE_CRON = "30 6 * * *"
 LONGEST_KEPT_CRON = "0 3 2 * *"
 _TAKES, _DRILLS = "Takes base backups", "Recovers a random second into scratch, and looks into it"
+_PRUNES = "Prunes each cluster, also when no base backup was taken"
 
 Subject = TypeVar("Subject", DatabaseConfig, ClusterConfig)
 Request = Callable[[Subject, dg.ScheduleEvaluationContext], dg.RunRequest]
@@ -88,6 +89,8 @@ def _proof_schedules(config: Config, verify: Job) -> list[dg.ScheduleDefinition]
 
 def _cluster_schedules(config: Config, jobs: Mapping[str, Job]) -> list[dg.ScheduleDefinition]:
     clusters = list(config.clusters.values())
+    if not clusters:
+        return []
     base = [
         _schedule(f"base_backup_{slug(cron)}", cron, jobs[TAKE_BASE_BACKUP], due, _base_backup, _TAKES)
         for cron, due in _by_cron(clusters, lambda cluster: cluster.base_backup_cron)
@@ -96,7 +99,10 @@ def _cluster_schedules(config: Config, jobs: Mapping[str, Job]) -> list[dg.Sched
         _schedule(f"drill_{slug(cron)}", cron, jobs["drill_recovery"], due, _drill, _DRILLS)
         for cron, due in _by_cron(clusters, lambda cluster: cluster.drill_cron)
     ]
-    return [*base, *drills]
+    prune = _schedule(
+        "prune_clusters_every_day", PRUNE_CRON, jobs["prune_cluster"], clusters, _prune_cluster, _PRUNES
+    )
+    return [*base, *drills, prune]
 
 
 def _by_cron(
@@ -146,12 +152,20 @@ def _base_backup(cluster: ClusterConfig, context: dg.ScheduleEvaluationContext) 
     )
 
 
-def _drill(cluster: ClusterConfig, _context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
+def _prune_cluster(cluster: ClusterConfig, _context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
+    return _cluster_request(cluster, "prune", {"dry_run": False})
+
+
+def _cluster_request(cluster: ClusterConfig, action: str, form: Mapping[str, object]) -> dg.RunRequest:
     return dg.RunRequest(
         run_key=cluster.name,
-        run_config={"cluster": cluster.name, "target": RANDOM},
-        tags={DATABASE_TAG: cluster.name, ACTION_TAG: "drill"},
+        run_config={"cluster": cluster.name, **form},
+        tags={DATABASE_TAG: cluster.name, ACTION_TAG: action},
     )
+
+
+def _drill(cluster: ClusterConfig, _context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
+    return _cluster_request(cluster, "drill", {"target": RANDOM})
 
 
 def _backup_as(tier: str) -> Request[DatabaseConfig]:

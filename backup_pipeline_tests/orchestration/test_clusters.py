@@ -334,6 +334,18 @@ def test_what_cannot_be_is_refused_in_the_first_step(
     assert not [event for event in result.all_events if event.is_step_success]
 
 
+def test_a_prune_only_looks_unless_it_is_told_otherwise(site: Site) -> None:
+    shown = site.job("prune_cluster")
+    assert shown.success
+    assert said(site, shown)[-1].startswith("Nothing was deleted: dry_run is true.")
+    assert any("keep" in line for line in said(site, shown))
+    result = site.job("prune_cluster", run_config={"dry_run": False})
+    assert result.success
+    (listed,) = result.asset_materializations_for_node("carry_out_cluster_prune")
+    assert (listed.asset_key, listed.metadata["count"].value) == (LIST, 1)
+    assert site.tags(result)["action"] == "prune"
+
+
 def test_a_target_that_replay_does_not_meet_leaves_no_directory(site: Site) -> None:
     into = site.box.folder / "never"
     result = site.recover(into=str(into), target="a_point_that_nobody_made", dry_run=False)
@@ -365,7 +377,7 @@ def test_a_cluster_alone_is_enough() -> None:
         assert title.endswith((".", "recovered."))
         assert not set(title) & set("*`#[]|")
     jobs = {job.name for job in loaded.resolve_all_job_defs() if not job.name.startswith("__")}
-    assert jobs == {"take_base_backup", "recover_cluster", "drill_recovery"}
+    assert jobs == {"take_base_backup", "recover_cluster", "drill_recovery", "prune_cluster"}
 
 
 def test_base_backups_are_due_by_their_cron_one_at_a_time() -> None:
