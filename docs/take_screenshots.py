@@ -11,7 +11,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +19,8 @@ from pathlib import Path
 from playwright.sync_api import Page, sync_playwright
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from cluster_story import CLUSTER, ClusterStory, cluster, tell_of_cluster
 
 from backup_pipeline.actions.backups import listing
 from backup_pipeline.actions.protected import open_protected
@@ -28,6 +30,7 @@ from backup_pipeline.demo.place import Place, empty
 from backup_pipeline.domain.backup import Backup, ObjectRole
 from backup_pipeline.engines.postgres.server import connect
 from backup_pipeline.storage import catalog
+from backup_pipeline_tests.actions.recovery_box import RecoveryBox
 from backup_pipeline_tests.e2e.dagster_box import DagsterBox, running_dagster
 
 ROWS = 60_000
@@ -75,8 +78,8 @@ class Story:
 
 
 @contextlib.contextmanager
-def site(folder: Path) -> Iterator[tuple[DagsterBox, servers.Servers, Place]]:
-    """The demo's servers, a filled database, and Dagster over the reference configuration."""
+def site(folder: Path) -> Iterator[tuple[DagsterBox, servers.Servers, Place, RecoveryBox]]:
+    """The demo's servers, a filled database, a cluster, and Dagster over the reference configuration."""
     place = Place(folder)
     with contextlib.ExitStack() as stack:
         stack.callback(empty, place)  # the cluster may lie elsewhere: see Place
@@ -84,9 +87,12 @@ def site(folder: Path) -> Iterator[tuple[DagsterBox, servers.Servers, Place]]:
         filler.create_database(running.database("postgres"))
         filler.fill(running.database(), rows=ROWS, today=datetime.now(UTC).date())
         os.environ.update(running.variables)
-        configuration = Path(running.variables["BACKUP_PIPELINE_CONFIG"])
-        with running_dagster(folder / "dagster_home", configuration, running.variables) as box:
-            yield box, running, place
+        reference = Path(running.variables["BACKUP_PIPELINE_CONFIG"])
+        protected, configuration = stack.enter_context(cluster(reference, folder))
+        variables = {**running.variables, "BACKUP_PIPELINE_CONFIG": str(configuration)}
+        os.environ.update(variables)
+        with running_dagster(folder / "dagster_home", configuration, variables) as box:
+            yield box, running, place, protected
 
 
 def tell(box: DagsterBox, running: servers.Servers, place: Place) -> Story:
@@ -134,7 +140,7 @@ def break_a_byte(place: Place, backup: Backup) -> None:
     path.write_bytes(data)
 
 
-def pages(story: Story) -> dict[str, Shot]:
+def pages(story: Story, of_cluster: ClusterStory) -> dict[str, Shot]:
     """The pictures by name."""
     jobs = "/locations/backup_pipeline/jobs"
     proving = f"step%3A{DATABASE}__proven"
@@ -155,17 +161,34 @@ def pages(story: Story) -> dict[str, Shot]:
         "backup_run": Shot(f"/runs/{story.backup}?logs={proving}", "STEP_SUCCESS", height=1100),
         "automation": Shot("/automation", "prune_every_day"),
         "jobs": Shot("/jobs", "restore_database"),
+        **cluster_pages(of_cluster),
     }
 
 
-def shoot(box: DagsterBox, story: Story, folder: Path, only: Sequence[str] = ()) -> None:
+def cluster_pages(story: ClusterStory) -> dict[str, Shot]:
+    """The pictures of a cluster by name."""
+    base, wal = f"/assets/{CLUSTER}/base_backup", f"/assets/{CLUSTER}/wal"
+    return {
+        "cluster": Shot(f"/locations/backup_pipeline/asset-groups/{CLUSTER}/lineage", "base_backup"),
+        "wal": Shot(wal, "Show schema", height=1100),
+        "wal_plots": Shot(wal, "Latest materialization", click="Plots", height=1450),
+        "base_backup_plots": Shot(base, "Latest materialization", click="Plots", height=1450),
+        "drilled": Shot(f"{base}?view=checks&checkDetail=drilled", "Evaluation result"),
+        "recover": Shot("/locations/backup_pipeline/jobs/recover_cluster/playground", "exclusive"),
+        "recovery_plan": Shot(
+            f"/runs/{story.planned}?logs=step%3Aplan_recovery", "STEP_SUCCESS", height=1100
+        ),
+    }
+
+
+def shoot(box: DagsterBox, shots: Mapping[str, Shot], folder: Path, only: Sequence[str] = ()) -> None:
     """Take the pictures."""
     folder.mkdir(parents=True, exist_ok=True)
     with sync_playwright() as playwright:
         chromium = shutil.which("chromium")
         browser = playwright.chromium.launch(executable_path=chromium, args=list(FLAGS))
         page = browser.new_page()
-        for name, shot in pages(story).items():
+        for name, shot in shots.items():
             if not only or name in only:
                 _open(page, box.url, shot)
                 page.screenshot(path=folder / f"{name}.png")
@@ -191,9 +214,10 @@ def main() -> None:
     target = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent / "images"
     with (
         tempfile.TemporaryDirectory(prefix="screenshots-") as folder,
-        site(Path(folder)) as (box, running, place),
+        site(Path(folder)) as (box, running, place, protected),
     ):
-        shoot(box, tell(box, running, place), target)
+        of_cluster = tell_of_cluster(box, protected)
+        shoot(box, pages(tell(box, running, place), of_cluster), target)
 
 
 if __name__ == "__main__":

@@ -72,7 +72,9 @@ def list_asset(cluster: ClusterConfig, store: StoreConfig) -> dg.AssetsDefinitio
 
     @dg.asset(
         key=[cluster.name, LISTING],
-        deps=[[cluster.name, BASE_BACKUP], [cluster.name, WAL]],
+        deps=[
+            [cluster.name, BASE_BACKUP]
+        ],  # not the WAL: it is looked at all the time, and this would be stale
         group_name=plain(cluster.name),
         description=cluster_words.list_description(cluster, store),
         kinds={"table", store_kind(store)},

@@ -15,7 +15,7 @@ from backup_pipeline.config import ClusterConfig, Config
 from backup_pipeline.domain.backup import Verdict
 from backup_pipeline.domain.drill import Drill
 from backup_pipeline.domain.recovery_target import TargetKind, parse_target
-from backup_pipeline.errors import BackupNotFound, ConfigError
+from backup_pipeline.errors import ConfigError
 from backup_pipeline.orchestration import cluster_words, words
 from backup_pipeline.orchestration.assets import plain
 from backup_pipeline.orchestration.cluster_assets import BASE_BACKUP
@@ -101,15 +101,10 @@ def _drill(
 
 
 def _plotted(cluster: ProtectedCluster, done: Drill) -> words.Metadata:
-    """The drill's numbers beside those of its base backup: plots show the labels of the newest event."""
-    numbers = cluster_words.drill_numbers(done)
-    if done.base is not None:
-        try:
-            manifest = base_backups.load(cluster.store, done.base).manifest
-        except BackupNotFound:  # pruned meanwhile
-            return numbers
-        return {**cluster_words.base_numbers(manifest), **numbers}
-    return numbers
+    """The drill's numbers, beside the newest base backup's: plots show the labels of the newest event."""
+    newest = base_backups.list_base_backups(cluster.store, cluster.name).backups[:1]
+    numbers = cluster_words.base_numbers(newest[0].manifest) if newest else {}
+    return {**numbers, **cluster_words.drill_numbers(done)}
 
 
 def _moment(text: str) -> datetime | None:

@@ -5,7 +5,7 @@ words.
 """
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 
 import dagster as dg
 
@@ -159,7 +159,8 @@ def in_words(windows: ClusterWindows) -> str:
     if windows.current is None:
         return "NO MOMENT can be recovered"
     more = len(windows.found.windows) - 1
-    return f"any moment {windows.current}" + (f"; and {more} older, below" if more else "")
+    span = f"from {_second(windows.current.from_at)} to about {_second(windows.current.to_at)} UTC"
+    return f"any moment {span}" + (f"; and {more} older, below" if more else "")
 
 
 def windows_table(windows: ClusterWindows) -> dg.TableMetadataValue:
@@ -170,15 +171,14 @@ def windows_table(windows: ClusterWindows) -> dg.TableMetadataValue:
             _second(each.to_at),
             show_seconds((each.to_at - each.from_at).total_seconds()),
             str(each.timeline),
-            str(len(each.bases)),
         )
         for each in windows.found.windows
     ]
-    return table(("from (UTC)", "to about (UTC)", "length", "timeline", "base backups"), rows)
+    return table(("from (UTC)", "to about (UTC)", "length", "timeline"), rows)
 
 
 def _second(moment: datetime) -> str:
-    return f"{moment:%Y-%m-%d %H:%M:%S}"
+    return f"{moment.astimezone(UTC):%Y-%m-%d\u00a0%H:%M:%S}"
 
 
 def _asked(found: WalLook) -> str:

@@ -222,10 +222,10 @@ def started(bin_dir: str, data: Path) -> Iterator[Endpoint]:
 
 
 @contextlib.contextmanager
-def a_recovery_box(bin_dir: str, store: Store) -> Iterator[RecoveryBox]:
+def a_recovery_box(bin_dir: str, store: Store, **settings: str) -> Iterator[RecoveryBox]:
     """A cluster with SETTINGS, its archive empty."""
     with private_folder() as folder:
-        cluster = LocalCluster(bin_dir, folder / "cluster", settings=SETTINGS)
+        cluster = LocalCluster(bin_dir, folder / "cluster", settings={**SETTINGS, **settings})
         box = RecoveryBox(cluster, store, folder / "places")
         try:
             cluster.create()
