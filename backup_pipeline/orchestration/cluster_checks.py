@@ -135,6 +135,7 @@ def wal_sensor(cluster: ClusterConfig) -> dg.SensorDefinition:
     @dg.sensor(
         name=f"watch_wal_of_{plain(cluster.name)}",
         minimum_interval_seconds=LOOK_EVERY_S,
+        asset_selection=[key],  # so that the asset's page leads here; nothing is ever launched
         default_status=dg.DefaultSensorStatus.RUNNING,
         description=f"Every {LOOK_EVERY_S // 60} minutes: whether the WAL of {cluster.name} arrives, and "
         "what can be recovered. Launches nothing.",
