@@ -252,7 +252,7 @@ class Lease:
 
     id: BackupId
     token: str
-    purpose: str  # "dump" | "base backup" | "restore" | "proof" | "prune" | "unreadable"
+    purpose: str  # "dump" | "base backup" | "parent" | "restore" | "proof" | "prune" | "unreadable"
     until: datetime
 
 

@@ -44,6 +44,13 @@ _ABOUT = (
     "own; write the new places into tablespace_map; check with pg_verifybackup; then set restore_command, "
     "touch recovery.signal, and start PostgreSQL of the same major version."
 )
+_ABOUT_INCREMENTAL = (
+    "One finished incremental base backup: what changed since its parent, and useless without it. Without "
+    "backup-pipeline: get the objects of this one, of its parent, and so on up to one that names no parent; "
+    "compare each with sha256sum; unpack each base backup as the last one's record says, into a directory of "
+    "its own, with its backup_manifest in it; check each with pg_verifybackup; then `pg_combinebackup -o NEW "
+    "OLDEST ... NEWEST`, of PostgreSQL 17 or newer, and go on with NEW as with a whole one."
+)
 _SYSTEM = re.compile(r"[0-9]{1,20}")
 
 
@@ -101,11 +108,17 @@ class BaseManifest:
     software: str
     notes: tuple[str, ...] = ()  # in plain words
     parent: BackupId | None = None  # an incremental one holds only what changed since this one
+    cluster_bytes: int = 0  # of an incremental one: about how large the cluster was; see `combined_bytes`
 
     @property
     def size_bytes(self) -> int:
         """The bytes that this backup takes in the store, without the WAL that it needs."""
         return sum(item.size_bytes for item in self.objects)
+
+    @property
+    def combined_bytes(self) -> int:
+        """About what it comes to as a data directory, with all that an incremental one builds on."""
+        return max(self.cluster_bytes, self.source_bytes)
 
     @property
     def duration_s(self) -> float:
@@ -152,11 +165,13 @@ class BaseListing:
 
 def base_to_json(manifest: BaseManifest, *, requires: Sequence[str] = ()) -> bytes:
     """The record for people and for base_from_json. Equal records make equal bytes."""
-    chained = {"parent": str(manifest.parent)} if manifest.parent else {}
+    chained: dict[str, object] = {}
+    if manifest.parent:
+        chained = {"parent": str(manifest.parent), "cluster_bytes": manifest.cluster_bytes}
     return seal(
         BASE_KIND,
         {
-            "about": _ABOUT,
+            "about": _ABOUT_INCREMENTAL if manifest.parent else _ABOUT,
             "id": str(manifest.id),
             **chained,
             "started_at": moment_text(manifest.started_at),
@@ -202,6 +217,7 @@ def base_from_json(data: bytes, key: str) -> BaseManifest:
 
 
 def _manifest(fields: Fields) -> BaseManifest:
+    incremental = INCREMENTAL in fields.texts("requires")
     return BaseManifest(
         id=id_from(fields, "id"),
         started_at=fields.moment("started_at"),
@@ -226,7 +242,8 @@ def _manifest(fields: Fields) -> BaseManifest:
         settings=tuple((item.text("name"), item.integer("value")) for item in fields.sections("settings")),
         software=fields.text("software"),
         notes=fields.texts("notes"),
-        parent=id_from(fields, "parent") if INCREMENTAL in fields.texts("requires") else None,
+        parent=id_from(fields, "parent") if incremental else None,
+        cluster_bytes=fields.integer("cluster_bytes") if incremental else 0,
     )
 
 

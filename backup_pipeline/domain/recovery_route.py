@@ -34,6 +34,7 @@ class BasePoint:
     end: Lsn
     stopped_at: datetime
     size_bytes: int = 0
+    broken: str = ""  # why nothing can begin with it, as an incremental one whose parent is gone
 
 
 @dataclass(frozen=True)
@@ -121,17 +122,10 @@ def routes(bases: Iterable[BasePoint], archive: Archive, timeline: int) -> tuple
     history = archive.history(timeline)
     if history is None:
         return ()
-    found = [base for base in bases if _on_the_way(base, history)]
+    found = [base for base in bases if not base.broken and history.comes_by(base.timeline, base.end)]
     return tuple(
         _follow(base, history, archive) for base in sorted(found, key=lambda base: base.end, reverse=True)
     )
-
-
-def _on_the_way(base: BasePoint, history: TimelineHistory) -> bool:
-    """Whether the base backup was finished on this timeline or, before it was left, on an ancestor."""
-    if base.timeline == history.timeline:
-        return True
-    return any(each.timeline == base.timeline and base.end <= each.end for each in history.ancestors)
 
 
 def _follow(base: BasePoint, history: TimelineHistory, archive: Archive) -> Route:
@@ -246,13 +240,16 @@ def find_route(
         )
     known = [route for route in routes(bases, archive, wanted) if route.complete]
     if base is not None:
+        _refuse_broken(bases, base, known, target)
         known = [route for route in known if route.base.id == base]
     if not known:
         raise Refused(
             f"no base backup {f'{base} ' if base else ''}leads to timeline {wanted}"
             if wanted
             else "no WAL is archived",
-            detail={"base backups": ", ".join(f"{b.id} (timeline {b.timeline})" for b in bases)},
+            detail={
+                "base backups": ", ".join(f"{b.id} ({b.broken or f'timeline {b.timeline}'})" for b in bases)
+            },
             hint="A base backup counts once all WAL up to its end is archived; look at `wal status`.",
         )
     before = [route for route in known if _begins_before(route.base, target)]
@@ -264,6 +261,20 @@ def find_route(
             hint="Choose a later target; what is older is in dumps only.",
         )
     return before[0]
+
+
+def _refuse_broken(
+    bases: Sequence[BasePoint], wanted: BackupId, known: Sequence[Route], target: RecoveryTarget
+) -> None:
+    """Raise Refused when nothing can begin with the base backup that was asked for, naming what can be."""
+    broken = next((base.broken for base in bases if base.id == wanted), "")
+    if broken:
+        instead = next((route.base.id for route in known if _begins_before(route.base, target)), None)
+        raise Refused(
+            f"{wanted} cannot be begun with: {broken}",
+            detail={"begins before the target": str(instead) if instead else "no other base backup"},
+            hint=f"Begin with --base {instead}." if instead else "Look for a copy of what is missing.",
+        )
 
 
 def _begins_before(base: BasePoint, target: RecoveryTarget) -> bool:

@@ -192,6 +192,12 @@ class TimelineHistory:
         """Which timeline the byte at `lsn` belongs to, on the way to this one."""
         return next((switch.timeline for switch in self.ancestors if lsn < switch.end), self.timeline)
 
+    def comes_by(self, timeline: int, lsn: Lsn) -> bool:
+        """Whether what was written up to `lsn` on `timeline` belongs to this history."""
+        if timeline == self.timeline:
+            return True
+        return any(each.timeline == timeline and lsn <= each.end for each in self.ancestors)
+
     def segments(self, start: Lsn, end: Lsn, segment_bytes: int) -> Iterable[WalSegment]:
         """The segments that a replay from `start` to `end` reads, in order.
 

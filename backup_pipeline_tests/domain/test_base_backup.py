@@ -140,11 +140,16 @@ PARENT = BackupId("main", "20260228T020000Z-3f9a1c")
 
 
 def test_an_incremental_one_names_its_parent_and_older_versions_refuse_it() -> None:
-    child = replace(MANIFEST, parent=PARENT)
+    child = replace(MANIFEST, parent=PARENT, cluster_bytes=60_000_000)
     data = base_to_json(child)
     assert base_from_json(data, KEY) == child
     assert json.loads(data)["requires"] == ["incremental"]
-    assert "parent" not in json.loads(base_to_json(MANIFEST))
+    assert "pg_combinebackup" in json.loads(data)["about"]
+    assert child.combined_bytes == 60_000_000
+    whole = json.loads(base_to_json(MANIFEST))
+    assert "parent" not in whole
+    assert "pg_combinebackup" not in whole["about"]
+    assert MANIFEST.combined_bytes == MANIFEST.source_bytes
 
 
 @pytest.mark.parametrize(
@@ -157,5 +162,5 @@ def test_an_incremental_one_names_its_parent_and_older_versions_refuse_it() -> N
 )
 def test_a_parent_that_cannot_be_one_is_refused(parent: str, reason: str) -> None:
     assert reason in refused(
-        forged(lambda document: document.update(parent=parent, requires=["incremental"]))
+        forged(lambda document: document.update(parent=parent, cluster_bytes=1, requires=["incremental"]))
     )

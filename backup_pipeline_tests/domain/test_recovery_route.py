@@ -79,6 +79,21 @@ def test_a_base_backup_whose_wal_is_not_there_yet_does_not_count() -> None:
         find_route([base(7, 9)], there, LATEST)
 
 
+def test_a_base_backup_whose_chain_is_broken_is_passed_over() -> None:
+    there, broken = archive(range(1, 9)), replace(base(5), broken="its parent is not there")
+    assert find_route([base(2), broken], there, LATEST).base == base(2)
+    assert [window.bases for window in recovery_windows([base(2), broken], there).windows] == [(base(2).id,)]
+    with pytest.raises(Refused, match=r"cannot be begun with: its parent is not there") as caught:
+        find_route([base(2), broken], there, LATEST, base=broken.id)
+    assert f"--base {base(2).id}" in caught.value.hint
+    with pytest.raises(Refused, match="no base backup leads") as alone:
+        find_route([broken], there, LATEST)
+    assert "its parent is not there" in str(alone.value.detail["base backups"])
+    with pytest.raises(Refused, match="cannot be begun with") as nothing:
+        find_route([broken], there, LATEST, base=broken.id)
+    assert "Look for a copy" in nothing.value.hint
+
+
 def test_without_anything_it_is_said_what_is_missing() -> None:
     with pytest.raises(Refused, match="there is no base backup"):
         find_route([], archive(range(3)), LATEST)
