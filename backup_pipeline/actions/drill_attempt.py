@@ -13,13 +13,13 @@ from pathlib import Path
 
 from backup_pipeline import confinement
 from backup_pipeline.actions import recover
+from backup_pipeline.actions.bring import require_room
 from backup_pipeline.actions.drill_beats import hold_against_heartbeat
 from backup_pipeline.actions.protected import Clock
 from backup_pipeline.actions.protected_cluster import ProtectedCluster
 from backup_pipeline.actions.recover import Plan, RecoverRequest, RecoverResult
 from backup_pipeline.actions.recovery_place import PURPOSE
 from backup_pipeline.actions.report import Report
-from backup_pipeline.actions.unpack import require_space
 from backup_pipeline.domain.backup import Verdict
 from backup_pipeline.domain.drill import RecoveryTime
 from backup_pipeline.domain.recovery_target import RecoveryTarget, TargetKind
@@ -135,7 +135,8 @@ def _recover(
         report.say(f"  {line}")
     planned_s = time.monotonic() - begun_s
     try:
-        require_space(planned.manifest, plan_places(request.into, planned.manifest.tablespaces))
+        chain = planned.facts.chain(planned.manifest.id)
+        require_room(chain, plan_places(request.into, planned.manifest.tablespaces))
         result = recover.carry_out(cluster, planned, clock=clock, report=report)
     except Refused as error:
         if "while" in error.detail:  # said by what fetches WAL for the replay

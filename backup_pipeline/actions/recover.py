@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 
 from backup_pipeline import confinement
+from backup_pipeline.actions.bring import bring, chain_lines, naming_another, whole_route
 from backup_pipeline.actions.protected import Clock
 from backup_pipeline.actions.protected_cluster import ProtectedCluster
 from backup_pipeline.actions.recovered_directory import (
@@ -32,14 +33,14 @@ from backup_pipeline.actions.recovery_facts import RecoveryFacts, read_ending, r
 from backup_pipeline.actions.recovery_history import duration_line, known_figures, record_figures
 from backup_pipeline.actions.recovery_place import Workplace, workplace
 from backup_pipeline.actions.report import Report
-from backup_pipeline.actions.unpack import unpack
 from backup_pipeline.domain.backup import BackupId
 from backup_pipeline.domain.base_backup import BaseManifest
 from backup_pipeline.domain.recovered import RecoveredRecord, RecoveryFigures
-from backup_pipeline.domain.recovery_route import Ending, Judgement, find_route, judge
+from backup_pipeline.domain.recovery_route import Ending, Judgement, judge
 from backup_pipeline.domain.recovery_target import RecoveryTarget, TargetKind, show_moment
 from backup_pipeline.engines.postgres import recovery
 from backup_pipeline.engines.postgres.cluster import LocalCluster, runs_as, server_identity
+from backup_pipeline.engines.postgres.combine import PROGRAM as PG_COMBINEBACKUP
 from backup_pipeline.engines.postgres.recovery import ControlFile, Recovered
 from backup_pipeline.engines.postgres.tools import Tools, find_tools
 from backup_pipeline.engines.postgres.unpack import plan_places
@@ -99,13 +100,14 @@ class Plan:
         lines = (
             f"target: {target}",
             f"begins with: {manifest.id}, consistent at {show_moment(manifest.stopped_at)}, "
-            f"{show_bytes(manifest.source_bytes)}, PostgreSQL {manifest.server_version_text}",
+            f"{show_bytes(manifest.combined_bytes)}, PostgreSQL {manifest.server_version_text}",
+            *chain_lines(self.facts.chain(manifest.id)),
             f"replays: {wal}, to timeline {judged.route.timeline}"
             + ("" if judged.to_the_end else ", at the most"),
             f"newest that can be recovered: {newest}, LSN {judged.route.end}",
             duration_line(
                 self.known,
-                source_bytes=manifest.source_bytes,
+                source_bytes=self.facts.chain(manifest.id).written_bytes,
                 wal_bytes=len(judged.needed) * manifest.segment_bytes,
             ),
             f"into: {self.request.into}",
@@ -115,7 +117,15 @@ class Plan:
                 for item in manifest.tablespaces
                 if item.oid in self._tablespaces
             ),
-            *(f"note: {note}" for note in (*judged.notes, *self.facts.notes, *manifest.notes)),
+            *(
+                f"note: {note}"
+                for note in (
+                    *judged.notes,
+                    *self.facts.notes,
+                    *self.facts.passed_over(judged.route),
+                    *manifest.notes,
+                )
+            ),
             *([f"warning: not confined: {_UNCONFINED}"] if self.request.unconfined else []),
         )
         return tuple(show_line(line) for line in lines)
@@ -147,12 +157,14 @@ def plan(
     """
     is_latest = request.target.kind is TargetKind.LATEST
     facts = read_facts(cluster, base=request.base, pause=pause if is_latest else None)
-    route = find_route(
-        facts.points, facts.archive, request.target, timeline=request.timeline, base=request.base
-    )
-    manifest = facts.manifest(route.base.id)
+    facts, route = whole_route(cluster, facts, request.target, timeline=request.timeline, base=request.base)
+    manifest, chain = facts.manifest(route.base.id), facts.chain(route.base.id)
     major = manifest.server_version // 10000
-    needs = (*PROGRAMS, "pg_ctl") if request.port else PROGRAMS
+    needs = (
+        *PROGRAMS,
+        *(["pg_ctl"] if request.port else []),
+        *([PG_COMBINEBACKUP] if chain.incremental else []),
+    )
     tools = find_tools(cluster.config.bin_dir, exactly=major, needs=needs)
     if request.port:
         refuse_port(request.port, tools, server_identity())
@@ -179,13 +191,21 @@ def carry_out(cluster: ProtectedCluster, planned: Plan, *, clock: Clock, report:
     request, manifest = planned.request, planned.manifest
     places = plan_places(request.into, manifest.tablespaces, request.tablespaces)
     identity, begun_s = server_identity(), time.monotonic()
-    with (
-        leases.hold(cluster.store, manifest.id, "restore", clock=clock, required=False),
-        workplace(manifest, places, owner=identity) as work,
-    ):
-        unpack(
-            cluster.store, manifest, work.inside, clock=clock, report=report, owner=identity, durable=False
-        )
+    chain = planned.facts.chain(manifest.id)
+    with contextlib.ExitStack() as stack:
+        for link in chain.links:
+            stack.enter_context(leases.hold(cluster.store, link.id, "restore", clock=clock, required=False))
+        work = stack.enter_context(workplace(manifest, places, owner=identity))
+        with naming_another(planned.facts, request.target, timeline=request.timeline):
+            bring(
+                cluster.store,
+                chain,
+                work,
+                bin_dir=planned.tools.bin_dir,
+                insists=not request.unconfined,
+                clock=clock,
+                report=report,
+            )
         unpacked_s = time.monotonic()
         control = recovery.read_control_file(planned.tools.path("pg_controldata"), work.inside.data)
         _check_control(control, planned)
@@ -223,7 +243,7 @@ def _figures(planned: Plan, unpack_s: float, replay_s: float, at: datetime) -> R
         cluster=manifest.id.database,
         base_backup=manifest.id,
         finished_at=at,
-        source_bytes=manifest.source_bytes,
+        source_bytes=planned.facts.chain(manifest.id).written_bytes,
         segments=len(planned.judged.needed),
         segment_bytes=manifest.segment_bytes,
         unpack_s=unpack_s,

@@ -5,8 +5,8 @@ Called by recover.py and by listings of what can be recovered. Deciding is domai
 
 import contextlib
 import tempfile
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ from backup_pipeline.actions.protected_cluster import ProtectedCluster
 from backup_pipeline.actions.report import Report
 from backup_pipeline.domain.backup import BackupId
 from backup_pipeline.domain.base_backup import BaseManifest
+from backup_pipeline.domain.base_chain import Chain, by_id, chain_of
 from backup_pipeline.domain.recovery_route import (
     Archive,
     BasePoint,
@@ -46,6 +47,25 @@ class RecoveryFacts:
     manifests: tuple[BaseManifest, ...]
     listing: ArchiveListing
     notes: tuple[str, ...] = ()
+    damaged: Mapping[BackupId, str] = field(default_factory=dict)  # and what is wrong with each
+
+    def chain(self, backup: BackupId) -> Chain:
+        """The base backup of this id with all that it builds on; `broken` also where a link is damaged."""
+        found = chain_of(self.manifest(backup), by_id(self.manifests))
+        wrong = next((self.damaged[link.id] for link in found.links if link.id in self.damaged), "")
+        return replace(found, broken=found.broken or wrong)
+
+    def without(self, backup: BackupId, reason: str) -> "RecoveryFacts":
+        """The same with a base backup, and what builds on it, found to be of no use."""
+        return replace(self, damaged={**self.damaged, backup: reason})
+
+    def passed_over(self, route: Route) -> tuple[str, ...]:
+        """The base backups that could have been begun with instead of the route's, and why they are not."""
+        return tuple(
+            f"{point.id} is passed over: {point.broken}"
+            for point in self.points
+            if point.broken and point.end > route.base.end
+        )
 
     @property
     def points(self) -> tuple[BasePoint, ...]:
@@ -58,6 +78,7 @@ class RecoveryFacts:
                 each.end.lsn,
                 each.stopped_at,
                 each.size_bytes,
+                self.chain(each.id).broken,
             )
             for each in self.manifests
         )

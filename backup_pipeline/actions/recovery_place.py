@@ -6,7 +6,7 @@ Called by recover.py. What a killed recovery left is collected by the next one i
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +30,17 @@ class Workplace:
     inside: Places
     final: Places
     owner: Identity | None
+    folders: Mapping[Path, Path]  # by what lies above a tablespace's name: ours on its file system
+
+    def places_beside(self, number: int, link: BaseManifest) -> Places:
+        """Where a link of a chain is unpacked: each part on the file system that it will be needed on."""
+        name = f"link{number}"
+        mapped = {
+            oid: self.folders[place.parent] / f"{name}-{oid}"
+            for oid, place in self.final.tablespaces.items()
+            if place.parent in self.folders and any(oid == item.oid for item in link.tablespaces)
+        }
+        return plan_places(self.folder.parent / name, link.tablespaces, mapped)
 
     def take_names(self) -> None:
         """Give everything its name, durably, the data directory last. The server has ended.
@@ -85,7 +96,7 @@ def workplace(manifest: BaseManifest, final: Places, *, owner: Identity | None) 
         }
         (own / "cluster").mkdir(mode=0o700)
         inside = plan_places(own / "cluster" / "data", manifest.tablespaces, mapped)
-        yield Workplace(own / "cluster", inside, final, owner)
+        yield Workplace(own / "cluster", inside, final, owner, folders)
 
 
 def _sync(folder: Path) -> None:

@@ -6,7 +6,7 @@ the directory has its name only when both agreed.
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from backup_pipeline.actions.fetch import verified
@@ -43,7 +43,7 @@ def unpack(
     `owner` is the user that the server will run as, where that is not ours. The WAL that makes it
     consistent is not brought. Raises Corrupt, StoreError, BackupNotFound, Refused, ToolError.
     """
-    require_space(manifest, places)
+    require_space([space_wanted(manifest, places)], str(manifest.id))
     with leases.hold(store, manifest.id, "restore", clock=clock, required=False) as lease:
         if lease.unshielded:
             report.say(f"warning: no prune is kept away meanwhile: {lease.unshielded}")
@@ -86,21 +86,37 @@ def _telling(chunks: Iterator[bytes], tell: Callable[[], None]) -> Iterator[byte
         yield chunk
 
 
-def require_space(manifest: BaseManifest, places: Places) -> None:
-    """Refuse when a file system has too little room for what goes there."""
+def space_wanted(
+    manifest: BaseManifest, places: Places, *, combined: bool = False
+) -> Mapping[int, tuple[Path, int]]:
+    """By file system: a folder of it, and how much goes there, unpacked or `combined` with what it builds on.
+
+    How much of an incremental one goes to which of its places is not known: all of it may.
+    """
+    size_bytes = manifest.combined_bytes if combined else manifest.source_bytes
     sizes = {item.oid: item.size_bytes for item in manifest.tablespaces if item.oid in places.tablespaces}
-    wanted = {place: sizes[oid] for oid, place in places.tablespaces.items()}
-    wanted[places.data] = max(0, manifest.source_bytes - sum(sizes.values()))
-    needed: dict[int, tuple[Path, int]] = {}
-    for place, size_bytes in wanted.items():
+    wanted = {place: sizes[oid] for oid, place in places.tablespaces.items() if oid in sizes}
+    in_part = manifest.parent is not None and not combined
+    wanted[places.data] = size_bytes if in_part else max(0, size_bytes - sum(sizes.values()))
+    found: dict[int, tuple[Path, int]] = {}
+    for place, place_bytes in wanted.items():
         there = next(folder for folder in (place, *place.parents) if folder.exists())
         device = os.stat(there).st_dev
-        needed[device] = (there, needed.get(device, (there, 0))[1] + size_bytes)
+        found[device] = (there, min(size_bytes, found.get(device, (there, 0))[1] + place_bytes))
+    return found
+
+
+def require_space(wanted: Sequence[Mapping[int, tuple[Path, int]]], what: str) -> None:
+    """Refuse when a file system has too little room for all that goes there."""
+    needed: dict[int, tuple[Path, int]] = {}
+    for each in wanted:
+        for device, (there, size_bytes) in each.items():
+            needed[device] = (there, needed.get(device, (there, 0))[1] + size_bytes)
     for there, size_bytes in needed.values():
         free = shutil.disk_usage(there).free
         if free < size_bytes * _MARGIN:
             raise Refused(
-                f"too little space for {manifest.id} in {there}: {show_bytes(size_bytes * _MARGIN)} needed, "
+                f"too little space for {what} in {there}: {show_bytes(size_bytes * _MARGIN)} needed, "
                 f"{show_bytes(free)} free",
                 hint="Free some space, or name a directory on a larger disk; nothing was touched.",
             )

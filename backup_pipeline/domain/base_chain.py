@@ -44,6 +44,11 @@ class Chain:
         """What all of it comes to unpacked, before it is combined."""
         return sum(link.source_bytes for link in self.links)
 
+    @property
+    def written_bytes(self) -> int:
+        """What a recovery writes before it replays: all links, and what they come to."""
+        return self.read_bytes + (self.last.combined_bytes if self.incremental else 0)
+
 
 def by_id(manifests: Iterable[BaseManifest]) -> dict[BackupId, BaseManifest]:
     """The records that a chain is looked for in."""

@@ -15,6 +15,7 @@ from backup_pipeline.domain.base_backup import (
     base_from_json,
     base_to_json,
 )
+from backup_pipeline.domain.base_chain import chain_of
 from backup_pipeline.domain.layout import (
     COPY_NAMES,
     Beside,
@@ -25,7 +26,7 @@ from backup_pipeline.domain.layout import (
     parse_base_key,
 )
 from backup_pipeline.errors import BackupNotFound, Busy, Corrupt, ObjectNotFound, Refused, StoreError
-from backup_pipeline.storage import catalog, catalog_index, leases
+from backup_pipeline.storage import catalog, catalog_index, catalog_publish, leases
 from backup_pipeline.storage.catalog_delete import Deletion, in_use
 from backup_pipeline.storage.catalog_publish import publish_record, read_or_none
 from backup_pipeline.storage.store import Store, read_all
@@ -36,11 +37,12 @@ Clock = Callable[[], datetime]
 def publish(store: Store, manifest: BaseManifest) -> BaseBackup:
     """List a finished base backup; durable on return, and may be run again.
 
-    That the WAL which it needs is in the archive is for the caller to see to. Raises Refused, Busy,
-    Corrupt when the record could not be read back.
+    That the WAL which it needs is in the archive is for the caller to see to. Raises Refused, also when
+    what it builds on is gone; Busy; Corrupt when the record could not be read back.
     """
     data = base_to_json(manifest)
     base_from_json(data, catalog_key(manifest.id))
+    refuse_broken(store, manifest)
     publish_record(
         store,
         manifest.id,
@@ -49,7 +51,37 @@ def publish(store: Store, manifest: BaseManifest) -> BaseBackup:
         prefix=base_prefix(manifest.id),
         at=manifest.finished_at,
     )
+    try:
+        refuse_broken(store, manifest)  # a prune of its parent may have seen no child a moment ago
+    except Refused:
+        store.delete([base_prefix(manifest.id) + COPY_NAMES[Beside.MANIFEST], catalog_key(manifest.id)])
+        raise
     return BaseBackup(manifest)
+
+
+def refuse_broken(store: Store, manifest: BaseManifest) -> None:
+    """Raise Refused when the record of something that an incremental one builds on is not there."""
+    if manifest.parent is None:
+        return
+    known: dict[BackupId, BaseManifest] = {}
+    above: BackupId | None = manifest.parent
+    while above is not None and above not in known:
+        try:
+            known[above] = load(store, above).manifest
+        except BackupNotFound:
+            break
+        above = known[above].parent
+    if broken := chain_of(manifest, known).broken:
+        raise Refused(
+            f"{manifest.id} is not listed: {broken}",
+            hint="Take a whole base backup; what is unlisted is collected.",
+        )
+
+
+def missing_objects(store: Store, manifest: BaseManifest) -> str:
+    """Which of a base backup's objects is not there, or of another size; "" when all are as recorded."""
+    present = {info.key: info.size_bytes for info in store.list(base_prefix(manifest.id))}
+    return catalog_publish.missing_objects(manifest.objects, present)
 
 
 def load(store: Store, backup: BackupId) -> BaseBackup:

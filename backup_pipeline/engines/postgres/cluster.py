@@ -130,10 +130,8 @@ class LocalCluster:
                 f"the cluster in {self.folder} would accept anyone on this machine by TCP",
                 hint="Give a password, or no port.",
             )
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.open()
         identity = server_identity()
-        if identity is not None:
-            _open_to(self.folder, identity)
         if (self.data / "PG_VERSION").exists():
             return
         unfinished = self.folder / "data.new"
@@ -155,6 +153,12 @@ class LocalCluster:
             password_file.unlink(missing_ok=True)
         unfinished.rename(self.data)
 
+    def open(self) -> None:
+        """Make the folder, and let the server's user pass through it."""
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if (identity := server_identity()) is not None:
+            _open_to(self.folder, identity)
+
     def start(self, *, timeout_s: float = 30.0) -> None:
         """Start the server and return when it answers. Raises ToolError with its last words if not."""
         if self._server is not None and self._server.poll() is None:
@@ -172,16 +176,12 @@ class LocalCluster:
         settings["port"] = str(self.port or 5432)
         settings["unix_socket_directories"] = f'"{self._socket_folder}"'
         postgres = self.program("postgres")
-        place = self._confinement(postgres) if self.confined and confinement.available() else None
-        # Libraries that lie elsewhere, as Nix has them, are out of reach then.
-        self.hidden = place is not None and runs_as(Path(postgres), identity, confinement=place)
-        if self.insists and not self.hidden:
+        try:
+            place = self.kept_to(postgres)
+        except Refused:
             remove_socket_folder(self.folder)
-            raise Refused(
-                f"the server in {self.data} cannot be kept to its own files on this system",
-                hint="It takes a Linux with Landlock, and a PostgreSQL whose libraries lie beside it or in "
-                "the system's folders.",
-            )
+            raise
+        self.hidden = place is not None
         if self.hidden:
             settings["dynamic_shared_memory_type"] = "mmap"  # in its own folder
         self.cut_off = self._can_be_cut_off(postgres)
@@ -191,7 +191,7 @@ class LocalCluster:
             identity=identity,
             cwd="/",
             network=not self.cut_off,
-            confinement=place if self.hidden else None,
+            confinement=place,
         )
         with self.log.open("ab") as log:
             self._server = process.start(command, stderr=log, parent_death_signal=self._stop_signal)
@@ -208,19 +208,35 @@ class LocalCluster:
         be started, or outlives `timeout_s`.
         """
         program, identity = self.program(name), server_identity()
-        place = self._confinement(program) if self.confined and confinement.available() else None
         command = Command(
             (program, *arguments),
             {"LC_ALL": "C"},
             identity=identity,
             cwd="/",
             network=not self._can_be_cut_off(program),
-            confinement=place if place and runs_as(Path(program), identity, confinement=place) else None,
+            confinement=self.kept_to(program),
         )
         return process.run(command, timeout_s=timeout_s, stdin=stdin, check=False)
 
     def _can_be_cut_off(self, program: str) -> bool:
         return not self.network and runs_as(Path(program), server_identity(), network=False)
+
+    def kept_to(self, program: str) -> Confinement | None:
+        """What a program of this cluster's user is kept to; None where it is not confined.
+
+        Raises Refused when this `insists` and it cannot be.
+        """
+        place = self._confinement(program) if self.confined and confinement.available() else None
+        # Libraries that lie elsewhere, as Nix has them, are out of reach then.
+        if place is not None and runs_as(Path(program), server_identity(), confinement=place):
+            return place
+        if self.insists:
+            raise Refused(
+                f"what runs in {self.data} cannot be kept to its own files on this system",
+                hint="It takes a Linux with Landlock, and a PostgreSQL whose libraries lie beside it or in "
+                "the system's folders.",
+            )
+        return None
 
     def _confinement(self, postgres: str) -> Confinement:
         installed = Path(postgres).resolve().parent

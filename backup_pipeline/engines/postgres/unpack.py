@@ -20,7 +20,7 @@ from backup_pipeline.errors import BackupError, ConfigError, Corrupt, Refused, T
 from backup_pipeline.process import Identity
 
 TABLESPACE_MAP = "tablespace_map"
-_LINKS = "pg_tblspc"
+LINKS = "pg_tblspc"
 _UNFINISHED = ".unfinished"
 _TAMPERED = "Do not use this backup; look for who changed it."
 
@@ -99,7 +99,7 @@ class Unpacking:
 
     def add(self, tar: str, oid: int, chunks: Iterable[bytes]) -> None:
         """Unpack the tar of the data directory (oid 0) or of a tablespace. Raises Corrupt."""
-        inside = f"{_LINKS}/{oid}/".encode() if oid else b""
+        inside = f"{LINKS}/{oid}/".encode() if oid else b""
         root = self._root(oid)
         self._make_root(root)
         for entry in entries(chunks, tar):
@@ -113,7 +113,7 @@ class Unpacking:
 
     def _root(self, oid: int) -> Path:
         if oid and oid not in self.places.tablespaces:  # it lies within the data directory
-            return unfinished(self.places.data) / _LINKS / str(oid)
+            return unfinished(self.places.data) / LINKS / str(oid)
         return unfinished(self.places.tablespaces[oid] if oid else self.places.data)
 
     def _make_root(self, root: Path) -> None:
@@ -163,7 +163,7 @@ class Unpacking:
             if (root / TABLESPACE_MAP).stat().st_size:  # PostgreSQL would link to the source's places
                 (root / TABLESPACE_MAP).unlink()
         for oid, place in self.places.tablespaces.items():
-            link = root / _LINKS / str(oid)
+            link = root / LINKS / str(oid)
             link.symlink_to(place)
             if self.owner is not None:
                 os.lchown(link, self.owner.uid, self.owner.gid)
@@ -175,7 +175,8 @@ class Unpacking:
                 place.rmdir()
             unfinished(place).rename(place)
             self._named.append(place)
-            _sync(place.parent)
+            if self.durable:
+                _sync(place.parent)
 
     def _give(self, path: Path) -> None:
         if self.owner is not None:
