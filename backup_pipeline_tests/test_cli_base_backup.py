@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from backup_pipeline.domain.backup import BackupId
 from backup_pipeline.domain.layout import catalog_key
 from backup_pipeline.storage import base_backups
+from backup_pipeline_tests.actions.box import execute
 from backup_pipeline_tests.actions.cluster_box import ClusterBox, a_cluster
 from backup_pipeline_tests.domain.values import manifest
 from backup_pipeline_tests.servers import postgres as servers
@@ -107,6 +109,32 @@ def test_check_looks_at_a_cluster_by_its_name_and_at_all(place: Place) -> None:
     everything = json.loads(place.run("check", "--json", code=6)[0])
     assert [each.get("database") or each["cluster"] for each in everything] == ["app", "main"]
     assert "no database maim" in place.run("check", "maim", code=3)[0]
+
+
+def test_an_incremental_one_says_what_it_builds_on(place: Place) -> None:
+    assert (
+        "summarize_wal is off in cluster main" in place.run("base-backup", "main", "--incremental", code=6)[1]
+    )
+    execute(place.box.cluster.endpoint(), "ALTER SYSTEM SET summarize_wal = on")
+    execute(place.box.cluster.endpoint(), "SELECT pg_reload_conf()")
+    with place.box.shipping():
+        whole = json.loads(place.run("base-backup", "main", "--fast", "--json")[0])
+        first, err = place.run("base-backup", "main", "--fast", "--incremental", "--json")
+        named = place.run("base-backup", "main", "--fast", "--parent", whole["id"], "--json")[0]
+    assert (whole["parent"], json.loads(first)["parent"]) == (None, whole["id"])
+    assert f"what has changed since {whole['id']}, link 2 of its chain" in err
+    taken = json.loads(named)
+    assert taken["parent"] == whole["id"]
+    assert taken["source_bytes"] < 0.3 * taken["cluster_bytes"]
+    stamp = whole["id"].partition("/")[2]
+    assert place.run("list", "main")[0].count(f"what changed since {stamp}") == 2
+    assert f"what changed since {whole['id']}; a recovery needs both" in place.run("show", taken["id"])[0]
+    key = place.folder / "store" / catalog_key(BackupId.parse(whole["id"]))
+    data = key.read_bytes()
+    key.unlink()
+    assert place.run("list", "main")[0].count("OF NO USE: ") == 2
+    key.write_bytes(data)
+    assert "names" in place.run("base-backup", "main", "--parent", "main/2", code=9)[1]
 
 
 def test_what_is_not_configured_or_not_reachable_is_said(place: Place) -> None:

@@ -6,12 +6,14 @@ what was stored, but for a backup that lacks nothing but that WAL.
 
 import contextlib
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
 from importlib.metadata import version
 
+from backup_pipeline.actions import base_parent
+from backup_pipeline.actions.base_parent import Against
 from backup_pipeline.actions.needed_wal import await_wal, has_wal
 from backup_pipeline.actions.protected import Clock
 from backup_pipeline.actions.protected_cluster import ProtectedCluster
@@ -27,9 +29,10 @@ from backup_pipeline.domain.base_backup import (
     BaseManifest,
     Tablespace,
 )
+from backup_pipeline.domain.base_chain import Server
 from backup_pipeline.domain.choice import LATEST
 from backup_pipeline.domain.layout import SCRATCH, base_prefix
-from backup_pipeline.domain.wal import TimelineHistory, parse_history
+from backup_pipeline.domain.wal import TimelineHistory
 from backup_pipeline.engines.postgres import base_backup as engine
 from backup_pipeline.engines.postgres.dump import Hashing
 from backup_pipeline.engines.postgres.endpoint import Endpoint
@@ -41,7 +44,7 @@ from backup_pipeline.engines.postgres.source_cluster import (
     read_outside_files,
     server_clock,
 )
-from backup_pipeline.errors import BackupNotFound, Refused, ServerError
+from backup_pipeline.errors import BackupNotFound, Corrupt, ObjectNotFound, Refused, ServerError
 from backup_pipeline.storage import base_backups, leases
 from backup_pipeline.units import show_bytes, show_seconds
 from backup_pipeline.zstd import LEVEL, compressed
@@ -67,19 +70,61 @@ class Preflight:
     system_identifier: str
     facts: ClusterFacts
     outside: OutsideFiles
+    timeline: int = 1
 
 
-def take(cluster: ProtectedCluster, *, clock: Clock, report: Report, fast: bool | None = None) -> BaseBackup:
-    """One whole base backup, published. `fast` is as configured when None.
+def take(
+    cluster: ProtectedCluster,
+    *,
+    clock: Clock,
+    report: Report,
+    fast: bool | None = None,
+    incremental: bool = False,
+    parent: BackupId | None = None,
+) -> BaseBackup:
+    """One base backup, published. `fast` is as configured when None.
+
+    An `incremental` one holds what has changed since the newest that it can build on. Where there is none,
+    or the server does not know what has changed since, a whole one is taken, and says so: the next can
+    build on that. With `parent` nothing else will do.
 
     Earlier ones that waited for their WAL are listed afterwards, where it came. Raises ConfigError,
     ServerError, StoreError, Refused; what was stored is taken away again, unless only its WAL is late.
     """
     ready = preflight(cluster, report=report)
     wanted = cluster.config.checkpoint == "fast" if fast is None else fast
-    taken = _Taking(cluster, ready, clock, report, fast=wanted).run()
+    taking = _Taking(cluster, ready, clock, report, fast=wanted)
+    taken = _incremental(taking, parent) if incremental or parent is not None else taking.run()
     finish_waiting(cluster, clock=clock, report=report)
     return taken
+
+
+def _incremental(taking: "_Taking", parent: BackupId | None) -> BaseBackup:
+    report = taking.report
+    with contextlib.ExitStack() as kept:
+        try:
+            against = kept.enter_context(_parent(taking, parent))
+        except (base_parent.NoParent, BackupNotFound, ObjectNotFound, Corrupt) as error:
+            why = base_parent.whole_instead(error, named=parent, report=report)
+            return replace(taking, instead=why).run()
+        try:
+            return replace(taking, against=against).run()
+        except engine.NotSinceParent as error:  # nothing was stored yet
+            why = base_parent.whole_instead(error, named=parent, report=report)
+    return replace(taking, instead=why).run()
+
+
+@contextlib.contextmanager
+def _parent(taking: "_Taking", named: BackupId | None) -> Iterator[Against]:
+    cluster, ready = taking.cluster, taking.ready
+    stall_s = cluster.config.stall_timeout.total_seconds()
+    history = engine.timeline_history(ready.source, ready.timeline, stall_s=stall_s)
+    server = Server(ready.system_identifier, ready.server.major, history)
+    base_parent.refuse_unable(cluster, server, summarizes_wal=ready.facts.summarizes_wal)
+    chain = base_parent.choose(cluster, server, named)
+    with base_parent.held(cluster.store, chain, clock=taking.clock) as against:
+        taking.report.say(f"what has changed since {chain.last.id}, link {len(chain.links) + 1} of its chain")
+        yield against
 
 
 def preflight(cluster: ProtectedCluster, *, report: Report) -> Preflight:
@@ -106,7 +151,7 @@ def preflight(cluster: ProtectedCluster, *, report: Report) -> Preflight:
             hint=f'ALTER ROLE "{source.user}" REPLICATION; or use a role that has it.',
         )
     stall_s = cluster.config.stall_timeout.total_seconds()
-    system, _timeline = engine.identify_system(source, stall_s=stall_s)
+    system, timeline = engine.identify_system(source, stall_s=stall_s)
     if facts.archive_mode == "off" and not has_wal(cluster, system):
         raise Refused(
             f"nothing archives the WAL of cluster {cluster.name}, and without it a base backup is of no use",
@@ -117,7 +162,7 @@ def preflight(cluster: ProtectedCluster, *, report: Report) -> Preflight:
     cluster.store.delete([f"{SCRATCH}preflight"])
     kind = "standby" if server.in_recovery else "primary"
     report.say(f"PostgreSQL {server.version_text}, {kind}, system {system}; {COMPRESSION}")
-    return Preflight(source, server, system, facts, outside)
+    return Preflight(source, server, system, facts, outside, timeline)
 
 
 @dataclass
@@ -129,6 +174,8 @@ class _Taking:
     clock: Clock
     report: Report
     fast: bool
+    against: Against | None = None
+    instead: str = ""  # why it is a whole one
     objects: list[ObjectDigest] = field(default_factory=list)
     prefix: str = ""
     tell: Callable[[int, int], None] = lambda *_: None
@@ -136,14 +183,21 @@ class _Taking:
     def run(self) -> BaseBackup:
         config, facts, store = self.cluster.config, self.ready.facts, self.cluster.store
         options = engine.Options(
-            f"backup-pipeline {config.name}", fast=self.fast, max_rate_bytes_s=config.max_rate_bytes_s
+            f"backup-pipeline {config.name}",
+            fast=self.fast,
+            max_rate_bytes_s=config.max_rate_bytes_s,
+            incremental=self.against is not None,
         )
         self.report.say(f"asked for a {'fast' if self.fast else 'spread'} checkpoint")
         stall_s = config.stall_timeout.total_seconds()
         checkpoint_s = 0.0 if self.fast else facts.checkpoint_timeout_s
         with contextlib.ExitStack() as begun:
             reading = engine.base_backup(
-                self.ready.source, options, stall_s=stall_s, checkpoint_s=checkpoint_s
+                self.ready.source,
+                options,
+                stall_s=stall_s,
+                checkpoint_s=checkpoint_s,
+                parent_manifest=self.against.manifest if self.against else b"",
             )
             backup = begun.enter_context(reading)
             started_at = self._server_time()
@@ -154,10 +208,14 @@ class _Taking:
                     self._upload(backup)
                     manifest, history = self._manifest(id_, started_at, backup)
                     begun.close()
+                    if self.against:
+                        base_backups.refuse_broken(store, manifest)
                     keep_waiting(store, manifest)
                 self.report.say(f"waiting for the WAL up to {manifest.end}")
                 await_wal(self.cluster, manifest, history, timeout_s=stall_s, report=self.report)
                 lease.check()
+                if self.against:
+                    self.against.check()
                 published = base_backups.publish(store, replace(manifest, finished_at=self.clock()))
                 forget_waiting(store, manifest.id)
         size, took = show_bytes(manifest.size_bytes), show_seconds(manifest.duration_s)
@@ -205,8 +263,8 @@ class _Taking:
             raise ServerError("the server did not say where the base backup ended")
         history = TimelineHistory(backup.end.timeline)
         if backup.end.timeline > 1:
-            ((_name, content),) = backup.ask(f"TIMELINE_HISTORY {backup.end.timeline}")
-            history = parse_history(backup.end.timeline, (content or "").encode("utf-8", "surrogateescape"))
+            rows = backup.ask(f"TIMELINE_HISTORY {backup.end.timeline}")
+            history = engine.read_history(rows, backup.end.timeline)
         stopped_at = self._server_time()
         manifest = BaseManifest(
             id=id_,
@@ -232,7 +290,10 @@ class _Taking:
             compression=COMPRESSION,
             settings=facts.settings,
             software=SOFTWARE,
+            parent=self.against.chain.last.id if self.against else None,
+            cluster_bytes=backup.size_bytes if self.against else 0,
             notes=(
+                *([self.instead] if self.instead else []),
                 *([_WRONG_PAGES] if backup.page_checksums_wrong else []),
                 *([] if facts.page_checksums else [_NO_CHECKSUMS]),
                 *backup.notices,

@@ -26,14 +26,25 @@ from backup_pipeline.storage import base_backups
     default=None,
     help="Begin with a checkpoint at once, or a slow one; else as set.",
 )
+@click.option(
+    "--incremental", is_flag=True, help="Only what has changed since the last one (PostgreSQL 17 or newer)."
+)
+@click.option(
+    "--parent", default="", metavar="ID", help="Only what has changed since this one; else it fails."
+)
 @click.option("--json", "as_json", is_flag=True, help="The result as JSON, for scripts.")
 @pass_context
-def base_backup(context: Context, cluster: str, fast: bool | None, as_json: bool) -> None:
-    """Copy a whole cluster; it is listed once its WAL is archived."""
+def base_backup(
+    context: Context, cluster: str, fast: bool | None, incremental: bool, parent: str, as_json: bool
+) -> None:
+    """Copy a whole cluster, or what has changed in it; it is listed once its WAL is archived."""
     context.refuse_alone()
     protected = open_cluster(context.config, cluster)
+    named = taking.choose(listing(context, cluster), parent).id if parent else None
     with terminal.reporting(quiet=context.quiet) as report:
-        taken = taking.take(protected, clock=now, report=report, fast=fast)
+        taken = taking.take(
+            protected, clock=now, report=report, fast=fast, incremental=incremental, parent=named
+        )
     show(context, taken, as_json=as_json)
 
 

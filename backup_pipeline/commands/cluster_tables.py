@@ -11,6 +11,7 @@ from rich.text import Text
 
 from backup_pipeline.actions.windows import ClusterWindows
 from backup_pipeline.domain.base_backup import BaseBackup
+from backup_pipeline.domain.base_chain import by_id, chain_of
 from backup_pipeline.domain.layout import base_prefix
 from backup_pipeline.engines.postgres.slots import SlotLook
 from backup_pipeline.terminal import proof_values, show_age, show_verdict, two_columns
@@ -110,21 +111,28 @@ def bases_table(backups: Sequence[BaseBackup], now: datetime) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("BASE BACKUP", "AGE", "SIZE", "CLUSTER SIZE", "TOOK", "VERDICT", "NOTE"):
         table.add_column(column, no_wrap=True, justify="right" if "SIZE" in column else "left")
+    known = by_id(backup.manifest for backup in backups)
     for backup in backups:
         manifest = backup.manifest
+        broken = chain_of(manifest, known).broken
+        alarms = [
+            *(["DAMAGED PAGES IN THE SOURCE"] if manifest.page_checksums_wrong else []),
+            *([f"OF NO USE: {broken}"] if broken else []),
+        ]
         notes = [
             *(["pinned"] if backup.pinned else []),
+            *([f"what changed since {manifest.parent.stamp}"] if manifest.parent else []),
             *(["from a standby"] if manifest.from_standby else []),
-            *(["DAMAGED PAGES IN THE SOURCE"] if manifest.page_checksums_wrong else []),
+            *alarms,
         ]
         table.add_row(
             Text(str(backup.id)),
             show_age(manifest.stopped_at, now),
             show_bytes(manifest.size_bytes),
-            show_bytes(manifest.source_bytes),
+            show_bytes(manifest.combined_bytes),
             show_seconds(manifest.duration_s),
             show_verdict(backup.verdict),
-            Text(", ".join(notes), style="bold red" if manifest.page_checksums_wrong else ""),
+            Text(show_line(", ".join(notes)), style="bold red" if alarms else ""),
         )
     return table
 
@@ -136,6 +144,7 @@ def base_record(backup: BaseBackup) -> dict[str, object]:
         "kind": "base backup",
         "id": str(backup.id),
         "cluster": backup.id.database,
+        "parent": str(manifest.parent) if manifest.parent else None,
         "started_at": manifest.started_at.isoformat(),
         "stopped_at": manifest.stopped_at.isoformat(),
         "start_lsn": str(manifest.start.lsn),
@@ -145,6 +154,7 @@ def base_record(backup: BaseBackup) -> dict[str, object]:
         "server_version": manifest.server_version_text,
         "size_bytes": manifest.size_bytes,
         "source_bytes": manifest.source_bytes,
+        "cluster_bytes": manifest.combined_bytes,
         "duration_s": manifest.duration_s,
         "from_standby": manifest.from_standby,
         "page_checksums": manifest.page_checksums,
@@ -165,7 +175,12 @@ def base_details(backup: BaseBackup, where: str, now: datetime) -> Table:
     rows: list[tuple[str, str]] = [
         ("base backup", str(backup.id) + (", pinned" if backup.pinned else "")),
         ("taken", f"{manifest.stopped_at:%Y-%m-%d %H:%M:%S} UTC, {show_age(manifest.stopped_at, now)}"),
-        ("size", f"{show_bytes(manifest.size_bytes)}, of a cluster of {show_bytes(manifest.source_bytes)}"),
+        *(
+            [("incremental", f"what changed since {manifest.parent}; a recovery needs both")]
+            if manifest.parent
+            else []
+        ),
+        ("size", f"{show_bytes(manifest.size_bytes)}, of a cluster of {show_bytes(manifest.combined_bytes)}"),
         ("server", f"PostgreSQL {manifest.server_version_text}, {kind}, system {manifest.system_identifier}"),
         ("WAL", f"from {manifest.start} to {manifest.end}, in the archive"),
         ("page checksums", checked),

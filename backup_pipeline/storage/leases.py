@@ -48,6 +48,7 @@ UNREADABLE_FOR = timedelta(hours=24)
 
 DUMP = "dump"
 BASE_BACKUP = "base backup"
+PARENT = "parent"
 PRUNE = "prune"
 UNREADABLE = "unreadable"
 
@@ -91,9 +92,9 @@ def hold(
     required: bool = True,
 ) -> Iterator[Held]:
     """Hold a lease on a backup while the block runs. `purpose` is "dump", "base backup",
-    "restore" or "proof".
+    "parent" (an incremental one is taken against it), "restore" or "proof".
 
-    For a restore and a proof the backup must exist, or BackupNotFound is raised; Busy when an imported
+    For all but the first two the backup must exist, or BackupNotFound is raised; Busy when an imported
     dump is being pruned. A renewal that fails is tried again until the lease runs out; ask
     `check()` before a step that must not begin without it. Where a lease is not `required` (a
     restore by somebody who may only read), one that cannot be put is told in `unshielded`.

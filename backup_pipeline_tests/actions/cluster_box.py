@@ -14,6 +14,7 @@ from typing import Any
 from backup_pipeline.actions import base_backup
 from backup_pipeline.actions.protected_cluster import ProtectedCluster
 from backup_pipeline.config import ClusterConfig, Secret
+from backup_pipeline.domain.backup import BackupId
 from backup_pipeline.domain.base_backup import BaseBackup
 from backup_pipeline.domain.layout import wal_key
 from backup_pipeline.domain.wal import parse_wal_name
@@ -64,10 +65,20 @@ class ClusterBox:
         )
         return ProtectedCluster(replace(config, **changes), store or self.store)
 
-    def take(self, store: Store | None = None, **changes: Any) -> BaseBackup:
+    def take(
+        self,
+        store: Store | None = None,
+        *,
+        incremental: bool = False,
+        parent: BackupId | None = None,
+        **changes: Any,
+    ) -> BaseBackup:
         """One base backup, while the archive follows."""
+        protected = self.protected(store, **changes)
         with self.shipping():
-            return base_backup.take(self.protected(store, **changes), clock=now, report=self.said)
+            return base_backup.take(
+                protected, clock=now, report=self.said, incremental=incremental, parent=parent
+            )
 
     def ship(self, system: str) -> None:
         """Put what was archived since the last time where an archive keeps it."""

@@ -152,10 +152,21 @@ class RecoveryBox:
             waited_s += 0.02
         self.ship()
 
-    def take(self, **changes: Any) -> BackupId:
+    def take(
+        self,
+        *,
+        store: Store | None = None,
+        incremental: bool = False,
+        parent: BackupId | None = None,
+        **changes: Any,
+    ) -> BackupId:
         """One base backup, while the archive follows."""
+        protected = self.protected(store, **changes)
         with self.shipping():
-            return base_backup.take(self.protected(**changes), clock=now, report=self.said).id
+            taken = base_backup.take(
+                protected, clock=now, report=self.said, incremental=incremental, parent=parent
+            )
+        return taken.id
 
     @contextlib.contextmanager
     def shipping(self) -> Iterator[None]:
@@ -191,7 +202,8 @@ class RecoveryBox:
     def go_on_with(self, into: str) -> None:
         """What was recovered there is the cluster from now on, and archives on a timeline of its own."""
         self.cluster.stop()
-        successor = LocalCluster(self.cluster.bin_dir, self.folder.parent / into, settings=SETTINGS)
+        settings = self.cluster.settings
+        successor = LocalCluster(self.cluster.bin_dir, self.folder.parent / into, settings=settings)
         successor.folder.mkdir(mode=0o711)
         (self.folder / into).rename(successor.data)
         successor.create()

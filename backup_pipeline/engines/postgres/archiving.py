@@ -15,8 +15,15 @@ from backup_pipeline.engines.postgres.endpoint import Endpoint
 from backup_pipeline.engines.postgres.server import Connection, server_errors
 from backup_pipeline.errors import ServerError
 
-SETTINGS = ("wal_level", "archive_mode", "archive_command", "archive_library", "archive_timeout")
-"""The settings that archiving hangs on; archive_library from PostgreSQL 15 on."""
+SETTINGS = (
+    "wal_level",
+    "archive_mode",
+    "archive_command",
+    "archive_library",
+    "archive_timeout",
+    "summarize_wal",
+)
+"""The settings that archiving hangs on, and incremental base backups: summarize_wal from PostgreSQL 17 on."""
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 Called by actions/base_backup.py. One connection carries all tablespaces and PostgreSQL's own manifest; why
 not pg_basebackup is in docs/adr/007. Nothing is compressed or stored here.
 
-Source: PostgreSQL, "Streaming Replication Protocol", BASE_BACKUP.
+Source: PostgreSQL, "Streaming Replication Protocol", BASE_BACKUP, UPLOAD_MANIFEST.
 """
 
 import contextlib
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from backup_pipeline.domain.base_backup import WalPoint
-from backup_pipeline.domain.wal import Lsn
+from backup_pipeline.domain.wal import Lsn, TimelineHistory, parse_history
 from backup_pipeline.engines.postgres.endpoint import Endpoint
 from backup_pipeline.engines.postgres.replication import (
     Session,
@@ -27,6 +27,8 @@ OLDEST_MAJOR = 15
 CHUNK_BYTES = 1024 * 1024
 _RATE_KB = range(32, 1024 * 1024 + 1)  # what MAX_RATE may be
 _DATA_CORRUPTED = "XX001"
+_NOT_IN_STATE = "55000"
+_UPLOAD_BYTES = 64 * 1024
 _CHECKSUM_FAILURE = "checksum verification failure during base backup"
 
 
@@ -38,6 +40,7 @@ class Options:
     fast: bool = False  # begin with an immediate checkpoint
     max_rate_bytes_s: int | None = None
     verify_checksums: bool = True
+    incremental: bool = False  # against the manifest that goes with it
 
 
 @dataclass(frozen=True)
@@ -148,18 +151,48 @@ class BaseBackup:
 
 @contextlib.contextmanager
 def base_backup(
-    endpoint: Endpoint, options: Options, *, stall_s: float, checkpoint_s: float = 0.0
+    endpoint: Endpoint,
+    options: Options,
+    *,
+    stall_s: float,
+    checkpoint_s: float = 0.0,
+    parent_manifest: bytes = b"",
 ) -> Iterator[BaseBackup]:
     """A base backup of the cluster at `endpoint`, begun. Leaving the block ends it, and leaves nothing.
 
-    The server may be silent for `stall_s`, and before it begins for `checkpoint_s` more: a spread
-    checkpoint takes its time. Raises ServerError.
+    An incremental one is taken against the backup that `parent_manifest`, PostgreSQL's own, is of. The
+    server may be silent for `stall_s`, and before it begins for `checkpoint_s` more: a spread checkpoint
+    takes its time. Raises ServerError; NotSinceParent when it cannot be taken against that one.
     """
     with replication_session(endpoint, purpose="base backup", stall_s=stall_s) as session:
-        session.send(base_backup_command(options))
-        (start,) = session.rows("BASE_BACKUP", stall_s=stall_s + checkpoint_s)
+        with _against_parent() if options.incremental else contextlib.nullcontext():
+            if options.incremental:
+                session.copy_in("UPLOAD_MANIFEST", _pieces(parent_manifest))
+            session.send(base_backup_command(options))
+            (start,) = session.rows("BASE_BACKUP", stall_s=stall_s + checkpoint_s)
         found = tuple(_tablespace(row) for row in session.rows("BASE_BACKUP"))
         yield BaseBackup(_wal_point(start), found, _session=session)
+
+
+class NotSinceParent(ServerError):
+    """The server cannot tell what has changed since the parent; a whole base backup can be taken."""
+
+    retryable = False
+
+
+@contextlib.contextmanager
+def _against_parent() -> Iterator[None]:
+    try:
+        yield
+    except ServerError as error:
+        # Only of these states: what a whole one would meet too is met again with that.
+        if error.detail.get("sqlstate") != _NOT_IN_STATE:
+            raise
+        raise NotSinceParent(error.message, detail=error.detail, hint=error.hint) from error
+
+
+def _pieces(data: bytes) -> Iterator[bytes]:
+    return (data[at : at + _UPLOAD_BYTES] for at in range(0, len(data), _UPLOAD_BYTES))
 
 
 def identify_system(endpoint: Endpoint, *, stall_s: float) -> tuple[str, int]:
@@ -170,6 +203,20 @@ def identify_system(endpoint: Endpoint, *, stall_s: float) -> tuple[str, int]:
     with replication_session(endpoint, purpose="preflight", stall_s=stall_s) as session:
         ((system, timeline, *_),) = session.ask("IDENTIFY_SYSTEM")
     return system or "", int(timeline or 0)
+
+
+def timeline_history(endpoint: Endpoint, timeline: int, *, stall_s: float) -> TimelineHistory:
+    """Where a timeline of the server came from. Raises ServerError."""
+    if timeline == 1:
+        return TimelineHistory(1)
+    with replication_session(endpoint, purpose="preflight", stall_s=stall_s) as session:
+        return read_history(session.ask(f"TIMELINE_HISTORY {timeline}"), timeline)
+
+
+def read_history(rows: list[tuple[str | None, ...]], timeline: int) -> TimelineHistory:
+    """The answer to TIMELINE_HISTORY."""
+    ((_name, content),) = rows
+    return parse_history(timeline, (content or "").encode("utf-8", "surrogateescape"))
 
 
 def base_backup_command(options: Options) -> str:
@@ -186,6 +233,8 @@ def base_backup_command(options: Options) -> str:
         "MANIFEST_CHECKSUMS": "'SHA256'",
         "TARGET": "'client'",
     }
+    if options.incremental:
+        given["INCREMENTAL"] = "true"
     if options.max_rate_bytes_s is not None:
         kilobytes = options.max_rate_bytes_s // 1024
         given["MAX_RATE"] = str(max(_RATE_KB.start, min(kilobytes, _RATE_KB.stop - 1)))

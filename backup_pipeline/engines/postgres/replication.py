@@ -9,7 +9,7 @@ Source: PostgreSQL, "Streaming Replication Protocol".
 
 import contextlib
 import select
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import psycopg
@@ -25,6 +25,7 @@ NOTICES = 50
 
 _GOOD = (pq.ExecStatus.TUPLES_OK, pq.ExecStatus.COMMAND_OK, pq.ExecStatus.COPY_OUT)
 _NO_REPLICATION = "Let the role read WAL and take base backups: ALTER ROLE … REPLICATION."
+_WHOLE = "The server does not know what has changed since the parent: take a whole base backup."
 _HINTS = (
     # (part of the message, what to do), looked at before what a plain session may meet.
     (
@@ -46,6 +47,14 @@ _HINTS = (
     ),
     ("wal level not sufficient", "Set wal_level = replica on that server and restart it."),
     ("full_page_writes=off", "Set full_page_writes = on on the primary, then take the backup again."),
+    (
+        "unless wal summarization is enabled",
+        "Set summarize_wal = on on that server, and reload it; `backup-pipeline wal setup` does.",
+    ),
+    ("wal summaries are required", _WHOLE),
+    ("wal summarization is not progressing", _WHOLE),
+    ("found in manifest, but not in this server's history", _WHOLE),
+    ("manifest requires wal from", _WHOLE),
     ("standby was promoted", "Take the backup again, from the server that was promoted."),
 )
 
@@ -78,9 +87,7 @@ class Session:
         """Send one command; its results are asked for with `result`. Raises ServerError."""
         try:
             self.connection.send_query(command.encode())
-            while self.connection.flush():
-                self._wait(writing=True, stall_s=self.stall_s)
-                self.connection.consume_input()
+            self._written()
         except psycopg.Error as error:
             raise self.failed(str(error)) from error
 
@@ -132,6 +139,32 @@ class Session:
                 connection.consume_input()
         except psycopg.Error as error:
             raise self.failed(str(error)) from error
+
+    def copy_in(self, command: str, chunks: Iterable[bytes]) -> None:
+        """Have the server read `chunks` by a command of COPY's kind. Raises ServerError."""
+        self.send(command)
+        begun = self.result()
+        if begun is None or begun.status != pq.ExecStatus.COPY_IN:
+            self.checked(begun, command)
+            raise self.failed(f"the server does not read for {command}")
+        try:
+            for chunk in chunks:
+                while not self.connection.put_copy_data(chunk):
+                    self._written()
+                self._written()
+            while not self.connection.put_copy_end():
+                self._written()
+            self._written()
+        except psycopg.Error as error:
+            raise self.failed(str(error)) from error
+        while (rest := self.result()) is not None:
+            self.checked(rest, command)
+
+    def _written(self) -> None:
+        """Return when libpq has handed on all that it was given."""
+        while self.connection.flush():
+            self._wait(writing=True, stall_s=self.stall_s)
+            self.connection.consume_input()
 
     def failed(self, said: str, *, sqlstate: str = "") -> ServerError:
         """The error for what the server or libpq said."""

@@ -27,13 +27,15 @@ class ClusterFacts:
     archive_mode: str  # "off" | "on" | "always"
     checkpoint_timeout_s: int
     settings: tuple[tuple[str, int], ...]  # of RECOVERY_SETTINGS
+    summarizes_wal: bool = False  # from PostgreSQL 17 on; incremental base backups need it
 
 
 def read_cluster_facts(session: Connection) -> ClusterFacts:
     """Ask the server. Raises ServerError."""
     names = ("data_checksums", "wal_segment_size", "archive_mode", "checkpoint_timeout", *RECOVERY_SETTINGS)
     rows = session.execute(
-        "SELECT name, setting FROM pg_catalog.pg_settings WHERE name = ANY(%s)", (list(names),)
+        "SELECT name, setting FROM pg_catalog.pg_settings WHERE name = ANY(%s)",
+        ([*names, "summarize_wal"],),
     ).fetchall()
     found = {str(name): str(setting) for name, setting in rows}
     missing = sorted(set(names) - found.keys())
@@ -49,6 +51,7 @@ def read_cluster_facts(session: Connection) -> ClusterFacts:
         archive_mode=found["archive_mode"],
         checkpoint_timeout_s=int(found["checkpoint_timeout"]),
         settings=tuple((name, int(found[name])) for name in RECOVERY_SETTINGS),
+        summarizes_wal=found.get("summarize_wal") == "on",
     )
 
 
