@@ -181,6 +181,7 @@ class ClusterConfig:
     data_directory: str = ""  # where PostgreSQL's files are, on the machine that the agent runs on
     recovery_window: timedelta = timedelta(hours=24)
     base_backup_cron: str = "0 2 * * *"
+    incremental_cron: str = ""  # when an incremental one is taken; "": never
     receive: ReceiveConfig | None = None  # None: PostgreSQL hands its WAL to archive_command
     archive_timeout: timedelta = timedelta(seconds=60)
     push_timeout: timedelta = timedelta(seconds=90)  # for one file, before archive_command gives up

@@ -337,6 +337,7 @@ def _cluster(name: str, table: ClusterTable, path: Path) -> ClusterConfig:
         data_directory=_local(table.data_directory, path),
         recovery_window=parse_duration(table.recovery_window),
         base_backup_cron=table.base_backup.cron,
+        incremental_cron=table.base_backup.incremental,
         checkpoint=table.base_backup.checkpoint,
         max_rate_bytes_s=parse_size_bytes(rate) if rate else None,
         receive=_receive(name, table.receive),

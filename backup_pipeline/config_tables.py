@@ -169,6 +169,7 @@ class DatabaseTable(DefaultsTable):
 
 class BaseBackupTable(Table):
     cron: Cron = "0 2 * * *"
+    incremental: Cron | Literal[""] = ""
     checkpoint: Literal["spread", "fast"] = "spread"
     max_rate: Size | Literal[""] = ""
 

@@ -343,16 +343,19 @@ def test_a_cluster_of_two_lines_has_a_window_of_a_day() -> None:
         "spread",
         None,
     )
+    assert not cluster.incremental_cron
     assert cluster.agent_socket == "/run/backup_pipeline/main.sock"
 
 
 def test_a_cluster_s_keys_are_read_and_places_are_meant_from_the_file() -> None:
     text = MINIMAL + CLUSTER + 'data_directory = "main"\nsocket = "agent.sock"\nrecovery_window = "7d"\n'
-    text += 'base_backup = { cron = "0 3 * * *", checkpoint = "fast", max_rate = "50MB" }\n'
+    text += 'base_backup = { cron = "0 3 * * *", incremental = "0 3 * * 1-6", checkpoint = "fast", '
+    text += 'max_rate = "50MB" }\n'
     cluster = parse(text, PATH).cluster("main")
     assert (cluster.data_directory, cluster.agent_socket) == ("/etc/main", "/etc/agent.sock")
     assert cluster.recovery_window == timedelta(days=7)
     assert (cluster.base_backup_cron, cluster.checkpoint) == ("0 3 * * *", "fast")
+    assert cluster.incremental_cron == "0 3 * * 1-6"
     assert cluster.max_rate_bytes_s == 50_000_000
 
 

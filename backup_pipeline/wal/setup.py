@@ -19,6 +19,7 @@ from backup_pipeline.process import Command, Identity
 from backup_pipeline.wal import client
 
 _NEEDS_RESTART = ("wal_level", "archive_mode")
+_NO_INCREMENTAL = "the configuration has incremental base backups, and they need PostgreSQL 17 or newer"
 
 
 def archive_command(cluster: ClusterConfig, config: Path, *, python: str = "") -> str:
@@ -173,13 +174,16 @@ def plan_setup(
         "archive_library": "",
         "archive_command": command,
         "archive_timeout": timeout,
+        **({"summarize_wal": "on"} if cluster.incremental_cron else {}),
     }
     changes = tuple(
         Change(name, present[name], value)
         for name, value in wanted.items()
         if name in present and present[name] != value
     )
-    return SetupPlan(changes, archiving.pending, _notes(store))
+    too_old = cluster.incremental_cron and "summarize_wal" not in present
+    notes = (*_notes(store), *([_NO_INCREMENTAL] if too_old else []))
+    return SetupPlan(changes, archiving.pending, notes)
 
 
 def _refuse_foreign(cluster: str, present: Mapping[str, str]) -> None:
