@@ -277,26 +277,26 @@ def combined(box: RecoveryBox) -> Iterator[tuple[Places, Callable[[], int]]]:
         yield work.inside, lambda: combine.verify(work.inside)
 
 
-def test_a_planted_link_leads_pg_combinebackup_nowhere(box: RecoveryBox) -> None:
-    """No archive brings a link; were there one, the program could not follow it."""
+def test_pg_combinebackup_reads_nothing_but_the_links(box: RecoveryBox) -> None:
+    """No archive brings a symbolic link; were there one, the program could not follow it."""
     found = bases(box.store)[0]
-    secret = box.folder.parent / "secret"
-    secret.mkdir(mode=0o700)
-    (secret / "PG_17_202406281").mkdir()
-    give(secret)
+    outside = box.folder.parent / "outside"
+    outside.mkdir(mode=0o700)
     final = plan_places(box.folder / "recovered", found.tablespaces)
     with workplace(found, final, owner=server_identity()) as work:
         place = work.places_beside(0, found)
         unpack(box.store, found, place, clock=now, report=Said(), owner=work.owner, durable=False)
-        (place.data / "pg_tblspc" / "99999").symlink_to(secret)
+        label = place.data / "backup_label"
+        label.rename(outside / "label")
+        label.symlink_to(give(outside) / "label")
         (item,) = found.of_role(ObjectRole.FILE_LIST)
         link = combine.Link(place, read_all(box.store, item.key))
+        readable = tuple(map(str, place.all))
         cluster = LocalCluster(
-            box.cluster.bin_dir, work.folder, confined=True, insists=True, readable=tuple(map(str, place.all))
+            box.cluster.bin_dir, work.folder, confined=True, insists=True, readable=readable
         )
-        with pytest.raises(ToolError, match="pg_combinebackup ended with exit code 1"):
+        with pytest.raises(ToolError, match=r"could not open file .*backup_label.*Permission denied"):
             combine.combine(cluster, [link], work.inside, size_bytes=found.combined_bytes)
-    assert [path.name for path in secret.iterdir()] == ["PG_17_202406281"]
 
 
 def small(store: Store, **settings: str) -> contextlib.AbstractContextManager[RecoveryBox]:
