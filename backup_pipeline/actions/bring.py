@@ -28,6 +28,10 @@ from backup_pipeline.storage.store import Store
 from backup_pipeline.units import show_bytes, show_count
 
 _DAMAGED = "damaged base backup"
+_NOT_COMBINED = (
+    "Where it is for want of space, free some; else begin with a base backup that is older, by --base: "
+    "`backup-pipeline list` shows them."
+)
 
 
 def whole_route(
@@ -150,9 +154,7 @@ def _combine(
     try:
         combine.combine(cluster, links, work.inside, size_bytes=chain.last.combined_bytes)
     except ToolError as error:
-        error.hint = (
-            error.hint or "Begin with another base backup, by --base; `backup-pipeline list` shows them."
-        )
+        error.hint = error.hint or _NOT_COMBINED
         raise
     finally:
         for folder in beside:

@@ -2,6 +2,8 @@
 
 import contextlib
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -14,7 +16,7 @@ from backup_pipeline.actions import bring, recover
 from backup_pipeline.actions.recovery_place import workplace
 from backup_pipeline.actions.unpack import unpack
 from backup_pipeline.domain.backup import BackupId, ObjectRole
-from backup_pipeline.domain.base_backup import BaseManifest
+from backup_pipeline.domain.base_backup import BaseManifest, base_to_json
 from backup_pipeline.domain.base_chain import by_id, chain_of
 from backup_pipeline.domain.layout import base_prefix, catalog_key
 from backup_pipeline.domain.recovery_target import LATEST, parse_target
@@ -28,12 +30,14 @@ from backup_pipeline.errors import BackupNotFound, Corrupt, Refused, ToolError
 from backup_pipeline.process import Command
 from backup_pipeline.storage import base_backups
 from backup_pipeline.storage.directory import DirectoryStore
+from backup_pipeline.storage.s3 import S3Store
 from backup_pipeline.storage.store import Store, read_all
 from backup_pipeline_tests.actions.box import Meddling, Said, ask, execute, now
 from backup_pipeline_tests.actions.cluster_box import ClusterBox, a_cluster, give
 from backup_pipeline_tests.actions.cluster_box import started as started_with_wal
 from backup_pipeline_tests.actions.recovery_box import NAME, RecoveryBox, a_recovery_box, started
 from backup_pipeline_tests.servers import postgres as servers
+from backup_pipeline_tests.servers.s3 import rclone_s3
 from backup_pipeline_tests.storage.effects import CountingStore, Died, DyingStore
 
 BEFORE = """
@@ -245,6 +249,37 @@ def test_the_plan_names_the_chain_and_what_was_passed_over(box: RecoveryBox, cop
     assert f"note: {two.id} is passed over: {one.id}: its object" in lines
 
 
+def test_links_that_do_not_belong_together_are_told_apart(box: RecoveryBox, copy: DirectoryStore) -> None:
+    """A record that names another parent than it was taken against; the seal is right."""
+    first, whole, one, _two = bases(copy)
+    assert one.parent == whole.id
+    copy.put(catalog_key(one.id), [base_to_json(replace(one, parent=first.id))])
+    with pytest.raises(
+        ToolError, match=r"pg_combinebackup ended with exit code 1: .* but expected"
+    ) as caught:
+        box.recover(LATEST, store=copy)
+    assert "--base" in caught.value.hint
+    assert list(box.folder.iterdir()) == []
+
+
+def test_killed_while_it_combines_it_leaves_nothing_that_the_next_does_not_collect(
+    box: RecoveryBox, copy: DirectoryStore
+) -> None:
+    program = (sys.executable, "-m", "backup_pipeline.cli", "--store", f"file://{copy.root}")
+    into = str(box.folder / "recovered")
+    command = Command((*program, "recover", NAME, "--to", "latest", "--into", into))
+    two = bases(copy)[-1].id
+    with process.start(command, stderr=subprocess.PIPE) as child:
+        assert child.stderr is not None
+        assert any(f"unpacked {two}".encode() in line for line in child.stderr)  # the last of its links
+        child.kill()
+    (left,) = box.folder.iterdir()
+    assert left.name.startswith("backup-recovery-")
+    assert len([path for path in left.iterdir() if path.name.startswith("link")]) >= 3
+    box.recover(LATEST)
+    assert {path.name for path in box.folder.iterdir()} == {"recovered", "recovered.tablespaces"}
+
+
 def test_too_little_space_for_all_of_it_is_refused_first(box: RecoveryBox) -> None:
     request = recover.RecoverRequest(LATEST, box.folder / "recovered")
     planned = recover.plan(box.protected(), request, report=box.said)
@@ -452,7 +487,7 @@ def restart_with(box: RecoveryBox, **settings: str) -> None:
 
 def test_after_a_promotion_a_whole_one_comes_first_and_then_a_chain(tmp_path: Path) -> None:
     """The new timeline's server has no summaries of the time before; from then on there are chains again."""
-    with small(DirectoryStore(tmp_path)) as box:
+    with rclone_s3(tmp_path) as server, small(S3Store(server.store("prefix"))) as box:
         box.commit(1)
         box.take()
         box.commit(3)
