@@ -111,6 +111,30 @@ def test_check_looks_at_a_cluster_by_its_name_and_at_all(place: Place) -> None:
     assert "no database maim" in place.run("check", "maim", code=3)[0]
 
 
+def test_what_is_not_configured_or_not_reachable_is_said(place: Place) -> None:
+    assert "no cluster maim is configured" in place.run("base-backup", "maim", code=3)[1]
+    assert "no cluster app is configured" in place.run("base-backup", "app", code=3)[1]
+    alone = ("--store", (place.folder / "store").as_uri())
+    assert "needs the configuration" in place.run(*alone, "base-backup", "main", code=3)[1]
+
+
+def test_a_base_backup_is_pinned_and_the_prune_covers_clusters(place: Place) -> None:
+    (taken,) = [
+        each for each in json.loads(place.run("list", "main", "--json")[0]) if each["kind"] != WINDOWS
+    ]
+    assert "no prune deletes it, nor the WAL since" in place.run("pin", taken["id"])[0]
+    assert json.loads(place.run("show", taken["id"], "--json")[0])["pinned"]
+    (planned,) = json.loads(place.run("prune", "main", "--dry-run", "--json")[0])
+    assert (planned["cluster"], planned["decisions"][0]["keep"]) == ("main", True)
+    assert "pinned" in planned["decisions"][0]["reasons"]
+    assert "is no longer pinned" in place.run("unpin", taken["id"])[0]
+    shown, _ = place.run("prune")
+    assert f"keep {taken['id']}: " in shown
+    assert "keep app/20260301T020000Z-3f9a1c" in shown
+    assert "prune of main: 0 backups deleted" in shown
+    assert place.run("prune", "nothing", "--dry-run", code=3)[1]
+
+
 def test_an_incremental_one_says_what_it_builds_on(place: Place) -> None:
     assert (
         "summarize_wal is off in cluster main" in place.run("base-backup", "main", "--incremental", code=6)[1]
@@ -135,27 +159,3 @@ def test_an_incremental_one_says_what_it_builds_on(place: Place) -> None:
     assert place.run("list", "main")[0].count("OF NO USE: ") == 2
     key.write_bytes(data)
     assert "names" in place.run("base-backup", "main", "--parent", "main/2", code=9)[1]
-
-
-def test_what_is_not_configured_or_not_reachable_is_said(place: Place) -> None:
-    assert "no cluster maim is configured" in place.run("base-backup", "maim", code=3)[1]
-    assert "no cluster app is configured" in place.run("base-backup", "app", code=3)[1]
-    alone = ("--store", (place.folder / "store").as_uri())
-    assert "needs the configuration" in place.run(*alone, "base-backup", "main", code=3)[1]
-
-
-def test_a_base_backup_is_pinned_and_the_prune_covers_clusters(place: Place) -> None:
-    (taken,) = [
-        each for each in json.loads(place.run("list", "main", "--json")[0]) if each["kind"] != WINDOWS
-    ]
-    assert "no prune deletes it, nor the WAL since" in place.run("pin", taken["id"])[0]
-    assert json.loads(place.run("show", taken["id"], "--json")[0])["pinned"]
-    (planned,) = json.loads(place.run("prune", "main", "--dry-run", "--json")[0])
-    assert (planned["cluster"], planned["decisions"][0]["keep"]) == ("main", True)
-    assert "pinned" in planned["decisions"][0]["reasons"]
-    assert "is no longer pinned" in place.run("unpin", taken["id"])[0]
-    shown, _ = place.run("prune")
-    assert f"keep {taken['id']}: " in shown
-    assert "keep app/20260301T020000Z-3f9a1c" in shown
-    assert "prune of main: 0 backups deleted" in shown
-    assert place.run("prune", "nothing", "--dry-run", code=3)[1]
