@@ -15,12 +15,14 @@ from backup_pipeline.engines.postgres.scratch import private_folder
 from backup_pipeline.process import Command
 from backup_pipeline.storage import base_backups
 from backup_pipeline.storage.directory import DirectoryStore
+from backup_pipeline_tests.actions.box import ask, execute
 from backup_pipeline_tests.actions.cluster_box import give
 from backup_pipeline_tests.actions.recovery_box import NAME, RecoveryBox, a_recovery_box
 from backup_pipeline_tests.servers import postgres as servers
 from backup_pipeline_tests.wal.box import python_for
 
 RESTORE = (Path(__file__).parents[1] / "docs" / "restore.md").read_text(encoding="utf-8")
+CHAIN = "## 10. An incremental base backup, without this software"
 WHOLE, BY_HAND = "## 6. The whole cluster, to the second", "## 9. A cluster, without this software"
 PATIENCE_S = 120
 
@@ -108,3 +110,32 @@ def test_a_cluster_comes_back_without_this_software(night: Night) -> None:
     assert "base.tar.zst: OK" in said
     assert "f|2" in said
     assert server_in(night.folder / "recovered") is None
+
+
+def test_a_chain_is_combined_without_this_software() -> None:
+    if shutil.which("zstd") is None:
+        pytest.skip("needs zstd: apt-get install zstd")
+    with private_folder() as folder:
+        store, own = folder / "store", folder / "own"
+        store.mkdir()
+        own.mkdir()
+        give(own)
+        with a_recovery_box(servers.bin_dir_17(), DirectoryStore(store), summarize_wal="on") as box:
+            fast = box.folder.parent / "fast"
+            fast.mkdir(mode=0o700)
+            execute(box.cluster.endpoint(), f"CREATE TABLESPACE fast LOCATION '{give(fast)}'")
+            execute(box.cluster.endpoint(), "CREATE TABLE public.there TABLESPACE fast AS SELECT 1 AS a")
+            stamps = [box.take().stamp, box.take(incremental=True).stamp, box.take(incremental=True).stamp]
+            oid = ask(box.cluster.endpoint(), "SELECT oid FROM pg_tablespace WHERE spcname = 'fast'")
+            for path in store.rglob("*"):
+                give(path)
+            changes = dict(zip(("<oldest>", "<next>", "<newest>"), stamps, strict=True))
+            moved = f'-T "$PWD/links/{stamps[2]}.{oid}={own}/fast"'
+            changes |= {
+                "aws s3 cp": ": aws s3 cp",
+                "/srv/backups": str(store),
+                "-o recovered": f"-o recovered {moved}",
+            }
+            said = Night(box, store, own).run(CHAIN, **changes)
+    assert said.count("base.tar.zst: OK") == 3
+    assert said.count("backup successfully verified") == 4
