@@ -21,7 +21,7 @@ from backup_pipeline.orchestration.failures import explained
 from backup_pipeline.orchestration.form_ops import Planned, say
 from backup_pipeline.orchestration.forms import PruneClusterForm, RecoverForm
 from backup_pipeline.orchestration.resources import Backups, now
-from backup_pipeline.orchestration.runs import report_to, tag_run
+from backup_pipeline.orchestration.runs import INCREMENTAL_TAG, report_to, tag_run
 from backup_pipeline.storage.base_backups import list_base_backups
 from backup_pipeline.units import show_bytes
 
@@ -56,7 +56,8 @@ def take_of(cluster: ClusterConfig) -> dg.OpDefinition:
     def take(context: dg.OpExecutionContext, backups: Backups, name: str) -> dg.Output[BaseBackup]:
         with explained(context):
             protected = backups.cluster(name)
-            taken = base_backup.take(protected, clock=now, report=report_to(context))
+            incremental = INCREMENTAL_TAG in context.run.tags
+            taken = base_backup.take(protected, clock=now, report=report_to(context), incremental=incremental)
         tag_run(context, "backup", name, id=str(taken.id))
         for note in taken.manifest.notes:
             context.log.warning(note)

@@ -24,7 +24,8 @@ from backup_pipeline.units import show_bytes, show_seconds
 def base_description(cluster: ClusterConfig, store: StoreConfig) -> str:
     """What the page of a cluster's base backups says."""
     name = cluster.name
-    return f"""Base backup of the cluster {name}, taken {when(cluster.base_backup_cron)}.
+    between = f"; {when(cluster.incremental_cron)}, what has changed" if cluster.incremental_cron else ""
+    return f"""Base backup of the cluster {name}, taken {when(cluster.base_backup_cron)}{between}.
 
 - **Where**: `{store.url}/{layout.bases_prefix(name)}`, as standard `pg_basebackup` archives
 - **What for**: a recovery begins with one, and replays the WAL behind it

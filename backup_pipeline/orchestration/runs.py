@@ -16,6 +16,7 @@ from backup_pipeline.actions.report import Lines, Report
 DATABASE_TAG = "backup/database"
 ACTION_TAG = "backup/action"
 TIER_TAG = "backup/tier"
+INCREMENTAL_TAG = "backup/incremental"  # of a base backup: what has changed since the last
 SCHEDULED_TAG = "backup/scheduled_for"
 QUEUE_TAG = "backup/queue"
 RETRIES_TAG = "dagster/max_retries"

@@ -21,6 +21,7 @@ from backup_pipeline.orchestration.jobs import TAKE_BASE_BACKUP, Job, tier_job_n
 from backup_pipeline.orchestration.runs import (
     ACTION_TAG,
     DATABASE_TAG,
+    INCREMENTAL_TAG,
     SCHEDULED_TAG,
     TIER_TAG,
     queue_tag,
@@ -31,6 +32,7 @@ from backup_pipeline.units import show_count
 PRUNE_CRON = "30 6 * * *"
 LONGEST_KEPT_CRON = "0 3 2 * *"
 _TAKES, _DRILLS = "Takes base backups", "Recovers a random second into scratch, and looks into it"
+_TAKES_CHANGES = "Takes incremental base backups: what has changed since the last"
 _PRUNES = "Prunes each cluster, also when no base backup was taken"
 
 Subject = TypeVar("Subject", DatabaseConfig, ClusterConfig)
@@ -95,6 +97,12 @@ def _cluster_schedules(config: Config, jobs: Mapping[str, Job]) -> list[dg.Sched
         _schedule(f"base_backup_{slug(cron)}", cron, jobs[TAKE_BASE_BACKUP], due, _base_backup, _TAKES)
         for cron, due in _by_cron(clusters, lambda cluster: cluster.base_backup_cron)
     ]
+    changes = [
+        _schedule(
+            f"incremental_{slug(cron)}", cron, jobs[TAKE_BASE_BACKUP], due, _incremental, _TAKES_CHANGES
+        )
+        for cron, due in _by_cron(clusters, lambda cluster: cluster.incremental_cron)
+    ]
     drills = [
         _schedule(f"drill_{slug(cron)}", cron, jobs["drill_recovery"], due, _drill, _DRILLS)
         for cron, due in _by_cron(clusters, lambda cluster: cluster.drill_cron)
@@ -102,7 +110,7 @@ def _cluster_schedules(config: Config, jobs: Mapping[str, Job]) -> list[dg.Sched
     prune = _schedule(
         "prune_clusters_every_day", PRUNE_CRON, jobs["prune_cluster"], clusters, _prune_cluster, _PRUNES
     )
-    return [*base, *drills, prune]
+    return [*base, *changes, *drills, prune]
 
 
 def _by_cron(
@@ -139,6 +147,16 @@ def _schedule(
 
 
 def _base_backup(cluster: ClusterConfig, context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
+    return _base_backup_request(cluster, context, {})
+
+
+def _incremental(cluster: ClusterConfig, context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
+    return _base_backup_request(cluster, context, {INCREMENTAL_TAG: "yes"})
+
+
+def _base_backup_request(
+    cluster: ClusterConfig, context: dg.ScheduleEvaluationContext, tags: Mapping[str, str]
+) -> dg.RunRequest:
     return dg.RunRequest(
         run_key=cluster.name,
         asset_selection=[dg.AssetKey([cluster.name, last]) for last in (BASE_BACKUP, LISTING)],
@@ -148,6 +166,7 @@ def _base_backup(cluster: ClusterConfig, context: dg.ScheduleEvaluationContext) 
             ACTION_TAG: "backup",
             **queue_tag("backup", cluster.name),
             SCHEDULED_TAG: shown_scheduled(context.scheduled_execution_time),
+            **tags,
         },
     )
 

@@ -515,6 +515,20 @@ def test_after_a_promotion_a_whole_one_comes_first_and_then_a_chain(tmp_path: Pa
             assert ask(recovered, "SELECT n FROM public.there") == 4711
 
 
+def test_on_18_a_chain_gives_the_ledger(tmp_path: Path) -> None:
+    with a_recovery_box(servers.bin_dir_18(), DirectoryStore(tmp_path), summarize_wal="on") as box:
+        box.commit(1)
+        box.take()
+        for _ in range(2):
+            box.commit(1)
+            box.take(incremental=True)
+        box.commit(1)
+        box.switch()
+        box.recover(LATEST)
+        assert box.numbers() == [1, 2, 3, 4]
+    assert any("combined 3 base backups" in line for line in box.said.lines)
+
+
 def test_older_servers_take_none(tmp_path: Path) -> None:
     with a_cluster(servers.bin_dir_15(), tmp_path / "store") as box:
         with pytest.raises(Refused, match="runs PostgreSQL 15, and incremental base backups need 17"):

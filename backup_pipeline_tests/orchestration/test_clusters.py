@@ -17,6 +17,7 @@ from backup_pipeline.orchestration.resources import Backups
 from backup_pipeline.storage import drills
 from backup_pipeline.storage.base_backups import list_base_backups
 from backup_pipeline.storage.directory import DirectoryStore
+from backup_pipeline_tests.actions.box import execute
 from backup_pipeline_tests.actions.recovery_box import RecoveryBox, a_recovery_box
 from backup_pipeline_tests.orchestration.configurations import configuration
 from backup_pipeline_tests.servers import postgres as servers
@@ -409,3 +410,36 @@ def test_base_backups_are_due_by_their_cron_one_at_a_time() -> None:
         "base_backup_main",
         "base_backup_other_one",
     }
+
+
+def test_incremental_ones_have_a_schedule_of_their_own() -> None:
+    text = TEXT.format(store="/srv/backups", dsn="postgresql://nobody@127.0.0.1:1/x", bin_dir="")
+    both = text.replace("checkpoint", 'incremental = "0 2 * * 1-6", checkpoint')
+    loaded = definitions_of(configuration(both))
+    names = {schedule.name for schedule in loaded.schedules or ()}
+    assert {"base_backup_at_0200", "incremental_at_0200_weekday_1_to_6"} <= names
+    without = definitions_of(configuration(text))
+    assert not [each.name for each in without.schedules or () if each.name.startswith("incremental")]
+    with dg.DagsterInstance.ephemeral() as instance:
+        context = dg.build_schedule_context(
+            instance=instance,
+            scheduled_execution_time=datetime(2026, 3, 2, 2, tzinfo=UTC),
+            repository_def=loaded.get_repository_def(),
+        )
+        schedule = loaded.resolve_schedule_def("incremental_at_0200_weekday_1_to_6")
+        (request,) = schedule.evaluate_tick(context).run_requests or ()
+    assert request.tags["backup/incremental"] == "yes"
+    assert request.tags["backup/queue"] == "main"
+
+
+def test_a_run_with_that_tag_takes_what_has_changed(site: Site) -> None:
+    execute(site.box.cluster.endpoint(), "ALTER SYSTEM SET summarize_wal = on")
+    execute(site.box.cluster.endpoint(), "SELECT pg_reload_conf()")
+    with site.box.shipping():
+        whole = site.job("take_base_backup")
+        child = site.job("take_base_backup", tags={"backup/incremental": "yes"})
+    assert (whole.success, child.success) == (True, True)
+    ids = [site.tags(result)["id"] for result in (whole, child)]
+    found = list_base_backups(site.box.store, "main").backups
+    parents = {str(each.id): each.manifest.parent for each in found}
+    assert (parents[ids[0]], str(parents[ids[1]])) == (None, ids[0])
