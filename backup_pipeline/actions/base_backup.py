@@ -37,6 +37,7 @@ from backup_pipeline.engines.postgres import base_backup as engine
 from backup_pipeline.engines.postgres.dump import Hashing
 from backup_pipeline.engines.postgres.endpoint import Endpoint
 from backup_pipeline.engines.postgres.server import ServerInfo, connect, read_server_info, server_errors
+from backup_pipeline.engines.postgres.slots import look_at
 from backup_pipeline.engines.postgres.source_cluster import (
     ClusterFacts,
     OutsideFiles,
@@ -139,6 +140,8 @@ def preflight(cluster: ProtectedCluster, *, report: Report) -> Preflight:
     ):
         server, facts = read_server_info(session), read_cluster_facts(session)
         outside = read_outside_files(session)
+        receive = cluster.config.receive
+        receiver = look_at(session, receive.slot).status if receive else None
     if server.major < engine.OLDEST_MAJOR:
         raise ServerError(
             f"cluster {cluster.name} runs PostgreSQL {server.version_text}, and base backups need "
@@ -152,7 +155,8 @@ def preflight(cluster: ProtectedCluster, *, report: Report) -> Preflight:
         )
     stall_s = cluster.config.stall_timeout.total_seconds()
     system, timeline = engine.identify_system(source, stall_s=stall_s)
-    if facts.archive_mode == "off" and not has_wal(cluster, system):
+    archives = facts.archive_mode != "off" or (receiver is not None and receiver.active)
+    if not archives and not has_wal(cluster, system):
         raise Refused(
             f"nothing archives the WAL of cluster {cluster.name}, and without it a base backup is of no use",
             detail={"system identifier": system, "archive_mode": facts.archive_mode},

@@ -47,6 +47,10 @@ class WalSweep:
         system, cut = self.decision.system_identifier, self.decision.cut
         if cut is None:
             return f"keep all WAL of system {system}: {self.decision.reason}"
+        if not self.goes:
+            return (
+                f"keep all WAL of system {system}, {show_count(self.stays, 'file')}: {self.decision.reason}"
+            )
         size = show_bytes(sum(info.size_bytes for info in self.goes))
         below = WalSegment(1, cut).name(self.segment_bytes)[8:]
         return (

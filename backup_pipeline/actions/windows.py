@@ -113,5 +113,5 @@ def _shortfall(read: ClusterWindows) -> str:
         return "no moment can be recovered: there is no base backup whose WAL is archived"
     asked = show_seconds(read.wanted.total_seconds())
     reached = show_seconds(max(0.0, (read.at - read.current.from_at).total_seconds()))
-    since = show_moment(read.current.from_at)
+    since = show_moment(read.current.from_at.replace(microsecond=0))
     return f"the recovery window is to be {asked}, and goes back {reached}, to {since}"

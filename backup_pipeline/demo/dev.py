@@ -13,7 +13,7 @@ from pathlib import Path
 from subprocess import Popen
 
 from backup_pipeline import process
-from backup_pipeline.demo import filler, servers
+from backup_pipeline.demo import filler, servers, story_recovery
 from backup_pipeline.demo.place import CHECKOUT, Place, shown, sourced
 from backup_pipeline.demo.servers import Servers
 from backup_pipeline.demo.stage import PROGRAM, Stage
@@ -41,7 +41,8 @@ def serve(place: Place, *, port: int | None, rows: int) -> int:
     with servers.running(place) as running:
         stage.variables = running.variables
         _fill_when_empty(stage, running, rows)
-        with Writer(running.application(), per_second=_PER_SECOND):
+        story_recovery.begin(stage)
+        with servers.receiving(place, running), Writer(running.application(), per_second=_PER_SECOND):
             for _ in range(_OTHER_PORTS):
                 try:
                     return _serve(stage, place, running, chosen)

@@ -25,6 +25,7 @@ from backup_pipeline.errors import Busy, ToolError
 CHECKOUT = Path(__file__).resolve().parents[2]
 BUCKET = "backups"
 _OLD_SERVER_S = 20.0
+_ELSEWHERE = "backup-demo-"
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,16 @@ class Place:
         """All that the product's commands said during the demo."""
         return self.folder / "demo.log"
 
+    @property
+    def receive_log(self) -> Path:
+        """What the receiver of the WAL said."""
+        return self.folder / "receive.log"
+
+    @property
+    def recovered(self) -> Path:
+        """Where the demo recovers its cluster to: a folder with a data directory, as `cluster` is one."""
+        return self.cluster.parent / "recovered"
+
     def secret(self, name: str) -> Path:
         """A file with a random secret that only its owner may read; made when it is missing."""
         path = self.folder / f"{name}.secret"
@@ -99,7 +110,10 @@ def held(folder: Path, what: str) -> Iterator[Place]:
 
 def empty(place: Place) -> None:
     """Remove all that an earlier demo left: its database, its backups, Dagster's history of them."""
-    shutil.rmtree(place.cluster, ignore_errors=True)
+    for folder in (place.cluster, place.recovered):
+        shutil.rmtree(folder, ignore_errors=True)
+    if place.is_split and place.cluster.parent.name.startswith(_ELSEWHERE):
+        shutil.rmtree(place.cluster.parent, ignore_errors=True)
     (place.folder / "postgres").unlink(missing_ok=True)
     for folder in (place.objects, place.dagster_home):
         shutil.rmtree(folder, ignore_errors=True)
@@ -112,8 +126,10 @@ def prepare(place: Place) -> None:
     link = place.folder / "postgres"
     if not link.exists() and server_identity() is not None and not _may_be_entered(place.folder):
         link.unlink(missing_ok=True)
-        elsewhere = tempfile.mkdtemp(prefix="backup-demo-", dir="/var/tmp")
-        link.symlink_to(elsewhere)
+        elsewhere = Path(tempfile.mkdtemp(prefix=_ELSEWHERE, dir="/var/tmp"))
+        elsewhere.chmod(0o711)
+        (elsewhere / "postgres").mkdir(mode=0o700)
+        link.symlink_to(elsewhere / "postgres")
     (place.objects / BUCKET).mkdir(parents=True, exist_ok=True)
     place.dagster_home.mkdir(exist_ok=True)
     shutil.copyfile(CHECKOUT / "dagster.yaml", place.dagster_home / "dagster.yaml")

@@ -27,8 +27,11 @@ from backup_pipeline.errors import ToolError
 
 MAJOR = 17
 ACCESS_KEY = "demo-access-key"
+CLUSTER = "main"
 _ANNOUNCED = rb"server on \[(https?://[0-9.:]+)/\]"
 _S3_WITHIN_S = 30.0
+_RECEIVES_WITHIN_S = 30.0
+_RECEIVER_GRACE_S = 15.0
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,7 @@ def running(place: Place, *, durable: bool = False) -> Iterator[Servers]:
         cluster.start()
         variables = {
             "DEMO_DSN": f"postgresql://{SUPERUSER}@127.0.0.1:{port}/{filler.DATABASE}",
+            "DEMO_CLUSTER_DSN": f"postgresql://{SUPERUSER}@127.0.0.1:{port}/postgres",
             "DEMO_PASSWORD": password.read_text(encoding="utf-8"),
             "DEMO_S3_ENDPOINT": endpoint,
             "DEMO_S3_ACCESS_KEY_ID": ACCESS_KEY,
@@ -84,6 +88,29 @@ def running(place: Place, *, durable: bool = False) -> Iterator[Servers]:
         }
         write_environment(place, variables, paths=[Path(sys.prefix) / "bin", Path(tools.bin_dir)])
         yield Servers(cluster, tools, endpoint, variables)
+
+
+@contextlib.contextmanager
+def receiving(place: Place, running: Servers) -> Iterator[None]:
+    """`backup-pipeline wal receive main` over the servers; what it says is in `receive.log`.
+
+    Raises ToolError when it does not begin to receive.
+    """
+    argv = (sys.executable, "-m", "backup_pipeline.cli", "wal", "receive", CLUSTER)
+    command = process.Command(argv, running.variables)
+    with place.receive_log.open("w+b") as log:
+        child = process.start(command, stdout=log, stderr=log)
+        try:
+            deadline = time.monotonic() + _RECEIVES_WITHIN_S
+            while b"receiving " not in os.pread(log.fileno(), 65536, 0):
+                if child.poll() is not None or time.monotonic() > deadline:
+                    raise process.failure(
+                        command, child.poll(), process.tail(log), timeout_s=_RECEIVES_WITHIN_S
+                    )
+                time.sleep(0.05)
+            yield
+        finally:
+            process.terminate(child, grace_s=_RECEIVER_GRACE_S)
 
 
 def preferred_port(place: Place, which: int) -> int:

@@ -22,6 +22,7 @@ from backup_pipeline.process import Command
 
 PROGRAM = "backup-pipeline"
 _GRACE_S = 5.0
+_NOTHING = r"(?!)"
 
 
 class DemoFailed(BackupError):
@@ -71,9 +72,19 @@ class Stage:
             answer.seek(0)
             return json.loads(answer.read()), took_s
 
-    def _run(self, arguments: tuple[str, ...], show: str, answer: TextIO | None) -> float:
+    def look(self, *arguments: str) -> Any:
+        """What a command answers to --json; only the log has it."""
+        with tempfile.TemporaryFile("w+", encoding="utf-8") as answer:
+            self._run(arguments, _NOTHING, answer, silent=True)
+            answer.seek(0)
+            return json.loads(answer.read())
+
+    def _run(
+        self, arguments: tuple[str, ...], show: str, answer: TextIO | None, *, silent: bool = False
+    ) -> float:
         shown = f"$ {PROGRAM} {shlex.join(arguments)}"
-        self._write(click.style(f"   {shown}", fg="cyan"))
+        if not silent:
+            self._write(click.style(f"   {shown}", fg="cyan"))
         started = time.monotonic()
         with self._log.open("a", encoding="utf-8") as log:
             print(shown, file=log, flush=True)

@@ -11,18 +11,18 @@ from datetime import UTC, datetime
 
 import psycopg
 
-from backup_pipeline.demo import contents, filler, servers
+from backup_pipeline.demo import contents, filler, servers, story_recovery
 from backup_pipeline.demo.contents import Named, Rows
 from backup_pipeline.demo.place import Place, empty, shown, sourced
 from backup_pipeline.demo.servers import Servers
 from backup_pipeline.demo.stage import PROGRAM, DemoFailed, Stage, expect
+from backup_pipeline.demo.story_recovery import LOST
 from backup_pipeline.demo.writer import Writer
 from backup_pipeline.engines.postgres.server import connect
 from backup_pipeline.units import show_bytes, show_seconds
 
 _EQUAL = r"\d.* equal\b"
 
-LOST = "workflow_versions"
 BESIDE = "agentweave_restored"
 _SOME = 20
 
@@ -62,7 +62,7 @@ def tell(place: Place, *, rows: int) -> None:
         if place.is_split:
             stage.say(f"(PostgreSQL's user may not enter there: its data is in {shown(place.cluster)}.)")
         filled = _fill(stage, running, rows)
-        with Writer(running.application()) as writer:
+        with Writer(running.application()) as writer, story_recovery.archived(stage, place, running):
             _still_writing(writer)
             taken = _take(stage, writer)
             prove_s = _prove(stage, taken)
@@ -70,6 +70,8 @@ def tell(place: Place, *, rows: int) -> None:
             restore_s = _restore_beside(stage, running, accident)
             swap_s = _replace(stage, running, writer, accident)
             after = writer.committed - taken.committed
+            recover_s, lost = story_recovery.recover(stage, place, running)
+            verdict = story_recovery.drill(stage, lost)
             _keep(stage)
         stage.heading("What happened")
         for name, value in (
@@ -82,6 +84,11 @@ def tell(place: Place, *, rows: int) -> None:
                 f"beside the live database, in {show_seconds(restore_s)}: all of it is back, and equal",
             ),
             ("swap", f"restored again and swapped in {show_seconds(swap_s)}"),
+            (
+                "recovery",
+                f"the cluster as it was a second before {lost.at:%H:%M:%S} UTC, in {show_seconds(recover_s)}",
+            ),
+            ("drill", f"{verdict}: a second of the window was recovered, and held against the source"),
             ("writer", f"{writer.committed:,} transactions, never more than {_gap(writer)} without one;"),
             ("", f"the {after:,} since the backup are in the old database, which was kept"),
         ):

@@ -5,7 +5,7 @@ Shown by listings and on the WAL's asset; a single target is judged in domain/re
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from backup_pipeline.domain.backup import BackupId
 from backup_pipeline.domain.recovery_route import Archive, BasePoint, routes
@@ -25,7 +25,8 @@ class Window:
     bases: tuple[BackupId, ...]
 
     def __str__(self) -> str:
-        moments = f"from {show_moment(self.from_at)} to about {show_moment(self.to_at)}"
+        begins_at = self.from_at + (-self.from_at.microsecond % 1_000_000) * timedelta(microseconds=1)
+        moments = f"from {show_moment(begins_at)} to about {show_moment(self.to_at.replace(microsecond=0))}"
         return f"{moments}, on timeline {self.timeline}"
 
 

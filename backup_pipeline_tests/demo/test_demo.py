@@ -49,7 +49,7 @@ def servers_of(folder: Path) -> list[str]:
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
             line = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            if str(folder) in line and ("postgres" in line or "rclone" in line):
+            if str(folder) in line and any(name in line for name in ("postgres", "rclone", "receive")):
                 found.append(line)
     return found
 
@@ -59,15 +59,21 @@ def test_the_whole_demo_tells_what_was_lost_and_that_it_is_back(folder: Path) ->
     with demo(folder) as child:
         said, _ = child.communicate(timeout=280)
     assert child.returncode == 0, said
-    steps = re.split(r"\n\d\. ", said)[1:]
-    assert len(steps) == 8
-    for step in steps[2:4] + steps[5:]:
+    steps = re.split(r"\n\d+\. ", said)[1:]
+    assert len(steps) == 11
+    for step in steps[2:5] + steps[6:]:
         command, *lines = [line for line in step.splitlines() if line.startswith("     ") or "   $ " in line]
         assert "$ backup-pipeline" in command
         assert lines, step  # of each command something is shown
-    assert " is proven" in steps[3]
-    assert re.search(r"table +workflow_versions +live: missing +restored: there", steps[5])
-    assert "each equal to what it was before the accident" in steps[5]
+    assert " is proven" in steps[4]
+    assert re.search(r"table +workflow_versions +live: missing +restored: there", steps[6])
+    assert "each equal to what it was before the accident" in steps[6]
+    assert re.search(r"recovered main into .*\n", steps[8])
+    assert re.search(
+        r"rows equal to what it was; the newest\n +row of the application is \d+ ms older", steps[8]
+    )
+    assert re.search(r"drill main/\S+: proven, to ", steps[9])
+    assert "any moment from " in steps[9]
     assert re.search(r"proof +proven", said)
     assert "Traceback" not in said
     assert servers_of(folder) == []
