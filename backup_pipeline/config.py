@@ -231,8 +231,10 @@ class Config:
             return known[name]
         from backup_pipeline.config_file import nearest
 
+        other, others = ("cluster", self.clusters) if what == "database" else ("database", self.databases)
+        found = f"{name} is a {other}, and this wants a {what}" if name in others else ""
         raise ConfigError(
-            f"{self.path}: no {what} {name} is configured",
+            f"{self.path}: {found or f'no {what} {name} is configured'}",
             hint=nearest(name, list(known)) or f"Add it as [{what}s.<name>].",
         )
 

@@ -108,12 +108,12 @@ def test_check_looks_at_a_cluster_by_its_name_and_at_all(place: Place) -> None:
     assert "there is no WAL archive" in checked["error"]
     everything = json.loads(place.run("check", "--json", code=6)[0])
     assert [each.get("database") or each["cluster"] for each in everything] == ["app", "main"]
-    assert "no database maim" in place.run("check", "maim", code=3)[0]
+    assert "no database or cluster maim" in place.run("check", "maim", code=3)[1]
 
 
 def test_what_is_not_configured_or_not_reachable_is_said(place: Place) -> None:
     assert "no cluster maim is configured" in place.run("base-backup", "maim", code=3)[1]
-    assert "no cluster app is configured" in place.run("base-backup", "app", code=3)[1]
+    assert "app is a database, and this wants a cluster" in place.run("base-backup", "app", code=3)[1]
     alone = ("--store", (place.folder / "store").as_uri())
     assert "needs the configuration" in place.run(*alone, "base-backup", "main", code=3)[1]
 
@@ -132,7 +132,9 @@ def test_a_base_backup_is_pinned_and_the_prune_covers_clusters(place: Place) -> 
     assert f"keep {taken['id']}: " in shown
     assert "keep app/20260301T020000Z-3f9a1c" in shown
     assert "prune of main: 0 backups deleted" in shown
-    assert place.run("prune", "nothing", "--dry-run", code=3)[1]
+    assert "no database or cluster nothing is configured" in place.run("prune", "nothing", code=3)[1]
+    assert "main is a cluster, and this wants a database" in place.run("backup", "main", code=3)[1]
+    assert "app is a database, and this wants a cluster" in place.run("base-backup", "app", code=3)[1]
 
 
 def test_an_incremental_one_says_what_it_builds_on(place: Place) -> None:

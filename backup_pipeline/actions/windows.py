@@ -54,7 +54,7 @@ class ClusterWindows:
         """The windows in words, newest first, then the archive's size, then what is wrong."""
         return (
             *(f"any moment {window}" for window in self.found.windows),
-            *([] if self.found.windows else ["no moment can be recovered"]),
+            *([] if self.found.windows else ["no moment yet"]),
             *(f"missing: {gap.names(self.segment_bytes)}" for gap in self.found.gaps),
             *([f"WAL: {self._archive}"] if self.segments else []),
             *(f"PROBLEM {problem}" for problem in self.problems),

@@ -78,7 +78,9 @@ def prune(
         done = prune_cluster.carry_out(cluster, plan, clock=now, log=log)
         records[-1] |= {**terminal.pruned_record(done), "wal_files": done.wal_files}
     elif not as_json:
-        for line in plan.lines:
+        for line in plan.lines or (
+            f"nothing of {cluster.name} is in {cluster.store.url}: nothing to delete",
+        ):
             click.echo(line)
 
 

@@ -90,7 +90,12 @@ class Context:
         """`name`, or all databases and clusters, of the configuration. Raises ConfigError."""
         if self._alone or not self.config.clusters:
             return self.configured(name)
-        return [name] if name else [*self.config.databases, *self.config.clusters]
+        known = [*self.config.databases, *self.config.clusters]
+        if name and name not in known:
+            raise ConfigError(
+                f"no database or cluster {name} is configured", hint=f"Known here: {', '.join(known)}."
+            )
+        return [name] if name else known
 
     def owner_of(self, text: str) -> Protected:
         """The database that a backup's id names: `database/stamp`, or the beginning of one."""

@@ -70,7 +70,9 @@ class WalArchive:
         """Ask the store once, which opens its clients; whose the archive is. Raises StoreError, Corrupt."""
         first = next(self.store.list(wal_identity_key(self.cluster)), None)
         identity = read_identity(self.store, self.cluster) if first else None
-        return f"PostgreSQL system {identity.system_identifier}" if identity else "nobody: it has not begun"
+        if identity is None:
+            return f"nobody: it has not begun; `backup-pipeline wal setup {self.cluster} --apply` begins it"
+        return f"PostgreSQL system {identity.system_identifier}"
 
     def push(self, path: Path) -> Pushed:
         """Archive the file at `path`, absolute, in pg_wal of a data directory. Durable on return.

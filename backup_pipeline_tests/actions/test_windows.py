@@ -61,7 +61,7 @@ def test_without_an_archive_or_a_base_backup_nothing_can_be_recovered(begun: boo
         made.store.objects.clear()
     found = windows_of(made.cluster(), now=made.at)
     assert (found.current, found.is_met) == (None, False)
-    assert found.lines[0] == "no moment can be recovered"
+    assert found.lines[0] == "no moment yet"
     said = "there is no base backup" if begun else "there is no WAL archive of main"
     assert said in found.problems[0]
 
