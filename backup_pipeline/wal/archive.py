@@ -7,12 +7,9 @@ are refused, and nothing is written. What fetches is fetch.py; exit codes are th
 Source: PostgreSQL, "Continuous Archiving", "Setting Up WAL Archiving".
 """
 
-import hashlib
 import os
-import stat
-import tempfile
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -37,13 +34,10 @@ from backup_pipeline.domain.wal_archive import ArchiveIdentity
 from backup_pipeline.errors import ConfigError, ObjectExists, ObjectNotFound, Refused, StoreError
 from backup_pipeline.storage.store import ObjectInfo, Store
 from backup_pipeline.wal.identity import Door, read_identity, read_system_identifier
-from backup_pipeline.zstd import compressor
+from backup_pipeline.wal.packing import CHUNK_BYTES, opened, packed, read
 
 MAX_TEXT_BYTES = 1024 * 1024
 """So long may a history, or a backup's label, be at most; they have some hundred bytes."""
-
-_CHUNK_BYTES = 4 * 1024 * 1024
-_IN_MEMORY_BYTES = 64 * 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -82,10 +76,10 @@ class WalArchive:
         """
         name = parse_wal_name(path.name)
         system = read_system_identifier(self._source(path))
-        with _opened(path) as file:
+        with opened(path) as file:
             if name.kind is WalKind.HISTORY:
                 _check(name, file, system)
-                return self.push_history(name.timeline, _read(file, MAX_TEXT_BYTES), system)
+                return self.push_history(name.timeline, read(file, MAX_TEXT_BYTES), system)
             return self.push_file(
                 name, file, system, before=lambda: self._push_history_of(name.timeline, path.parent, system)
             )
@@ -107,8 +101,8 @@ class WalArchive:
                 f"`backup-pipeline wal setup {self.cluster} --adopt`.",
             )
         before()
-        with _packed(file) as (packed, digest, plain_bytes):
-            pushed = self._store(name, system, packed, digest, plain_bytes)
+        with packed(file) as (pack, digest, plain_bytes):
+            pushed = self._store(name, system, pack, digest, plain_bytes)
         self._door.enter(system)  # again: a disk that was unmounted meanwhile took the archive with it
         return pushed
 
@@ -131,8 +125,8 @@ class WalArchive:
         path = pg_wal / f"{timeline:08X}.history"
         if (system, timeline) in self._known or timeline == 1 or not path.exists():
             return
-        with _opened(path) as file:
-            self._push_history(parse_wal_name(path.name), system, _read(file, MAX_TEXT_BYTES))
+        with opened(path) as file:
+            self._push_history(parse_wal_name(path.name), system, read(file, MAX_TEXT_BYTES))
         self._known.add((system, timeline))
 
     def _source(self, path: Path) -> Path:
@@ -159,7 +153,7 @@ class WalArchive:
             self.store.settle(key)
             return Pushed(name.text, key, plain_bytes, size_bytes, already=True)
         packed.seek(0)
-        self.store.put(key, iter(lambda: packed.read(_CHUNK_BYTES), b""), size_hint_bytes=size_bytes)
+        self.store.put(key, iter(lambda: packed.read(CHUNK_BYTES), b""), size_hint_bytes=size_bytes)
         # Asked again: a server may say yes and keep nothing, and another writer may have come in between.
         found = self._found(name, system, digest)
         if found is None or found.size_bytes != size_bytes:
@@ -217,63 +211,14 @@ def objects_of(
     return [(info, archived) for info, archived in parsed if archived and archived.name == name]
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[IO[bytes]]:
-    """A regular file, open. Raises ConfigError."""
-    try:
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
-        os.close(handle)
-        raise ConfigError(f"{path} is not a regular file")
-    with open(handle, "rb", buffering=0) as file:
-        yield file
-
-
-def _read(file: IO[bytes], size_bytes: int) -> bytes:
-    try:
-        return file.read(size_bytes)
-    except OSError as error:
-        raise ConfigError(
-            f"cannot read WAL file {file.name}: {error.strerror}", hint="Look at the disk of pg_wal."
-        ) from error
-
-
 def _check(name: WalName, file: IO[bytes], system: str) -> int:
     """Raise Corrupt unless the file is what its name says; the size of segments, 0 when it does not tell."""
     size_bytes = os.fstat(file.fileno()).st_size
     if name.kind in (WalKind.SEGMENT, WalKind.PARTIAL):
-        header = read_segment_header(_read(file, HEADER_BYTES), name.text)
+        header = read_segment_header(read(file, HEADER_BYTES), name.text)
         check_segment(name, header, size_bytes=size_bytes, system_identifier=system)
         file.seek(0)
         return header.segment_bytes
     if not 0 < size_bytes <= MAX_TEXT_BYTES:
         raise Refused(f"{name.text} has {size_bytes} bytes, and should be a short text")
     return 0
-
-
-@contextmanager
-def _packed(file: IO[bytes]) -> Iterator[tuple[IO[bytes], str, int]]:
-    """A file compressed, with the digest and length of its plain bytes: of the bytes that were compressed."""
-    before = os.fstat(file.fileno())
-    with packed_chunks(iter(lambda: _read(file, _CHUNK_BYTES), b"")) as (packed, digest, plain_bytes):
-        after = os.fstat(file.fileno())
-        if plain_bytes != before.st_size or after.st_mtime_ns != before.st_mtime_ns:
-            raise Refused(
-                f"WAL file {file.name} changed while it was read", hint="PostgreSQL is still writing to it."
-            )
-        yield packed, digest, plain_bytes
-
-
-@contextmanager
-def packed_chunks(chunks: Iterable[bytes]) -> Iterator[tuple[IO[bytes], str, int]]:
-    """What `chunks` come to, compressed, with the digest and length of the plain bytes."""
-    summed, packer, plain_bytes = hashlib.sha256(), compressor(), 0
-    with tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY_BYTES) as packed:
-        for chunk in chunks:
-            summed.update(chunk)
-            packed.write(packer.compress(chunk))
-            plain_bytes += len(chunk)
-        packed.write(packer.flush())
-        yield packed, summed.hexdigest(), plain_bytes

@@ -21,7 +21,8 @@ from backup_pipeline.domain.wal import (
 )
 from backup_pipeline.errors import Corrupt, ObjectNotFound, Refused, StoreError
 from backup_pipeline.storage.store import Store
-from backup_pipeline.wal.archive import WalArchive, objects_of, packed_chunks
+from backup_pipeline.wal.archive import WalArchive, objects_of
+from backup_pipeline.wal.packing import packed_chunks
 from backup_pipeline.wal.unpacking import check, unfinished, unpack
 
 _LOOKS = 5  # a receiver that ships meanwhile removes what is being read
