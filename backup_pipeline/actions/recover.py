@@ -267,7 +267,7 @@ def _replay(
     """Let PostgreSQL replay, and see what it came to; the server has ended on return."""
     target, identity, data = planned.request.target, work.owner, work.inside.data
     prefetch = Prefetch(
-        partial(_fetch, cluster, planned, report=report),
+        partial(_fetch, cluster, planned, planned.facts.keys(planned.judged.route.segments), report),
         [segment.name(planned.manifest.segment_bytes) for segment in planned.judged.route.segments],
         data / _SPOOL,
         owner=identity,
@@ -303,9 +303,17 @@ def _replay(
     return recovered
 
 
-def _fetch(cluster: ProtectedCluster, planned: Plan, name: str, path: Path, *, report: Report) -> None:
+def _fetch(
+    cluster: ProtectedCluster,
+    planned: Plan,
+    keys: Mapping[str, str],
+    report: Report,
+    name: str,
+    path: Path,
+) -> None:
     manifest, route = planned.manifest, planned.judged.route
-    fetched = fetch(cluster.store, cluster.name, name, path, system_identifier=manifest.system_identifier)
+    system = manifest.system_identifier
+    fetched = fetch(cluster.store, cluster.name, name, path, system_identifier=system, key=keys.get(name, ""))
     if route.partial is not None and name == route.partial.name(manifest.segment_bytes):
         # More of it may have been archived since. A recovery keeps to its plan.
         os.truncate(path, route.end.value - route.partial.start(manifest.segment_bytes).value)

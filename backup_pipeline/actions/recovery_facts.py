@@ -16,6 +16,7 @@ from backup_pipeline.actions.report import Report
 from backup_pipeline.domain.backup import BackupId
 from backup_pipeline.domain.base_backup import BaseManifest
 from backup_pipeline.domain.base_chain import Chain, by_id, chain_of
+from backup_pipeline.domain.layout import wal_key
 from backup_pipeline.domain.recovery_route import (
     Archive,
     BasePoint,
@@ -26,7 +27,7 @@ from backup_pipeline.domain.recovery_route import (
     without,
 )
 from backup_pipeline.domain.recovery_target import RecoveryTarget
-from backup_pipeline.domain.wal import Lsn, WalSegment
+from backup_pipeline.domain.wal import Lsn, WalSegment, parse_wal_name
 from backup_pipeline.domain.wal_archive import ArchiveListing
 from backup_pipeline.engines.postgres.server import connect, server_errors
 from backup_pipeline.engines.postgres.source_cluster import server_clock
@@ -91,6 +92,20 @@ class RecoveryFacts:
     def manifest(self, backup: BackupId) -> BaseManifest:
         """The base backup of this id."""
         return next(each for each in self.manifests if each.id == backup)
+
+    def keys(self, segments: Iterable[WalSegment]) -> Mapping[str, str]:
+        """Where in the store these segments lie, by name."""
+        listing, wanted = self.listing, set(segments)
+        names = {
+            each.segment.name(listing.segment_bytes): each.sha256
+            for found in listing.segments.values()
+            for each in found
+            if each.segment in wanted
+        }
+        return {
+            name: wal_key(listing.cluster, listing.system_identifier, parse_wal_name(name), sha256)
+            for name, sha256 in names.items()
+        }
 
     def stored_bytes(self, segments: Iterable[WalSegment]) -> int:
         """What these segments take in the store."""

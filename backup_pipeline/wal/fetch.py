@@ -8,6 +8,7 @@ WAL and would end its recovery there, without what comes after.
 Source: PostgreSQL, "Continuous Archiving", "Recovering Using a Continuous Archive Backup".
 """
 
+import contextlib
 import os
 import time
 from collections.abc import Iterator
@@ -55,17 +56,22 @@ def fetch(
     target: Path,
     *,
     system_identifier: str = "",
+    key: str = "",
     pause: Pause = time.sleep,
 ) -> Fetched:
     """Put the archived file named `text` at `target`, replacing what is there, at once and whole.
 
-    `system_identifier` is the recovering cluster's; else the one that archives now. A segment that is missing
-    before a few others may be under way: it is waited for, half a minute. Of one that is missing at the end
-    of the archive, what is there of it is taken: PostgreSQL replays that far. Raises NotArchived when the
-    archive is known not to have it; Refused for several objects of one name and for a segment that is missing
-    before others; Corrupt; ConfigError, StoreError.
+    `system_identifier` is the recovering cluster's; else the one that archives now. Where a listing told the
+    `key` of its object, that is read at once, and the archive asked only when it is gone. A segment that is
+    missing before a few others may be under way: it is waited for, half a minute. Of one that is missing at
+    the end of the archive, what is there of it is taken: PostgreSQL replays that far. Raises NotArchived when
+    the archive is known not to have it; Refused for several objects of one name and for a segment that is
+    missing before others; Corrupt; ConfigError, StoreError.
     """
     name = parse_wal_name(text)
+    if (known := parse_wal_key(key)) is not None and known.name == name:
+        with contextlib.suppress(ObjectNotFound):
+            return _bring(store, key, known, target)
     identity = read_identity(store, cluster)
     if identity is None:
         raise StoreError(
@@ -89,12 +95,16 @@ def fetch(
             hint="Two servers archived as one cluster. Move the one that is not of this history away.",
         )
     ((info, archived),) = objects
+    return _bring(store, info.key, archived, target)
+
+
+def _bring(store: Store, key: str, archived: ArchivedWal, target: Path) -> Fetched:
     with unfinished(target) as path:
-        plain_bytes = unpack(store, info.key, path, archived.sha256)
-        if name.kind is not WalKind.LABEL:
-            check(name, path, system)
+        plain_bytes = unpack(store, key, path, archived.sha256)
+        if archived.name.kind is not WalKind.LABEL:
+            check(archived.name, path, archived.system_identifier)
         os.replace(path, target)
-    return Fetched(text, info.key, plain_bytes, plain_bytes)
+    return Fetched(archived.name.text, key, plain_bytes, plain_bytes)
 
 
 def _fetch_history(store: Store, cluster: str, system: str, name: WalName, target: Path) -> Fetched:

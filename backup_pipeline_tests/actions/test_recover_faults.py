@@ -120,6 +120,19 @@ def test_what_is_committed_after_the_plan_is_not_replayed(tmp_path: Path) -> Non
         assert result.recovered.last_commit_at == box.ledger[1].at
 
 
+def test_another_version_that_is_archived_after_the_plan_is_not_looked_at(
+    whole: RecoveryBox, copy: DirectoryStore
+) -> None:
+    """A plan names objects, and not only segments."""
+    request = RecoverRequest(LATEST, whole.folder / "recovered")
+    cluster = whole.protected(copy)
+    plan = recover.plan(cluster, request, report=whole.said)
+    double(copy)
+    recover.carry_out(cluster, plan, clock=now, report=whole.said)
+    assert whole.numbers() == [commit.number for commit in whole.ledger]
+    shutil.rmtree(whole.folder / "recovered")
+
+
 def idle_plan(box: RecoveryBox) -> recover.Plan:
     """A plan for this very moment; a server has to have been idle for it, so it is tried a few times."""
     for attempt in range(10):

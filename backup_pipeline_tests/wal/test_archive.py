@@ -23,7 +23,7 @@ from backup_pipeline.errors import (
 )
 from backup_pipeline.storage import files
 from backup_pipeline.storage.directory import DirectoryStore
-from backup_pipeline.storage.store import Store, open_store, read_all
+from backup_pipeline.storage.store import ObjectInfo, Store, open_store, read_all
 from backup_pipeline.wal import identity
 from backup_pipeline.wal.ahead import AHEAD
 from backup_pipeline.wal.archive import WalArchive
@@ -432,6 +432,59 @@ def test_two_objects_under_one_name_are_refused_with_both_named(
     assert restore_exit_code(caught.value) == 200
     listed = read_archive(filled, "main")
     assert (listed.conflicts, listed.numbers(1)) == (("000000010000000000000004",), (3, 5))
+
+
+class Counting(DirectoryStore):
+    """Tells what was asked of it."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.asked: list[str] = []
+
+    def read(self, key: str) -> Iterator[bytes]:
+        self.asked.append("read")
+        return super().read(key)
+
+    def read_range(self, key: str, *, offset: int, length: int) -> bytes:
+        self.asked.append("read a range")
+        return super().read_range(key, offset=offset, length=length)
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        self.asked.append("list")
+        return super().list(prefix)
+
+
+def test_an_object_that_a_listing_has_told_is_one_request(filled: DirectoryStore, tmp_path: Path) -> None:
+    store, name, got = Counting(filled.root), "000000010000000000000004", tmp_path / "got"
+    (key,) = (key for key in keys(filled) if name in key)
+    fetched = fetch(store, "main", name, got, key=key)
+    assert (store.asked, fetched.key, fetched.plain_bytes) == (["read"], key, SEGMENT_BYTES)
+    assert got.read_bytes() == segment(4)
+
+
+def test_an_object_that_a_listing_has_told_is_verified_and_its_absence_explained(
+    filled: DirectoryStore, tmp_path: Path
+) -> None:
+    name, got = "000000010000000000000004", tmp_path / "got"
+    (key,) = (key for key in keys(filled) if name in key)
+    (other,) = (key for key in keys(filled) if name[:-1] + "5" in key)
+
+    def failure(key: str) -> BackupError:
+        with pytest.raises(BackupError) as caught:
+            fetch(filled, "main", name, got, key=key, pause=lambda _: None)
+        assert not got.exists()
+        return caught.value
+
+    whole = read_all(filled, key)
+    filled.put(key, [read_all(filled, other)])
+    assert isinstance(failure(key), Corrupt)
+    filled.delete([key])
+    assert "is missing in the archive" in str(failure(key))
+    assert isinstance(failure(other), Refused)  # it is another's, and no help
+    filled.delete([wal_identity_key("main")])
+    assert isinstance(failure(key), StoreError)  # a disk that went away
+    filled.put(key, [whole])
+    assert fetch(filled, "main", name, got, key=key).key == key
 
 
 def test_absent_is_only_what_is_known_not_to_exist(filled: DirectoryStore, tmp_path: Path) -> None:
