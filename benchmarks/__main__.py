@@ -1,9 +1,10 @@
 """`make bench`: backups side by side with what a team would write itself, on one machine, in one run.
 
-    python -m benchmarks [--large-rows N] [--small-rows N] [--runs 3] [--quick] [--folder F]
+    python -m benchmarks [dump] [wal] [base] [--runs 3] [--quick] [--folder F]
 
-Two databases of the demo's generator (some 2 GB and 0.2 GB; made once, and kept in `.demo/bench`), a
-PostgreSQL and an S3 server on loopback. Contenders take turns, so that what else the machine does meets
+Dumps, WAL and base backups, or those of them that are named; wal.py and base.py may be run by themselves.
+Of dumps: two databases of the demo's generator (some 2 GB and 0.2 GB; made once, and kept in `.demo/bench`),
+a PostgreSQL and an S3 server on loopback. Contenders take turns, so that what else the machine does meets
 all of them alike. Read ratios, not seconds.
 """
 
@@ -23,18 +24,33 @@ from backup_pipeline.demo.servers import Servers
 from backup_pipeline.engines.postgres.server import connect
 from backup_pipeline.errors import BackupError
 from backup_pipeline.units import show_bytes
-from benchmarks import table
+from benchmarks import base, table, wal
 from benchmarks.contenders import COMPARED, COUNTED, RESTORED, Bench, Contender
 from benchmarks.databases import LARGE_ROWS, SMALL_ROWS, bench_of
 from benchmarks.measure import CommandFailed, Cost, measure
 from benchmarks.table import Result
 
+PARTS = ("dump", "wal", "base")
 QUICK_ROWS = (4_000, 2_000)
 
 
 def main() -> int:
     """Measure and print. The exit code says whether everything ran, not whether it was fast."""
     arguments = _parse()
+    folder: Path = arguments.folder
+    options = ["--runs", str(arguments.runs), *(["--quick"] if arguments.quick else [])]
+    doors = {
+        "dump": lambda: _dumps(arguments),
+        "wal": lambda: wal.main(["--folder", str(folder / "wal"), *options]),
+        "base": lambda: base.main(["--folder", str(folder / "base"), *options]),
+    }
+    for part in arguments.parts or doors:
+        if code := doors[part]():
+            return code
+    return 0
+
+
+def _dumps(arguments: argparse.Namespace) -> int:
     large_rows, small_rows = QUICK_ROWS if arguments.quick else (arguments.large_rows, arguments.small_rows)
     runs = 1 if arguments.quick else arguments.runs
     try:
@@ -109,12 +125,16 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description=(__doc__ or "").partition("\n")[0]
     )
+    parser.add_argument("parts", nargs="*", metavar="PART", help="dump, wal, base; all without")
     parser.add_argument("--folder", type=Path, default=place.default_folder() / "bench")
     parser.add_argument("--large-rows", type=int, default=LARGE_ROWS)
     parser.add_argument("--small-rows", type=int, default=SMALL_ROWS)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="small databases, one run: does it run at all?")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if unknown := set(arguments.parts) - set(PARTS):
+        parser.error(f"no part is named {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+    return arguments
 
 
 if __name__ == "__main__":

@@ -5,16 +5,21 @@ the whole machine worked meanwhile, servers and all, is told apart. Memory is th
 (shared pages counted once between them), looked at every 20 ms.
 """
 
+import contextlib
+import ctypes
 import os
 import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 SERVERS = ("postgres", "rclone")
+S3_SERVERS = ("rclone",)
+ADOPTED = ("pgbackrest",)
+_PR_SET_CHILD_SUBREAPER = 36
 _EVERY_S = 0.02
 _TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -72,6 +77,79 @@ def measure(argv: Sequence[str], environment: Mapping[str, str], *, into: Path |
     # Children that were waited for are in wait4's sum; a server that a proof starts is one of them.
     cpu_s = usage.ru_utime + usage.ru_stime - watch.servers_cpu_s
     return Cost(wall_s, max(0.0, cpu_s), machine_s, watch.peak_bytes)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What went on for a while below this process: by servers of S3, and by all else of ours."""
+
+    wall_s: float
+    cpu_s: float
+    server_cpu_s: float
+
+    def lasting(self, wall_s: float) -> "Work":
+        """The same, timed by another clock."""
+        return replace(self, wall_s=wall_s)
+
+
+class Working:
+    """Work under way; `done` when its block is left."""
+
+    done: Work
+
+    def __init__(self) -> None:
+        self._started_s, (self._cpu_s, self._server_cpu_s) = time.monotonic(), _work_below()
+
+    @property
+    def elapsed_s(self) -> float:
+        """Since it began."""
+        return time.monotonic() - self._started_s
+
+    def end(self) -> None:
+        """Say what it was."""
+        wall_s, (cpu_s, server_cpu_s) = self.elapsed_s, _work_below()
+        self.done = Work(wall_s, cpu_s - self._cpu_s, server_cpu_s - self._server_cpu_s)
+
+
+@contextlib.contextmanager
+def working() -> Iterator[Working]:
+    """Count the CPU seconds of all processes below this one, also of those that leave their parents.
+
+    A process that ended without its parent, as pgBackRest's do, comes to us and is counted (Linux).
+    """
+    _adopt_orphans()
+    found = Working()
+    yield found
+    found.end()
+
+
+def _adopt_orphans() -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def _work_below() -> tuple[float, float]:
+    """(all but S3's servers, S3's servers): CPU seconds of this process's descendants, dead ones too."""
+    _reap_orphans()
+    own = os.getpid()
+    after_name = Path(f"/proc/{own}/stat").read_text().rpartition(")")[2].split()
+    work, servers = sum(map(int, after_name[13:15])) / _TICKS, 0.0
+    pending = _children(own)
+    while pending:
+        pid = pending.pop()
+        if _program(pid) in S3_SERVERS:
+            servers += cpu_s(pid)
+        else:
+            work += cpu_s(pid)
+        pending += _children(pid)
+    return work, servers
+
+
+def _reap_orphans() -> None:
+    """Take the ends of processes that are not children of our making."""
+    for pid in _children(os.getpid()):
+        if _program(pid) in ADOPTED:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)
 
 
 class _Watch(threading.Thread):

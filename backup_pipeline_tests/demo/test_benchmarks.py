@@ -1,6 +1,7 @@
 """The benchmarks run, say everything, and measure what they say."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from backup_pipeline.errors import BackupError
+from backup_pipeline_tests.servers import postgres as servers
 from benchmarks import lag, table
 from benchmarks.measure import CommandFailed, Cost, measure
 from benchmarks.table import COLUMNS, MIB, Result
@@ -59,7 +61,7 @@ def test_the_table_has_ratios_of_medians() -> None:
 @pytest.mark.timeout(600)
 def test_a_quick_run_measures_everything(folder: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks", "--quick", "--folder", folder],
+        [sys.executable, "-m", "benchmarks", "dump", "--quick", "--folder", folder],
         capture_output=True,
         text=True,
         check=False,
@@ -90,3 +92,55 @@ def test_what_archive_command_made_durable_ends_with_its_segment() -> None:
     assert lag._durable("000000010000000000000004", "archive_command") == 5 * 16 * MIB
     assert lag._durable("000000010000000000000004.00000028.backup", "archive_command") == 5 * 16 * MIB
     assert lag._durable("0/5000028", "receive") == 5 * 16 * MIB + 0x28
+
+
+def test_the_work_of_what_leaves_its_parent_is_counted(tmp_path: Path) -> None:
+    busy = "import time\nend = time.process_time() + 0.5\nwhile time.process_time() < end: pass"
+    peer = tmp_path / "pgbackrest"  # which works in a process that nobody waits for
+    peer.symlink_to(sys.executable)
+    measured = f"""
+import subprocess, time
+from benchmarks.measure import working
+with working() as work:
+    subprocess.run(["sh", "-c", 'setsid "$0" -c "$1" & sleep 0.2', {str(peer)!r}, {busy!r}], check=True)
+    time.sleep(2.0)
+print(work.done.cpu_s)
+"""
+    done = subprocess.run([sys.executable, "-c", measured], capture_output=True, text=True, check=True)
+    assert float(done.stdout) > 0.45
+
+
+def run(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
+    """A benchmark, as a module of Python."""
+    argv = [sys.executable, "-m", *arguments]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=270)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def rows_of(text: str) -> list[list[str]]:
+    """The cells of all tables."""
+    lines = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("| ")]
+    return [[cell.strip() for cell in line] for line in lines]
+
+
+@pytest.mark.timeout(300)
+def test_two_segments_are_archived_replayed_and_backed_up_by_everybody(folder: Path) -> None:
+    done = run("benchmarks", "wal", "base", "--quick", "--folder", folder)
+    rows = rows_of(done.stdout)
+    titles = [row[0] for row in rows]
+    for title in ("cp, nothing synced", "ours, to S3", "aws s3 cp", "ours"):
+        assert titles.count(title) == 2, done.stdout
+    assert titles.count("ours, PostgreSQL 17") == 2
+    if shutil.which("pgbackrest") and servers.DEBIAN_15.exists():
+        assert sum(title.startswith("pgBackRest") for title in titles) == 5
+    else:
+        assert "pgBackRest is not measured" in done.stderr
+    for row in rows:
+        if row[0].startswith(("ours", "pgBackRest", "cp", "aws")):
+            assert float(row[1]) > 0, row
+    shares = rows_of(run("benchmarks.wal_shares", "--quick", "--folder", folder / "wal").stdout)
+    assert {row[0] for row in shares if row[0].startswith(("push", "fetch"))} >= {
+        "push: writing the object",
+        "fetch: all of it",
+    }
