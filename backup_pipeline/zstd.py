@@ -5,7 +5,7 @@ wal/; what is compressed, and where it goes, does not belong here.
 """
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 
 from backup_pipeline.errors import Corrupt
 
@@ -40,7 +40,7 @@ def compressed(chunks: Iterable[bytes]) -> Iterator[bytes]:
     yield packer.flush()
 
 
-def decompressed(chunks: Iterable[bytes], name: str) -> Iterator[bytes]:
+def decompressed(chunks: Iterable[bytes], name: str) -> Generator[bytes, None, None]:
     """The plain bytes of one zstd frame, in pieces of at most CHUNK_BYTES.
 
     Raises Corrupt, naming `name`, when the frame is damaged or cut, or when something follows it.

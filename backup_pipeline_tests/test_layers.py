@@ -22,7 +22,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"engines", "storage", "alerts"}),
     frozenset({"config_file"}),
     frozenset({"config_tables"}),
-    frozenset({"config", "process", "spool", "zstd"}),
+    frozenset({"config", "process", "read_ahead", "spool", "zstd"}),
     frozenset({"domain", "confinement"}),
     frozenset({"errors"}),
     frozenset({"units", "stderr"}),

@@ -18,6 +18,7 @@ from backup_pipeline.domain.file_list import MAX_BYTES, FileList, parse_file_lis
 from backup_pipeline.engines.postgres.unpack import Places, unpacking
 from backup_pipeline.errors import Corrupt, Refused
 from backup_pipeline.process import Identity
+from backup_pipeline.read_ahead import read_ahead
 from backup_pipeline.storage import leases
 from backup_pipeline.storage.store import Store
 from backup_pipeline.units import show_bytes
@@ -52,8 +53,8 @@ def unpack(
         tell = timed(report, "unpack")
         with unpacking(places, listed, owner=owner, durable=durable) as work:
             for oid, item in _archives(manifest):
-                chunks = decompressed(verified(store, item), item.key)
-                work.add(item.key, oid, _telling(chunks, lambda: tell(work.read_bytes, total)))
+                with read_ahead(decompressed(verified(store, item), item.key)) as chunks:
+                    work.add(item.key, oid, _telling(chunks, lambda: tell(work.read_bytes, total)))
             lease.check()
     report.say(f"unpacked {manifest.id} into {places.data}: {show_bytes(total)}, every file as listed")
 
