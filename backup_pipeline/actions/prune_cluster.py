@@ -19,10 +19,11 @@ from backup_pipeline.domain.cluster_retention import (
     WalDecision,
     plan_cluster_prune,
 )
-from backup_pipeline.domain.layout import parse_wal_key, wal_system_prefix
+from backup_pipeline.domain.layout import catalog_key, parse_wal_key, wal_system_prefix
 from backup_pipeline.domain.recovery_route import archive_of
 from backup_pipeline.domain.retention import ORPHAN_AGE
 from backup_pipeline.domain.wal import WalKind, WalSegment
+from backup_pipeline.domain.wal_archive import ArchiveListing
 from backup_pipeline.errors import ConfigError, Corrupt
 from backup_pipeline.storage import base_backups, leases
 from backup_pipeline.storage.catalog_delete import Deletion
@@ -32,6 +33,7 @@ from backup_pipeline.wal.identity import read_identity
 from backup_pipeline.wal.listing import read_archive
 
 _AT_ONCE = 1000
+_LOST = "the base backup was finished, and its record is gone: `backup-pipeline rebuild` lists it again"
 
 
 @dataclass(frozen=True)
@@ -107,16 +109,14 @@ def plan(cluster: ProtectedCluster, *, now: datetime) -> ClusterPrune:
     claims = leases.live_leases(store, name, now)
     begins_at = now - cluster.config.recovery_window
     listed = {each.id for each in listing.backups}
+    loose = sorted(unlisted.keys() - listed, key=str)
+    busy = {each.id for each in claims if each.purpose in (leases.BASE_BACKUP, leases.PRUNE)}
+    lost = base_backups.lost_records(store, [each for each in loose if each not in busy])
+    unreadable = (*listing.unreadable, *((catalog_key(each), _LOST) for each in lost))
     judged = plan_cluster_prune(
         Facts(
             backups=listing.backups,
-            systems={
-                system: SystemWal(
-                    archive_of(each),
-                    max((one.archived_at for found in each.segments.values() for one in found), default=None),
-                )
-                for system, each in archives.items()
-            },
+            systems={system: _system_wal(each) for system, each in archives.items()},
             current=systems[0] if systems else "",
             window=cluster.config.recovery_window,
             now=now,
@@ -124,8 +124,8 @@ def plan(cluster: ProtectedCluster, *, now: datetime) -> ClusterPrune:
             under_way={
                 each.id for each in claims if each.id not in listed or each.purpose == leases.BASE_BACKUP
             },
-            unlisted=unlisted.keys() - listed,
-            unreadable=listing.unreadable,
+            unlisted=loose,
+            unreadable=unreadable,
         )
     )
     under_way = {each.id for each in claims}
@@ -137,10 +137,16 @@ def plan(cluster: ProtectedCluster, *, now: datetime) -> ClusterPrune:
             for each in judged.wal
         ),
         tuple(
-            (each, each not in under_way and each.taken_at < now - ORPHAN_AGE and not listing.unreadable)
-            for each in sorted(unlisted.keys() - listed, key=str)
+            (each, each not in under_way and each.taken_at < now - ORPHAN_AGE and not unreadable)
+            for each in loose
+            if each not in lost
         ),
     )
+
+
+def _system_wal(archive: ArchiveListing) -> SystemWal:
+    archived = (one.archived_at for found in archive.segments.values() for one in found)
+    return SystemWal(archive_of(archive), max(archived, default=None))
 
 
 def _sweep(

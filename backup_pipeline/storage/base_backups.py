@@ -4,7 +4,7 @@ They lie in the same catalog as the dumps, under the cluster's name, with record
 and a database never share a name. Called by actions/; what is deleted is decided elsewhere.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import datetime
 
 from backup_pipeline.domain.backup import BackupId, Proof, ProofRecord
@@ -176,6 +176,14 @@ def unlisted(store: Store, cluster: str) -> dict[BackupId, int]:
             sizes[named[0]] = sizes.get(named[0], 0) + info.size_bytes
     found, _ = catalog.catalog_keys(store, cluster)
     return {each: size for each, size in sizes.items() if Beside.MANIFEST not in found.get(each, {})}
+
+
+def lost_records(store: Store, backups: Iterable[BackupId]) -> tuple[BackupId, ...]:
+    """Those of `unlisted` ones that were finished: the copy of the record is there, and the record is gone.
+
+    A prune takes the copy first, so what it left half deleted is none of them.
+    """
+    return tuple(each for each in backups if catalog.exists(store, base_copy_key(each, Beside.MANIFEST)))
 
 
 def rebuild(store: Store, cluster: str) -> tuple[tuple[BackupId, ...], tuple[tuple[str, str], ...]]:

@@ -228,6 +228,32 @@ def test_an_unreadable_record_keeps_everything() -> None:
     assert (done.deleted, done.wal_files, segments(made)) == ([], 0, before)
 
 
+def test_a_lost_catalog_keeps_everything_until_it_is_rebuilt() -> None:
+    made = an_archive()
+    made.store.delete([key for key in made.store.objects if key.startswith("catalog/main/")])
+    made.segments(120, 121)
+    made.base(121)
+    planned = prune_cluster.plan(made.cluster(), now=made.at)
+    assert sum("`backup-pipeline rebuild` lists it again" in line for line in planned.lines) == len(DAILY)
+    assert not [line for line in planned.lines if "never finished" in line]
+    done = prune(made)
+    assert (done.deleted, done.collected, segments(made)) == ([], 0, list(range(122)))
+    assert len(base_backups.rebuild(made.store, "main")[0]) == len(DAILY)
+    assert windows_of(made.cluster(), now=made.at).is_met
+    prune(made)
+    assert hours(made) == [74, 98, 121]
+
+
+def test_a_lost_record_of_a_parent_keeps_what_was_taken_against_it() -> None:
+    made = an_archive(bases=(50, 74, 98, 110))
+    parent = made.base(2)
+    made.base(26, parent=parent.id)
+    made.at = BEGUN + timedelta(hours=120)
+    made.store.delete([catalog_key(parent.id)])
+    assert prune(made).deleted == []
+    assert base_backups.rebuild(made.store, "main")[0] == (parent.id,)
+
+
 def test_without_an_archive_there_is_nothing_to_judge() -> None:
     made = FakeArchive()
     made.store.objects.clear()
