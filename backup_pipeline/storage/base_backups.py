@@ -281,4 +281,9 @@ def _speaks_against(store: Store, backup: BaseBackup, now: datetime) -> str:
         return "it was pinned meanwhile"
     if marks.unreadable_verdict or (marks.record and marks.record.standing) != backup.proof:
         return "its verdict changed meanwhile"
-    return ""
+    # After the leases: a child lets go of its parent's only when it is listed.
+    listing = list_base_backups(store, backup.id.database, fresh=True)
+    children = [each.id for each in listing.backups if each.manifest.parent == backup.id != each.id]
+    if children:
+        return f"{children[0]} was taken against it meanwhile"
+    return f"{listing.unreadable[0][0]} cannot be read" if listing.unreadable else ""

@@ -173,6 +173,18 @@ def test_a_pin_that_comes_meanwhile_is_seen() -> None:
     assert not [key for key in made.store.objects if key.endswith("pin")]
 
 
+@pytest.mark.parametrize("moment", ["leases/main/", "catalog/main/"])
+def test_a_child_that_is_published_meanwhile_keeps_its_parent(moment: str) -> None:
+    made = an_archive()
+    oldest = base_backups.list_base_backups(made.store, "main").backups[-1].id
+    store = Interrupting(made.store, f"{moment}{oldest.stamp}", lambda: made.base(110, parent=oldest))
+    done = prune(made, store)
+    ((kept, reason),) = done.kept_after_all
+    assert kept == oldest
+    assert reason.endswith("was taken against it meanwhile")
+    assert hours(made) == [2, 74, 98, 110]
+
+
 def test_no_wal_goes_while_a_base_backup_is_being_taken() -> None:
     made = an_archive()
     held(made, BackupId("main", "20260305T235900Z-aaaaaa"), leases.BASE_BACKUP)
