@@ -259,6 +259,8 @@ def _check(manifest: BaseManifest, key: str) -> None:
         raise Unreadable(f"its parent {manifest.parent} is another cluster's")
     if manifest.parent and manifest.parent.taken_at > manifest.id.taken_at:
         raise Unreadable(f"its parent {manifest.parent} is younger than itself")
+    if manifest.parent == manifest.id:
+        raise Unreadable("it names itself as its parent")
     if manifest.end.lsn < manifest.start.lsn or manifest.end.timeline < manifest.start.timeline:
         raise Unreadable(f"it ends at {manifest.end}, before it starts, at {manifest.start}")
     if not is_segment_size(manifest.segment_bytes) or not _SYSTEM.fullmatch(manifest.system_identifier):

@@ -19,6 +19,7 @@ from datetime import datetime, timedelta
 
 from backup_pipeline.domain.backup import BackupId, Lease, Verdict
 from backup_pipeline.domain.base_backup import BaseBackup
+from backup_pipeline.domain.base_chain import by_id, chain_of
 from backup_pipeline.domain.recovery_route import Archive, BasePoint, Route, routes
 from backup_pipeline.domain.retention import LAST_GOOD, SKEW
 from backup_pipeline.domain.wal import WalKind, WalName
@@ -106,6 +107,9 @@ class _Judge:
     def __init__(self, facts: Facts) -> None:
         self.facts = facts
         self.parents = {each.id: each.manifest.parent for each in facts.backups}
+        known = by_id(each.manifest for each in facts.backups)
+        self.chains = {each: chain_of(manifest, known) for each, manifest in known.items()}
+        self.failed = {each.id for each in facts.backups if each.verdict is Verdict.FAILED}
         self.whole = {each.id for each in facts.backups if self._is_whole(each)}
         self.good = {each.id for each in facts.backups if each.id in self.whole and self._is_good(each)}
         self.stay: dict[BackupId, list[str]] = {}
@@ -115,25 +119,17 @@ class _Judge:
         """Whether it can be recovered from: its own WAL is there, and so is what it was taken against."""
         manifest = backup.manifest
         wal = self.facts.systems.get(manifest.system_identifier)
-        chain: BackupId | None = backup.id
-        while chain is not None and chain in self.parents:
-            chain = self.parents[chain]
         return (
             wal is not None
-            and chain is None
+            and not self.chains[backup.id].broken
             and not _is_ahead(backup, self.facts)
             and any(each.complete for each in routes([point_of(backup)], wal.archive, manifest.end.timeline))
         )
 
     def _is_good(self, backup: BaseBackup) -> bool:
         """Whether others may go for it."""
-        by_id = {each.id: each for each in self.facts.backups}
-        chain: BaseBackup | None = backup
-        while chain is not None:
-            if chain.verdict is Verdict.FAILED or chain.manifest.page_checksums_wrong:
-                return False
-            chain = by_id.get(chain.manifest.parent) if chain.manifest.parent else None
-        return True
+        links = self.chains[backup.id].links
+        return not any(link.id in self.failed or link.page_checksums_wrong for link in links)
 
     def keep(self, backup: BackupId, reason: str) -> None:
         self.stay.setdefault(backup, []).append(reason)
@@ -198,8 +194,9 @@ class _Judge:
     def keep_parents(self) -> None:
         """What those that stay were taken against."""
         for kept in list(self.stay):
-            parent = self.parents.get(kept)
-            while parent is not None:
+            seen, parent = {kept}, self.parents.get(kept)
+            while parent is not None and parent not in seen:
+                seen.add(parent)
                 self.for_files.setdefault(parent, []).append(f"{kept} was taken against it")
                 parent = self.parents.get(parent)
 

@@ -157,6 +157,7 @@ def test_an_incremental_one_names_its_parent_and_older_versions_refuse_it() -> N
     [
         ("other/20260228T020000Z-3f9a1c", "another cluster's"),
         ("main/20260302T020000Z-3f9a1c", "younger than itself"),
+        (str(MANIFEST.id), "names itself as its parent"),
         ("main", "not a backup id"),
     ],
 )

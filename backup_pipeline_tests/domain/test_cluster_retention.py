@@ -418,3 +418,19 @@ def usable(made: Facts) -> int:
         and any(route.complete for route in routes([point_of(each)], archive, each.manifest.end.timeline))
         for each in made.backups
     )
+
+
+def test_a_record_that_names_itself_as_its_parent_is_not_whole_and_ends_no_prune() -> None:
+    own = backup(2)
+    own = replace(own, manifest=replace(own.manifest, parent=own.id))
+    plan = plan_cluster_prune(facts([own, *map(backup, (26, 50, 74, 98))], wal(t1=range(120)), now=120))
+    assert kept(plan) == [74, 98]
+    assert "not whole" in str(plan.decisions[-1])
+
+
+def test_two_that_name_each_other_stay_while_one_is_pinned() -> None:
+    one, other = backup(2, pinned=True), backup(3)
+    one = replace(one, manifest=replace(one.manifest, parent=other.id))
+    other = replace(other, manifest=replace(other.manifest, parent=one.id))
+    plan = plan_cluster_prune(facts([one, other, *map(backup, (50, 74, 98))], wal(t1=range(120)), now=120))
+    assert kept(plan) == [2, 3, 74, 98]
