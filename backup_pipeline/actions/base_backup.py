@@ -89,15 +89,17 @@ def take(
     or the server does not know what has changed since, a whole one is taken, and says so: the next can
     build on that. With `parent` nothing else will do.
 
-    Earlier ones that waited for their WAL are listed afterwards, where it came. Raises ConfigError,
+    Earlier ones that waited for their WAL are listed afterwards, where it came, also when this one fails.
+    Raises ConfigError,
     ServerError, StoreError, Refused; what was stored is taken away again, unless only its WAL is late.
     """
-    ready = preflight(cluster, report=report)
-    wanted = cluster.config.checkpoint == "fast" if fast is None else fast
-    taking = _Taking(cluster, ready, clock, report, fast=wanted)
-    taken = _incremental(taking, parent) if incremental or parent is not None else taking.run()
-    finish_waiting(cluster, clock=clock, report=report)
-    return taken
+    try:
+        ready = preflight(cluster, report=report)
+        wanted = cluster.config.checkpoint == "fast" if fast is None else fast
+        taking = _Taking(cluster, ready, clock, report, fast=wanted)
+        return _incremental(taking, parent) if incremental or parent is not None else taking.run()
+    finally:
+        finish_waiting(cluster, clock=clock, report=report)
 
 
 def _incremental(taking: "_Taking", parent: BackupId | None) -> BaseBackup:

@@ -10,6 +10,8 @@ from datetime import datetime
 
 from backup_pipeline.actions.protected_cluster import ProtectedCluster
 from backup_pipeline.actions.prune import Pruned, clean_up
+from backup_pipeline.actions.report import Lines
+from backup_pipeline.actions.waiting_base_backup import finish_waiting
 from backup_pipeline.domain.backup import BackupId
 from backup_pipeline.domain.base_backup import BaseBackup
 from backup_pipeline.domain.cluster_retention import (
@@ -180,11 +182,13 @@ def carry_out(
 ) -> ClusterPruned:
     """Log the plan, then delete what it gives up. May be repeated, and interrupted.
 
+    Base backups that waited for their WAL are listed first, where it came: else they would be collected.
     What a second look would keep stays, with its WAL. Raises StoreError at the end, after all that could be
     done, when the store refused to delete something that no object lock holds.
     """
     for line in planned.lines:
         log(line)
+    finish_waiting(cluster, clock=clock, report=Lines(log))
     done, again = ClusterPruned(), plan(cluster, now=clock())
     done.survivors = {each.backup.id for each in again.plan.decisions}
     for backup in planned.plan.delete:

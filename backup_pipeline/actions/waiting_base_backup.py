@@ -1,7 +1,7 @@
 """Base backups that are whole but for WAL that came too late: kept, and listed once it is there.
 
-Called by base_backup.py. What was uploaded for an hour is not thrown away because the archiver was behind. A
-prune collects what nobody finished, as it does what a killed one left.
+Called by base_backup.py and prune_cluster.py. What was uploaded for an hour is not thrown away because the
+archiver was behind. A prune collects what nobody finished, as it does what a killed one left.
 """
 
 from collections.abc import Iterator

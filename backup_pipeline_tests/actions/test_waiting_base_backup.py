@@ -1,0 +1,50 @@
+"""Base backups that wait for their WAL: listed once it is there, by whoever comes by first."""
+
+from datetime import timedelta
+
+import pytest
+
+from backup_pipeline.actions import base_backup, prune_cluster
+from backup_pipeline.actions.waiting_base_backup import keep_waiting
+from backup_pipeline.domain.base_backup import BaseManifest
+from backup_pipeline.domain.layout import Beside, base_copy_key, catalog_key
+from backup_pipeline.errors import ServerError
+from backup_pipeline.storage import base_backups
+from backup_pipeline_tests.actions.box import Said
+from backup_pipeline_tests.storage.archives import BEGUN, FakeArchive
+
+
+def one_that_waits() -> tuple[FakeArchive, BaseManifest]:
+    """Its WAL is there by now, a day and a half after it was taken."""
+    made = FakeArchive()
+    made.segments(*range(40))
+    manifest = made.base(2)
+    made.store.delete([catalog_key(manifest.id), base_copy_key(manifest.id, Beside.MANIFEST)])
+    keep_waiting(made.store, manifest)
+    made.at = BEGUN + timedelta(hours=40)
+    return made, manifest
+
+
+def listed(made: FakeArchive) -> list[BaseManifest]:
+    found = base_backups.list_base_backups(made.store, "main", fresh=True)
+    assert not found.unreadable
+    return [each.manifest for each in found.backups]
+
+
+def test_it_is_listed_when_the_next_one_fails() -> None:
+    made, manifest = one_that_waits()
+    nowhere = made.cluster(dsn="host=/nowhere user=backup")
+    with pytest.raises(ServerError):
+        base_backup.take(nowhere, clock=lambda: made.at, report=Said())
+    assert [each.id for each in listed(made)] == [manifest.id]
+
+
+def test_a_prune_lists_it_and_does_not_collect_it() -> None:
+    made, manifest = one_that_waits()
+    planned = prune_cluster.plan(made.cluster(), now=made.at)
+    assert planned.unlisted == ((manifest.id, True),)
+    said: list[str] = []
+    done = prune_cluster.carry_out(made.cluster(), planned, clock=lambda: made.at, log=said.append)
+    assert done.collected == 0
+    assert [each.id for each in listed(made)] == [manifest.id]
+    assert f"published {manifest.id}: its WAL is in the archive now" in said
