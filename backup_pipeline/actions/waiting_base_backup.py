@@ -13,7 +13,7 @@ from backup_pipeline.actions.protected_cluster import ProtectedCluster
 from backup_pipeline.actions.report import Report
 from backup_pipeline.domain.backup import BackupId
 from backup_pipeline.domain.base_backup import BaseManifest, base_from_json, base_to_json
-from backup_pipeline.domain.layout import COPY_NAMES, Beside, base_prefix, wal_system_prefix
+from backup_pipeline.domain.layout import Beside, base_copy_key, base_prefix, wal_system_prefix
 from backup_pipeline.domain.wal import TimelineHistory, parse_history
 from backup_pipeline.errors import BackupError, Corrupt, StoreError
 from backup_pipeline.storage import base_backups, leases
@@ -50,7 +50,7 @@ def finish_waiting(cluster: ProtectedCluster, *, clock: Clock, report: Report) -
                 if missing:
                     report.say(f"{manifest.id} still waits for {missing[0]}")
                     continue
-            base_backups.publish(cluster.store, replace(manifest, finished_at=clock()))
+            base_backups.publish(cluster.store, _finished(cluster.store, manifest, clock))
             forget_waiting(cluster.store, manifest.id)
             report.say(f"published {manifest.id}: its WAL is in the archive now")
             finished.append(manifest.id)
@@ -66,9 +66,16 @@ def _waiting(cluster: ProtectedCluster, report: Report) -> Iterator[BaseManifest
         if data is None:
             continue
         try:
-            yield base_from_json(data, base_prefix(backup) + COPY_NAMES[Beside.MANIFEST])
+            yield base_from_json(data, base_copy_key(backup, Beside.MANIFEST))
         except Corrupt as error:
             report.say(f"{key}: {error.message}")
+
+
+def _finished(store: Store, manifest: BaseManifest, clock: Clock) -> BaseManifest:
+    """The record that is published: as begun where one died between the copy and the record."""
+    key = base_copy_key(manifest.id, Beside.MANIFEST)
+    begun = read_or_none(store, key)
+    return replace(manifest, finished_at=clock()) if begun is None else base_from_json(begun, key)
 
 
 def _history(cluster: ProtectedCluster, manifest: BaseManifest) -> TimelineHistory:

@@ -5,13 +5,17 @@ from datetime import timedelta
 import pytest
 
 from backup_pipeline.actions import base_backup, prune_cluster
-from backup_pipeline.actions.waiting_base_backup import keep_waiting
+from backup_pipeline.actions.protected_cluster import ProtectedCluster
+from backup_pipeline.actions.waiting_base_backup import finish_waiting, keep_waiting
+from backup_pipeline.domain.backup import BackupId
 from backup_pipeline.domain.base_backup import BaseManifest
 from backup_pipeline.domain.layout import Beside, base_copy_key, catalog_key
 from backup_pipeline.errors import ServerError
 from backup_pipeline.storage import base_backups
+from backup_pipeline.storage.store import Store
 from backup_pipeline_tests.actions.box import Said
 from backup_pipeline_tests.storage.archives import BEGUN, FakeArchive
+from backup_pipeline_tests.storage.effects import CountingStore, Died, DyingStore
 
 
 def one_that_waits() -> tuple[FakeArchive, BaseManifest]:
@@ -48,3 +52,21 @@ def test_a_prune_lists_it_and_does_not_collect_it() -> None:
     assert done.collected == 0
     assert [each.id for each in listed(made)] == [manifest.id]
     assert f"published {manifest.id}: its WAL is in the archive now" in said
+
+
+def test_death_before_any_effect_of_finishing_is_made_good_by_the_next() -> None:
+    made, manifest = one_that_waits()
+    counting = CountingStore(made.store)
+    assert finish(made, counting) == (manifest.id,)
+    for number in range(1, len(counting.effects) + 1):
+        made, manifest = one_that_waits()
+        with pytest.raises(Died):
+            finish(made, DyingStore(made.store, before=number))
+        made.at += timedelta(hours=1)
+        finish(made, made.store)
+        assert [each.id for each in listed(made)] == [manifest.id], counting.effects[number - 1]
+
+
+def finish(made: FakeArchive, store: Store) -> tuple[BackupId, ...]:
+    cluster = ProtectedCluster(made.cluster().config, store)
+    return finish_waiting(cluster, clock=lambda: made.at, report=Said())
