@@ -109,33 +109,29 @@ def plan(cluster: ProtectedCluster, *, now: datetime) -> ClusterPrune:
     unlisted = base_backups.unlisted(store, name)
     listing = base_backups.list_base_backups(store, name, fresh=True)
     claims = leases.live_leases(store, name, now)
-    begins_at = now - cluster.config.recovery_window
     listed = {each.id for each in listing.backups}
     loose = sorted(unlisted.keys() - listed, key=str)
     busy = {each.id for each in claims if each.purpose in (leases.BASE_BACKUP, leases.PRUNE)}
     lost = base_backups.lost_records(store, [each for each in loose if each not in busy])
     unreadable = (*listing.unreadable, *((catalog_key(each), _LOST) for each in lost))
-    judged = plan_cluster_prune(
-        Facts(
-            backups=listing.backups,
-            systems={system: _system_wal(each) for system, each in archives.items()},
-            current=systems[0] if systems else "",
-            window=cluster.config.recovery_window,
-            now=now,
-            leases=[each for each in claims if each.id in listed],
-            under_way={
-                each.id for each in claims if each.id not in listed or each.purpose == leases.BASE_BACKUP
-            },
-            unlisted=loose,
-            unreadable=unreadable,
-        )
+    facts = Facts(
+        backups=listing.backups,
+        systems={system: _system_wal(each) for system, each in archives.items()},
+        current=systems[0] if systems else "",
+        window=cluster.config.recovery_window,
+        now=now,
+        leases=[each for each in claims if each.id in listed],
+        under_way={each.id for each in claims if each.id not in listed or each.purpose == leases.BASE_BACKUP},
+        unlisted=loose,
+        unreadable=unreadable,
     )
+    judged = plan_cluster_prune(facts)
     under_way = {each.id for each in claims}
     return ClusterPrune(
         name,
         judged,
         tuple(
-            _sweep(store, name, each, archives[each.system_identifier].segment_bytes, before=begins_at)
+            _sweep(store, name, each, archives[each.system_identifier].segment_bytes, before=facts.begins_at)
             for each in judged.wal
         ),
         tuple(

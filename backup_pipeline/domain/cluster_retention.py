@@ -2,6 +2,8 @@
 
 actions/prune_cluster.py gathers the facts and carries the plan out. When in doubt a thing stays:
 
+- The window ends now, or with the newest WAL or base backup where that is older: neither an archive
+  that stands still nor a clock that is ahead shortens it.
 - A base backup that ended within the window stays, and of those before it, per timeline that reaches into
   the window, the newest one whose WAL is whole: any moment of the window can be recovered then.
 - So do the two newest good ones, the two newest whole ones, the newest proven one, whatever is pinned, in
@@ -16,6 +18,7 @@ actions/prune_cluster.py gathers the facts and carries the plan out. When in dou
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import cached_property
 
 from backup_pipeline.domain.backup import BackupId, Lease, Verdict
 from backup_pipeline.domain.base_backup import BaseBackup
@@ -95,10 +98,17 @@ class Facts:
     unlisted: Collection[BackupId] = ()  # objects of base backups without a record
     unreadable: tuple[tuple[str, str], ...] = ()
 
-    @property
+    @cached_property
     def begins_at(self) -> datetime:
-        """The window's first moment, earlier by as much as two clocks may differ."""
-        return self.now - self.window - SKEW
+        """The window's first moment, earlier by as much as two clocks may differ.
+
+        A window ends with the newest moment that anything shows: a clock that is ahead does not move it.
+        """
+        shown = [
+            *(each.ended_at for each in self.systems.values() if each.ended_at is not None),
+            *(each.manifest.stopped_at for each in self.backups),
+        ]
+        return min(self.now, max(shown, default=self.now)) - self.window - SKEW
 
 
 class _Judge:

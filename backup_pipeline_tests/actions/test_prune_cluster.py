@@ -100,7 +100,7 @@ def test_death_before_any_effect_leaves_no_base_backup_without_its_wal() -> None
     def begin() -> FakeArchive:
         return an_archive(until=12, bases=(1, 3, 5, 7, 9))
 
-    window, made = timedelta(hours=4), begin()
+    window, made = timedelta(hours=3), begin()
     counting = CountingStore(made.store)
     prune(made, counting, window=window)
     assert (hours(made), segments(made)) == ([7, 9], list(range(7, 12)))
@@ -111,7 +111,7 @@ def test_death_before_any_effect_leaves_no_base_backup_without_its_wal() -> None
         assert has_all_its_wal(made), counting.effects[number - 1]
         assert set(hours(made)) >= {7, 9}
         assert set(segments(made)) >= set(range(7, 12))
-        prune(made, after=timedelta(days=2), window=timedelta(days=2, hours=4))  # as it was, for what died
+        prune(made, after=timedelta(days=2), window=window)  # the leases of what died have ended
         assert (hours(made), segments(made)) == ([7, 9], list(range(7, 12)))
         assert not [key for key in made.store.objects if key.startswith("leases/")]
 
@@ -218,7 +218,8 @@ def test_what_the_store_does_not_let_go_keeps_its_wal_and_is_told() -> None:
     assert has_all_its_wal(made)
 
 
-def test_wal_of_an_older_moment_that_was_archived_lately_stays() -> None:
+@pytest.mark.parametrize("after", [timedelta(), timedelta(days=365)], ids=["on time", "clock ahead"])
+def test_wal_of_an_older_moment_that_was_archived_lately_stays(after: timedelta) -> None:
     made = an_archive()
     made.history(2, (1, 1))
     made.segments(1, 2, timeline=2)
@@ -226,7 +227,7 @@ def test_wal_of_an_older_moment_that_was_archived_lately_stays() -> None:
     for key in [key for key in made.store.objects if "/00000002/" in key]:
         made.store.put(key, [b"packed"])
     made.at = late + timedelta(hours=1)
-    prune(made)
+    prune(made, after=after)
     assert segments(made)[:2] == [1, 2]
     assert segments(made)[2] == 74
 
@@ -238,6 +239,13 @@ def test_an_unreadable_record_keeps_everything() -> None:
     before = segments(made)
     done = prune(made)
     assert (done.deleted, done.wal_files, segments(made)) == ([], 0, before)
+
+
+def test_a_clock_that_is_ahead_deletes_no_more() -> None:
+    made, window = an_archive(), timedelta(hours=72)
+    prune(made, after=timedelta(days=365), window=window)
+    assert (hours(made), segments(made)) == ([26, 50, 74, 98], list(range(26, 120)))
+    assert windows_of(made.cluster(window=window), now=made.at).is_met
 
 
 def test_a_lost_catalog_keeps_everything_until_it_is_rebuilt() -> None:

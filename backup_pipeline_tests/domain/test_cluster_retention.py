@@ -434,3 +434,12 @@ def test_two_that_name_each_other_stay_while_one_is_pinned() -> None:
     other = replace(other, manifest=replace(other.manifest, parent=one.id))
     plan = plan_cluster_prune(facts([one, other, *map(backup, (50, 74, 98))], wal(t1=range(120)), now=120))
     assert kept(plan) == [2, 3, 74, 98]
+
+
+def test_a_clock_that_is_ahead_gives_up_no_more() -> None:
+    daily = [backup(first) for first in (2, 26, 50, 74, 98)]
+    window = timedelta(hours=72)
+    right = plan_cluster_prune(facts(daily, wal(t1=range(120)), now=120, window=window))
+    ahead = plan_cluster_prune(facts(daily, wal(t1=range(120)), now=120 + 24 * 365, window=window))
+    assert kept(ahead) == kept(right) == [26, 50, 74, 98]
+    assert cut(ahead) == cut(right) == 26
