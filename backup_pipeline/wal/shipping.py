@@ -79,6 +79,8 @@ class Shipping:
         begun = self._open(WalSegment.holding(timeline, start, self.segment_bytes))
         found = self._measure(begun)
         if found is not None:
+            self.archive.store.settle(found.key)  # a writer that died may not have
+            self.archive.enter(self.system)
             # Whoever shipped it read more than we have yet: nothing shorter may take its place.
             begun.shipped, begun.keys = found.content_bytes, found.keys
             begun.found_sha256 = found.content_sha256

@@ -21,6 +21,18 @@ NAME = parse_wal_name("000000010000000000000004")
 START = Lsn(4 * MIB)
 
 
+class Recording(DirectoryStore):
+    """Remembers what was settled."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.settled: list[str] = []
+
+    def settle(self, key: str) -> None:
+        self.settled.append(key)
+        super().settle(key)
+
+
 @pytest.fixture
 def store(tmp_path: Path) -> DirectoryStore:
     (tmp_path / "store").mkdir()
@@ -88,6 +100,15 @@ def test_neither_is_one_of_a_segment_that_comes_later(store: DirectoryStore, dat
             shipping.finish(10.0)
         assert shipping.durable <= START
     assert parts(store) == [key]
+
+
+def test_a_part_of_an_earlier_life_is_durable_before_it_is_confirmed(
+    tmp_path: Path, store: DirectoryStore, data: DataDirectory
+) -> None:
+    key = part(store, data, segment(4), 50_000)
+    recording = Recording(tmp_path / "store")
+    with begun(recording):
+        assert recording.settled == [key]
 
 
 def test_parts_that_cannot_be_used_stay_beside_the_whole(store: DirectoryStore, data: DataDirectory) -> None:
