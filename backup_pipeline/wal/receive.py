@@ -209,7 +209,7 @@ class _Pump:
     stop: threading.Event
     _told: Lsn | None = None
     _told_at_s: float = 0.0
-    _asked_at_s: float | None = None  # since when the server waits for us, to shut down
+    _asked_at_s: float | None = None  # since when the server may wait for us, to shut down
     _is_held: bool = False
 
     def run(self) -> Ended | None:
@@ -232,6 +232,7 @@ class _Pump:
     def _take(self, message: WalData | Keepalive) -> None:
         if isinstance(message, WalData):
             self.shipping.write(message.start, message.data)
+            self._asked_at_s = None  # a server that waits for us, to shut down, has sent all
         elif message.asks:
             self.shipping.hurry()
             self._asked_at_s = self._asked_at_s or time.monotonic()
@@ -272,8 +273,8 @@ class _Pump:
             self.shipping.hurry()
         if self._asked_at_s is not None and now_s - self._asked_at_s > _LET_GO_S:
             raise ServerError(
-                "the server wants to end, and the store does not take its last WAL: the slot keeps it until "
-                "the server runs again"
+                f"the server asked for an answer, as one does that is to shut down, and WAL up to "
+                f"{self.shipping.received} is not archived after {_LET_GO_S:g} s: the slot keeps it"
             )
 
     def _finish(self) -> None:

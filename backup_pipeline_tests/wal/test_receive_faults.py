@@ -122,7 +122,7 @@ def test_a_server_stops_at_once_with_all_archived_and_is_received_again() -> Non
         begun_s = time.monotonic()
         server.cluster.stop()
         assert time.monotonic() - begun_s < 15
-        assert not any("wants to end" in line for line in server.said)
+        assert not any("asked for an answer" in line for line in server.said)
         server.cluster.start()
         server.write()
         server.await_archived()
@@ -139,7 +139,7 @@ def test_a_server_may_stop_while_the_store_is_away() -> None:
             begun_s = time.monotonic()
             server.cluster.stop()
             assert time.monotonic() - begun_s < 25  # it would be killed after 30
-            assert any("wants to end" in line for line in server.said)
+            assert any("asked for an answer" in line for line in server.said)
             server.cluster.start()
             store.is_away = False
             server.await_archived()

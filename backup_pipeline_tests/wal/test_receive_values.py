@@ -1,8 +1,12 @@
 """Receiving, of values: where it begins, what is said and told, and what is wrong with a slot."""
 
+import contextlib
 import struct
+import threading
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -11,8 +15,16 @@ from backup_pipeline.domain.wal import Lsn, TimelineHistory, TimelineSwitch, Wal
 from backup_pipeline.domain.wal_archive import ArchivedPartial, ArchivedSegment, ArchiveListing
 from backup_pipeline.domain.wal_receiving import Beginning, archived_until, beginnings
 from backup_pipeline.domain.wal_stream import Keepalive, WalData, read_message, status_update
+from backup_pipeline.engines.postgres.endpoint import Endpoint
+from backup_pipeline.engines.postgres.replication import Session
 from backup_pipeline.engines.postgres.slots import SlotLook, SlotStatus
+from backup_pipeline.engines.postgres.wal_stream import WalStream
 from backup_pipeline.errors import ServerError
+from backup_pipeline.storage.directory import DirectoryStore
+from backup_pipeline.wal import receive
+from backup_pipeline.wal.archive import WalArchive
+from backup_pipeline.wal.receive import ReceiveOptions, Receiver
+from backup_pipeline.wal.shipping import Shipping
 from backup_pipeline_tests.wal.segments import MIB, SYSTEM
 from backup_pipeline_tests.wal.test_status import CLUSTER, GOOD, setting
 
@@ -69,6 +81,26 @@ def test_messages_are_what_the_protocol_says() -> None:
     at = datetime(2000, 1, 1, 0, 0, 1, tzinfo=UTC)
     said = status_update(received=Lsn(9), durable=Lsn(4), at=at, ask=True)
     assert said == b"r" + struct.pack(">QQQq?", 9, 4, 0, 1_000_000, True)
+
+
+def test_a_server_that_goes_on_after_it_asked_is_not_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(receive, "_LET_GO_S", -1.0)  # at once
+    archive = WalArchive(DirectoryStore(tmp_path), "main")
+    receiver = Receiver(
+        archive, lambda: Endpoint("host=nowhere"), ReceiveOptions("ours", 3600.0), lambda: AT, print
+    )
+    shipping = Shipping(archive, SYSTEM, MIB, 3600.0, print)
+    with contextlib.closing(shipping):
+        shipping.begin(1, Lsn(4 * MIB))
+        pump = receive._Pump(receiver, WalStream(cast(Session, None)), shipping, threading.Event())
+        pump._take(Keepalive(Lsn(4 * MIB), asks=True))
+        pump._take(WalData(Lsn(4 * MIB), b"abc" * 100))
+        pump._look_after()
+        pump._take(Keepalive(Lsn(4 * MIB + 300), asks=True))
+        with pytest.raises(ServerError, match=r"asked for .*WAL up to 0/40012C is not archived"):
+            pump._look_after()
 
 
 SLOT = SlotStatus("ours", True, Lsn(6 * MIB), "reserved", None, 0)
