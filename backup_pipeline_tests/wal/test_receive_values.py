@@ -11,9 +11,9 @@ from typing import cast
 import pytest
 
 from backup_pipeline.config import ReceiveConfig
-from backup_pipeline.domain.wal import Lsn, TimelineHistory, TimelineSwitch, WalSegment
+from backup_pipeline.domain.wal import Lsn, TimelineHistory, TimelineSwitch, WalGap, WalSegment
 from backup_pipeline.domain.wal_archive import ArchivedPartial, ArchivedSegment, ArchiveListing
-from backup_pipeline.domain.wal_receiving import Beginning, archived_until, beginnings
+from backup_pipeline.domain.wal_receiving import Beginning, archived_until, beginnings, lowest_hole
 from backup_pipeline.domain.wal_stream import Keepalive, WalData, read_message, status_update
 from backup_pipeline.engines.postgres.endpoint import Endpoint
 from backup_pipeline.engines.postgres.replication import Session
@@ -70,6 +70,19 @@ def test_a_receiver_begins_at_the_slot_or_at_the_end_of_the_archive_before_it() 
     assert second.start == by_slot.start
     assert second.gap == "000000010000000000000007 to 000000010000000000000008"
     assert beginnings(slot, WalSegment(1, 8), segment_bytes=MIB)[1].gap == "000000010000000000000008"
+
+
+def test_behind_a_new_slot_a_hole_among_the_last_segments_is_read_again_or_named() -> None:
+    there, slot = listing({1: [1, 2, 3, 4, 6, 7, 8]}), WalSegment(1, 9)
+    hole = lowest_hole(there, TimelineHistory(1), within=10)
+    assert hole == WalGap(1, 5, 5)
+    archived = archived_until(there, TimelineHistory(1))
+    first, second = beginnings(slot, archived, segment_bytes=MIB, hole=hole)
+    assert first == Beginning(1, Lsn(5 * MIB))
+    assert second == Beginning(1, Lsn(9 * MIB), "000000010000000000000005")
+    assert lowest_hole(there, TimelineHistory(1), within=2) is None
+    for whole in ([], [3], [3, 4, 5]):
+        assert lowest_hole(listing({1: whole}), TimelineHistory(1), within=10) is None
 
 
 def test_messages_are_what_the_protocol_says() -> None:
