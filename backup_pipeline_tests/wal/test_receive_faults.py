@@ -209,6 +209,27 @@ def test_a_slot_that_was_dropped_costs_nothing_while_the_server_has_the_wal() ->
         server.assert_acknowledged_is_there()
 
 
+def test_a_slot_that_was_idle_for_too_long_is_to_be_dropped_and_is_no_gap() -> None:
+    with a_receive_box(servers.bin_dir_18(), idle_replication_slot_timeout="1s") as server:
+        with server.receiver():
+            server.write()
+            server.await_archived()
+        reason = f"SELECT invalidation_reason FROM pg_replication_slots WHERE slot_name = '{SLOT}'"
+
+        def is_invalidated() -> bool:
+            server.execute("CHECKPOINT")
+            return server.ask(reason) == "idle_timeout"
+
+        wait_for(is_invalidated)
+        refused = server.command("wal", "receive", "main")
+        assert "pg_drop_replication_slot" in refused.stderr
+        assert "gap" not in refused.stderr
+        server.execute(f"SELECT pg_drop_replication_slot('{SLOT}')")
+        with server.receiver():
+            server.await_archived()
+        assert server.listing().gaps() == ()
+
+
 def test_no_archive_is_begun_by_a_receiver_and_none_of_another_system_is_written_to() -> None:
     with a_receive_box(servers.bin_dir_17(), begun=False) as server:
         early = server.command("wal", "receive", "main")
