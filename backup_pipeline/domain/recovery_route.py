@@ -149,7 +149,7 @@ def _follow(base: BasePoint, history: TimelineHistory, archive: Archive) -> Rout
             continue
         # The ancestor's own segment of that number, if there is one, goes on into a branch that was left.
         bad = (wanted, "two versions are archived") if wanted in archive.doubled else None
-        missing = _missing(wanted, archive)
+        missing = _missing(wanted, history, archive)
         if wanted in archive.partials and missing is None and bad is None:
             found.append(wanted)
             end, end_at = max(end, wanted.start(size)), archive.partials[wanted]
@@ -158,15 +158,20 @@ def _follow(base: BasePoint, history: TimelineHistory, archive: Archive) -> Rout
     return Route(base, history.timeline, tuple(found), end, end_at)
 
 
-def _missing(wanted: WalSegment, archive: Archive) -> WalGap | None:
-    """The gap that begins with `wanted`; None when nothing of its timeline or a later one lies beyond."""
-    beyond = [
-        number
-        for timeline, there in archive.segments.items()
-        if timeline >= wanted.timeline
-        for number in there
-        if number > wanted.number
+def _missing(wanted: WalSegment, history: TimelineHistory, archive: Archive) -> WalGap | None:
+    """The gap that begins with `wanted`; None when nothing is known to lie beyond it on this route."""
+    size = archive.segment_bytes
+    there = [WalSegment(timeline, number) for timeline, found in archive.segments.items() for number in found]
+    on_route = [
+        each.number
+        for each in (*there, *archive.partials, *archive.doubled)
+        if each.timeline == history.timeline_at(Lsn(each.end(size).value - 1))
     ]
+    # Where a timeline of the route was left, it had come that far.
+    descendants = (switch for each in archive.histories.values() for switch in each.ancestors)
+    left = (*history.ancestors, *(each for each in descendants if each.timeline == history.timeline))
+    known = (*on_route, *(WalSegment.before(each.timeline, each.end, size).number for each in left))
+    beyond = [number for number in known if number > wanted.number]
     return WalGap(wanted.timeline, wanted.number, min(beyond) - 1) if beyond else None
 
 

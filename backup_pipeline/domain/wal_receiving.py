@@ -5,7 +5,7 @@ Asked by wal/receive.py. What a slot says comes from engines/postgres/slots.py.
 
 from dataclasses import dataclass, replace
 
-from backup_pipeline.domain.wal import Lsn, TimelineHistory, WalSegment
+from backup_pipeline.domain.wal import Lsn, TimelineHistory, WalGap, WalSegment
 from backup_pipeline.domain.wal_archive import ArchiveListing
 from backup_pipeline.errors import Refused
 
@@ -25,36 +25,55 @@ def archived_until(listing: ArchiveListing, history: TimelineHistory) -> WalSegm
     None where it has nothing at all of that way.
     """
     size = listing.segment_bytes
-
-    def on_the_way(segment: WalSegment) -> bool:
-        # A segment in which a timeline was left belongs to the later one, which begins with a copy of it.
-        return history.timeline_at(Lsn(segment.end(size).value - 1)) == segment.timeline
-
-    whole = [
-        each.segment.number + 1
-        for found in listing.segments.values()
-        for each in found
-        if on_the_way(each.segment)
-    ]
-    parts = [each.segment.number for each in listing.partials if on_the_way(each.segment)]
+    whole = [number + 1 for number in _whole(listing, history)]
+    parts = [each.segment.number for each in listing.partials if _on_the_way(each.segment, history, size)]
     if not whole and not parts:
         return None
     number = max((*whole, *parts))
     return WalSegment(history.timeline_at(Lsn(number * size)), number)
 
 
-def beginnings(slot: WalSegment, archived: WalSegment | None, *, segment_bytes: int) -> tuple[Beginning, ...]:
+def lowest_hole(listing: ArchiveListing, history: TimelineHistory, *, within: int) -> WalGap | None:
+    """What is missing before a segment that is there, at most `within` below the newest.
+
+    So many were under way at once when a receiver was killed, and came in in any order.
+    """
+    size, whole = listing.segment_bytes, _whole(listing, history)
+    oldest, newest = min(whole, default=0), max(whole, default=0)
+    first = next((each for each in range(max(oldest, newest - within), newest) if each not in whole), None)
+    if first is None:
+        return None
+    last = min(number for number in whole if number > first) - 1
+    return WalGap(history.timeline_at(Lsn(first * size)), first, last)
+
+
+def _whole(listing: ArchiveListing, history: TimelineHistory) -> set[int]:
+    segments = (each.segment for found in listing.segments.values() for each in found)
+    return {each.number for each in segments if _on_the_way(each, history, listing.segment_bytes)}
+
+
+def _on_the_way(segment: WalSegment, history: TimelineHistory, segment_bytes: int) -> bool:
+    # A segment in which a timeline was left belongs to the later one, which begins with a copy of it.
+    return history.timeline_at(Lsn(segment.end(segment_bytes).value - 1)) == segment.timeline
+
+
+def beginnings(
+    slot: WalSegment, archived: WalSegment | None, *, segment_bytes: int, hole: WalGap | None = None
+) -> tuple[Beginning, ...]:
     """Where to begin, and where else when the server no longer has that: behind a gap.
 
     `slot` is the segment that the slot was confirmed up to: all before it is in the archive, unless the slot
-    is a new one. `archived` is what `archived_until` says.
+    is a new one; then `hole` is what `lowest_hole` says. `archived` is what `archived_until` says.
     """
     by_slot = Beginning(slot.timeline, slot.start(segment_bytes))
-    if archived is None or archived.number >= slot.number:
+    gaps = [hole] if hole is not None and hole.first < slot.number else []
+    if archived is not None and archived.number < slot.number:
+        gaps.append(WalGap(archived.timeline, archived.number, slot.number - 1))
+    if not gaps:
         return (by_slot,)
-    first, last = archived.name(segment_bytes), WalSegment(archived.timeline, slot.number - 1)
-    gap = first if archived.number == last.number else f"{first} to {last.name(segment_bytes)}"
-    return Beginning(archived.timeline, archived.start(segment_bytes)), replace(by_slot, gap=gap)
+    first = WalSegment(gaps[0].timeline, gaps[0].first)
+    gap = " and ".join(each.names(segment_bytes) for each in gaps)
+    return Beginning(first.timeline, first.start(segment_bytes)), replace(by_slot, gap=gap)
 
 
 def gap_error(cluster: str, slot: str, what: str) -> Refused:

@@ -32,7 +32,9 @@ class WalData:
 
 @dataclass(frozen=True)
 class Keepalive:
-    """A sign of life. One that asks for an answer comes from a server that waits for us, in order to end."""
+    """A sign of life. One asks for an answer that waits for us in order to end, or has not heard from us for
+    half of its wal_sender_timeout.
+    """
 
     end: Lsn
     asks: bool

@@ -4,6 +4,7 @@ Called by fetch.py at the end of the archive, and by the receiver, which ships t
 segment's size, with zeros behind what was written, as PostgreSQL's own `.partial`.
 """
 
+import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
@@ -36,6 +37,7 @@ class PartialFound:
     key: str
     plain_bytes: int
     content_bytes: int  # up to the last byte that is not zero
+    content_sha256: str  # of these bytes
     keys: tuple[str, ...]
 
 
@@ -111,7 +113,10 @@ def _furthest(
             if best is not None:
                 _refuse_diverged(kept, other, min(best.content_bytes, content_bytes), segment)
             if best is None or content_bytes > best.content_bytes:
-                best = PartialFound(key, plain_bytes, content_bytes, tuple(key for key, _ in objects))
+                keys = tuple(key for key, _ in objects)
+                with other.open("rb") as file:
+                    content_sha256 = digest_of(file, content_bytes)
+                best = PartialFound(key, plain_bytes, content_bytes, content_sha256, keys)
                 os.replace(other, kept)
             else:
                 other.unlink()
@@ -132,6 +137,14 @@ def content_of(path: Path) -> int:
                 return begin + len(data)
             end = begin
     return 0
+
+
+def digest_of(file: IO[bytes], length: int) -> str:
+    """The SHA-256 of the first `length` bytes of an open file, wherever it stands."""
+    summed = hashlib.sha256()
+    for offset in range(0, length, _CHUNK_BYTES):
+        summed.update(os.pread(file.fileno(), min(_CHUNK_BYTES, length - offset), offset))
+    return summed.hexdigest()
 
 
 def _refuse_diverged(one: Path, other: Path, length: int, segment: WalName) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from backup_pipeline.domain.wal import Lsn, WalSegment
-from backup_pipeline.domain.wal_receiving import Beginning, archived_until, beginnings, gap_error
+from backup_pipeline.domain.wal_receiving import Beginning, archived_until, beginnings, gap_error, lowest_hole
 from backup_pipeline.domain.wal_stream import NOWHERE, Ended, Keepalive, WalData, status_update
 from backup_pipeline.engines.postgres import slots
 from backup_pipeline.engines.postgres.endpoint import Endpoint
@@ -22,7 +22,7 @@ from backup_pipeline.engines.postgres.wal_stream import WalRemoved, WalStream, b
 from backup_pipeline.errors import BackupError, BackupNotFound, Busy, ServerError, StoreError
 from backup_pipeline.wal.archive import WalArchive
 from backup_pipeline.wal.listing import read_archive
-from backup_pipeline.wal.shipping import Shipping
+from backup_pipeline.wal.shipping import AHEAD, WORKERS, Shipping
 
 _TICK_S = 0.2
 _STATUS_S = 5.0  # and a sign of life is asked for
@@ -54,6 +54,7 @@ class Receiver:
     clock: Callable[[], datetime]
     log: Callable[[str], object]
     _streamed: bool = field(default=False, init=False)
+    _made_slot: bool = field(default=False, init=False)
 
     def run(self, stop: threading.Event) -> None:
         """Receive until `stop` is set; then ship what was read, and return.
@@ -115,15 +116,18 @@ class Receiver:
         self, session: Session, server: slots.ServerPosition, segment_bytes: int
     ) -> tuple[Beginning, ...]:
         _, history = slots.read_history(session, server.timeline)
-        archived = None
+        archived, hole = None, None
         with suppress(BackupNotFound):
             listing = read_archive(
                 self.archive.store, self.archive.cluster, system_identifier=server.system_identifier
             )
             archived = archived_until(listing, history)
+            hole = lowest_hole(listing, history, within=AHEAD + WORKERS)
         position = self._position(session, is_new=archived is None)
         confirmed = WalSegment.holding(position.timeline, position.lsn or NOWHERE, segment_bytes)
-        return beginnings(confirmed, archived, segment_bytes=segment_bytes)
+        # Of a slot that was there, all before it is archived, or is a gap that was accepted.
+        hole = hole if self._made_slot else None
+        return beginnings(confirmed, archived, segment_bytes=segment_bytes, hole=hole)
 
     def _position(self, session: Session, *, is_new: bool) -> slots.SlotPosition:
         """Where our slot stands; it is made where there is none."""
@@ -137,6 +141,7 @@ class Receiver:
             found = None
         if found is None:
             slots.create(session, slot)
+            self._made_slot = True
             self.log(f"made the replication slot {slot}")
             found = slots.read_position(session, slot)
         if found is None or found.lsn is None:
@@ -209,7 +214,7 @@ class _Pump:
     stop: threading.Event
     _told: Lsn | None = None
     _told_at_s: float = 0.0
-    _asked_at_s: float | None = None  # since when the server waits for us, to shut down
+    _asked_at_s: float | None = None  # since when the server may wait for us, to shut down
     _is_held: bool = False
 
     def run(self) -> Ended | None:
@@ -232,6 +237,7 @@ class _Pump:
     def _take(self, message: WalData | Keepalive) -> None:
         if isinstance(message, WalData):
             self.shipping.write(message.start, message.data)
+            self._asked_at_s = None  # a server that waits for us, to shut down, has sent all
         elif message.asks:
             self.shipping.hurry()
             self._asked_at_s = self._asked_at_s or time.monotonic()
@@ -272,8 +278,8 @@ class _Pump:
             self.shipping.hurry()
         if self._asked_at_s is not None and now_s - self._asked_at_s > _LET_GO_S:
             raise ServerError(
-                "the server wants to end, and the store does not take its last WAL: the slot keeps it until "
-                "the server runs again"
+                f"the server asked for an answer, as one does that is to shut down, and WAL up to "
+                f"{self.shipping.received} is not archived after {_LET_GO_S:g} s: the slot keeps it"
             )
 
     def _finish(self) -> None:

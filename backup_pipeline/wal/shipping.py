@@ -20,7 +20,7 @@ from backup_pipeline.domain.wal import HEADER_BYTES, Lsn, WalName, WalSegment, p
 from backup_pipeline.domain.wal_stream import NOWHERE
 from backup_pipeline.errors import BackupError, ConfigError, Corrupt, Refused, ServerError
 from backup_pipeline.wal.archive import WalArchive
-from backup_pipeline.wal.partials import measure_partial, partial_name, push_partial
+from backup_pipeline.wal.partials import PartialFound, digest_of, measure_partial, partial_name, push_partial
 
 WORKERS = 2
 AHEAD = 8
@@ -33,7 +33,10 @@ _LAST_RETRY_S = 10.0
 
 @dataclass
 class _Begun:
-    """The segment that is being read. `keys` are parts of it that are in the store, `shipped` bytes long."""
+    """The segment that is being read. `keys` are parts of it that are in the store, `shipped` bytes long.
+
+    `found_sha256` is of those bytes, while they are another life's and were not compared with what is read.
+    """
 
     segment: WalSegment
     name: WalName
@@ -41,6 +44,8 @@ class _Begun:
     written: int = 0
     shipped: int = 0
     keys: Sequence[str] = ()
+    found_sha256: str = ""
+    keeps_parts: bool = False  # those that are there cannot be used: nobody knows whose they are
     part: "Future[str] | None" = None
     part_bytes: int = 0
 
@@ -72,18 +77,18 @@ class Shipping:
         """Take `timeline` from `start` on, the beginning of a segment. Raises StoreError."""
         self.received = start
         begun = self._open(WalSegment.holding(timeline, start, self.segment_bytes))
-        store, cluster = self.archive.store, self.archive.cluster
-        try:
-            found = measure_partial(store, cluster, self.system, begun.name)
-        except (Corrupt, Refused) as error:  # what is read now goes beside it
-            self.log(f"what is archived of {begun.name.text} cannot be used: {error}")
-            return
+        found = self._measure(begun)
         if found is not None:
+            self.archive.store.settle(found.key)  # a writer that died may not have
+            self.archive.enter(self.system)
             # Whoever shipped it read more than we have yet: nothing shorter may take its place.
             begun.shipped, begun.keys = found.content_bytes, found.keys
+            begun.found_sha256 = found.content_sha256
 
     def write(self, start: Lsn, data: bytes) -> None:
-        """Take what was read. Raises ServerError when it does not follow what came before."""
+        """Take what was read. Raises ServerError when it does not follow what came before, and Refused when
+        another history of it is archived.
+        """
         if start != self.received:
             raise ServerError(f"the server sent WAL from {start} on, and {self.received} was to come")
         left = memoryview(data)
@@ -100,6 +105,9 @@ class Shipping:
             begun.written += len(piece)
             self.received = Lsn(self.received.value + len(piece))
             left = left[len(piece) :]
+            if begun.found_sha256 and begun.written >= begun.shipped:
+                self._compare(begun, begun.shipped, begun.found_sha256, begun.keys)
+                begun.found_sha256 = ""
             if begun.written == self.segment_bytes:
                 self._ship(begun)
         begun = self._current()
@@ -197,6 +205,28 @@ class Shipping:
         self._begun = _Begun(segment, parse_wal_name(segment.name(self.segment_bytes)), file)
         return self._begun
 
+    def _measure(self, begun: _Begun) -> PartialFound | None:
+        """How far it is archived already. What cannot be used stays, and what is read goes beside it."""
+        try:
+            return measure_partial(self.archive.store, self.archive.cluster, self.system, begun.name)
+        except (Corrupt, Refused) as error:
+            self.log(f"what is archived of {begun.name.text} cannot be used, and stays: {error}")
+            begun.keeps_parts = True
+            return None
+
+    def _compare(self, begun: _Begun, length: int, sha256: str, keys: Sequence[str]) -> None:
+        """Raise Refused unless what is read begins with the part that was found: before it is confirmed."""
+        if digest_of(begun.file, length) == sha256:
+            return
+        raise Refused(
+            f"a part of {begun.name.text} is archived with other bytes than the server has, up to "
+            f"{Lsn(self._start(begun) + length)}",
+            detail={"there": ", ".join(keys)},
+            hint="The server was put back to an earlier state, as a snapshot, or two archive as one cluster. "
+            "Nothing was confirmed or deleted: the part may be all that is left of its last commits. Recover "
+            "from it what is wanted, move it away, start again, and take a base backup.",
+        )
+
     def _start(self, begun: _Begun) -> int:
         return begun.segment.start(self.segment_bytes).value
 
@@ -239,13 +269,23 @@ class Shipping:
             pause_s = min(_LAST_RETRY_S, 2 * pause_s)
 
     def _push_whole(self, begun: _Begun) -> None:
+        ours = list(begun.keys)
         if begun.part is not None:  # or it would come in behind the removal of the parts
             with suppress(BackupError, CancelledError):
-                begun.part.result()
+                ours.append(begun.part.result())
+        prefix = wal_name_prefix(self.archive.cluster, self.system, partial_name(begun.name))
+        there = [info.key for info in self.archive.store.list(prefix)]
+        if not begun.keeps_parts and set(there) - set(ours):
+            self._look_at_parts(begun)
         begun.file.seek(0)
         self.archive.push_file(begun.name, begun.file, self.system)
-        prefix = wal_name_prefix(self.archive.cluster, self.system, partial_name(begun.name))
-        self._remove([info.key for info in self.archive.store.list(prefix)])
+        self._remove([key for key in there if key in ours or not begun.keeps_parts])
+
+    def _look_at_parts(self, begun: _Begun) -> None:
+        """Have parts that are not of this life be the beginning of what is read, before they are removed."""
+        found = self._measure(begun)
+        if found is not None:
+            self._compare(begun, found.content_bytes, found.content_sha256, found.keys)
 
     def _push_part(self, begun: _Begun, length: int, older: Sequence[str]) -> str:
         key = push_partial(self.archive, begun.name, begun.file, self.system, length=length)

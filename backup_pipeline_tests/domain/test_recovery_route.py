@@ -156,6 +156,28 @@ def test_a_gap_is_named_with_the_newest_moment_before_it(target: RecoveryTarget)
     assert judge(find_route([base(2)], there, at(3.5)), at(3.5), ending, there).needed
 
 
+@pytest.mark.parametrize("parts", [[4, 5], [5]])
+def test_a_part_beyond_a_hole_makes_it_a_gap(parts: list[int]) -> None:
+    there = replace(archive([1, 2, 3]), partials={WalSegment(1, n): minute(n + 1) for n in parts})
+    with pytest.raises(Refused, match="000000010000000000000004 missing"):
+        judge(find_route([base(2)], there, LATEST), LATEST, Ending(), there)
+
+
+def test_a_hole_before_the_point_where_a_timeline_was_left_is_a_gap_on_both() -> None:
+    there = archive([1, 2, 3], range(5, 9), switches=[(1, 5.5)])
+    for timeline in (1, 2):
+        with pytest.raises(Refused, match="000000010000000000000004 missing"):
+            judge(find_route([base(2)], there, LATEST, timeline=timeline), LATEST, Ending(), there)
+
+
+def test_a_timeline_that_was_left_ends_in_its_part_without_a_gap() -> None:
+    there = archive(range(1, 5), range(5, 9), switches=[(1, 5.5)])
+    there = replace(there, partials={WalSegment(1, 5): minute(6)})
+    route = find_route([base(2)], there, LATEST, timeline=1)
+    assert (route.partial, route.missing) == (WalSegment(1, 5), None)
+    assert judge(route, LATEST, Ending(), there).needed[-1] == WalSegment(1, 5)
+
+
 def test_a_name_may_lie_before_a_gap_which_is_said() -> None:
     there, target = archive([1, 2, 3, 6]), parse_target("before_upgrade")
     (note,) = judge(find_route([base(2)], there, target), target, Ending(), there).notes

@@ -122,7 +122,7 @@ def test_a_server_stops_at_once_with_all_archived_and_is_received_again() -> Non
         begun_s = time.monotonic()
         server.cluster.stop()
         assert time.monotonic() - begun_s < 15
-        assert not any("wants to end" in line for line in server.said)
+        assert not any("asked for an answer" in line for line in server.said)
         server.cluster.start()
         server.write()
         server.await_archived()
@@ -139,7 +139,7 @@ def test_a_server_may_stop_while_the_store_is_away() -> None:
             begun_s = time.monotonic()
             server.cluster.stop()
             assert time.monotonic() - begun_s < 25  # it would be killed after 30
-            assert any("wants to end" in line for line in server.said)
+            assert any("asked for an answer" in line for line in server.said)
             server.cluster.start()
             store.is_away = False
             server.await_archived()
@@ -194,8 +194,12 @@ def test_a_slot_that_is_lost_is_a_gap_that_has_to_be_accepted() -> None:
 def test_a_slot_that_was_dropped_costs_nothing_while_the_server_has_the_wal() -> None:
     with a_receive_box(servers.bin_dir_17()) as server:
         with server.receiver():
-            server.write(2)
+            server.write(4)
             server.await_archived()
+        # Of two that were under way when a receiver was killed, the later one came in.
+        name = server.listing().segments[1][-2].segment.name(SEGMENT_BYTES)
+        assert not server.store.delete([info.key for info in server.store.list("") if name in info.key])
+        assert server.listing().gaps() != ()
         server.execute(f"SELECT pg_drop_replication_slot('{SLOT}')")
         server.write(3)
         server.execute("CHECKPOINT")  # a slot that is made now begins behind it
@@ -203,6 +207,27 @@ def test_a_slot_that_was_dropped_costs_nothing_while_the_server_has_the_wal() ->
             server.await_archived()
         assert server.listing().gaps() == ()
         server.assert_acknowledged_is_there()
+
+
+def test_a_slot_that_was_idle_for_too_long_is_to_be_dropped_and_is_no_gap() -> None:
+    with a_receive_box(servers.bin_dir_18(), idle_replication_slot_timeout="1s") as server:
+        with server.receiver():
+            server.write()
+            server.await_archived()
+        reason = f"SELECT invalidation_reason FROM pg_replication_slots WHERE slot_name = '{SLOT}'"
+
+        def is_invalidated() -> bool:
+            server.execute("CHECKPOINT")
+            return server.ask(reason) == "idle_timeout"
+
+        wait_for(is_invalidated)
+        refused = server.command("wal", "receive", "main")
+        assert "pg_drop_replication_slot" in refused.stderr
+        assert "gap" not in refused.stderr
+        server.execute(f"SELECT pg_drop_replication_slot('{SLOT}')")
+        with server.receiver():
+            server.await_archived()
+        assert server.listing().gaps() == ()
 
 
 def test_no_archive_is_begun_by_a_receiver_and_none_of_another_system_is_written_to() -> None:

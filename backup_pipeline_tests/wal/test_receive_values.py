@@ -1,18 +1,30 @@
 """Receiving, of values: where it begins, what is said and told, and what is wrong with a slot."""
 
+import contextlib
 import struct
+import threading
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import cast
 
 import pytest
 
 from backup_pipeline.config import ReceiveConfig
-from backup_pipeline.domain.wal import Lsn, TimelineHistory, TimelineSwitch, WalSegment
+from backup_pipeline.domain.wal import Lsn, TimelineHistory, TimelineSwitch, WalGap, WalSegment
 from backup_pipeline.domain.wal_archive import ArchivedPartial, ArchivedSegment, ArchiveListing
-from backup_pipeline.domain.wal_receiving import Beginning, archived_until, beginnings
+from backup_pipeline.domain.wal_receiving import Beginning, archived_until, beginnings, lowest_hole
 from backup_pipeline.domain.wal_stream import Keepalive, WalData, read_message, status_update
+from backup_pipeline.engines.postgres.endpoint import Endpoint
+from backup_pipeline.engines.postgres.replication import Session
 from backup_pipeline.engines.postgres.slots import SlotLook, SlotStatus
+from backup_pipeline.engines.postgres.wal_stream import WalStream
 from backup_pipeline.errors import ServerError
+from backup_pipeline.storage.directory import DirectoryStore
+from backup_pipeline.wal import receive
+from backup_pipeline.wal.archive import WalArchive
+from backup_pipeline.wal.receive import ReceiveOptions, Receiver
+from backup_pipeline.wal.shipping import Shipping
 from backup_pipeline_tests.wal.segments import MIB, SYSTEM
 from backup_pipeline_tests.wal.test_status import CLUSTER, GOOD, setting
 
@@ -60,6 +72,19 @@ def test_a_receiver_begins_at_the_slot_or_at_the_end_of_the_archive_before_it() 
     assert beginnings(slot, WalSegment(1, 8), segment_bytes=MIB)[1].gap == "000000010000000000000008"
 
 
+def test_behind_a_new_slot_a_hole_among_the_last_segments_is_read_again_or_named() -> None:
+    there, slot = listing({1: [1, 2, 3, 4, 6, 7, 8]}), WalSegment(1, 9)
+    hole = lowest_hole(there, TimelineHistory(1), within=10)
+    assert hole == WalGap(1, 5, 5)
+    archived = archived_until(there, TimelineHistory(1))
+    first, second = beginnings(slot, archived, segment_bytes=MIB, hole=hole)
+    assert first == Beginning(1, Lsn(5 * MIB))
+    assert second == Beginning(1, Lsn(9 * MIB), "000000010000000000000005")
+    assert lowest_hole(there, TimelineHistory(1), within=2) is None
+    for whole in ([], [3], [3, 4, 5]):
+        assert lowest_hole(listing({1: whole}), TimelineHistory(1), within=10) is None
+
+
 def test_messages_are_what_the_protocol_says() -> None:
     data = memoryview(b"w" + struct.pack(">QQq", 0x1_0000_0010, 0x2_0000_0000, 5) + b"abc")
     assert read_message(data) == WalData(Lsn(0x1_0000_0010), b"abc")
@@ -69,6 +94,26 @@ def test_messages_are_what_the_protocol_says() -> None:
     at = datetime(2000, 1, 1, 0, 0, 1, tzinfo=UTC)
     said = status_update(received=Lsn(9), durable=Lsn(4), at=at, ask=True)
     assert said == b"r" + struct.pack(">QQQq?", 9, 4, 0, 1_000_000, True)
+
+
+def test_a_server_that_goes_on_after_it_asked_is_not_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(receive, "_LET_GO_S", -1.0)  # at once
+    archive = WalArchive(DirectoryStore(tmp_path), "main")
+    receiver = Receiver(
+        archive, lambda: Endpoint("host=nowhere"), ReceiveOptions("ours", 3600.0), lambda: AT, print
+    )
+    shipping = Shipping(archive, SYSTEM, MIB, 3600.0, print)
+    with contextlib.closing(shipping):
+        shipping.begin(1, Lsn(4 * MIB))
+        pump = receive._Pump(receiver, WalStream(cast(Session, None)), shipping, threading.Event())
+        pump._take(Keepalive(Lsn(4 * MIB), asks=True))
+        pump._take(WalData(Lsn(4 * MIB), b"abc" * 100))
+        pump._look_after()
+        pump._take(Keepalive(Lsn(4 * MIB + 300), asks=True))
+        with pytest.raises(ServerError, match=r"asked for .*WAL up to 0/40012C is not archived"):
+            pump._look_after()
 
 
 SLOT = SlotStatus("ours", True, Lsn(6 * MIB), "reserved", None, 0)

@@ -21,11 +21,18 @@ from backup_pipeline.errors import Busy, ServerError
 _IN_USE = "55006"
 _REMOVED = "58P01"
 _INVALIDATED = ("has been invalidated", "can no longer get changes")
+_UNUSABLE = "can no longer access replication slot"  # 18 on, as after idle_replication_slot_timeout
 _SEND_WITHIN_S = 30.0
 
 
 class WalRemoved(ServerError):
     """The server no longer has the WAL that it was asked for."""
+
+    retryable = False
+
+
+class SlotInvalidated(ServerError):
+    """The server does not let a slot be used again, and may have the WAL yet."""
 
     retryable = False
 
@@ -101,7 +108,7 @@ class WalStream:
 def begin_stream(session: Session, slot: str, start: Lsn, timeline: int) -> WalStream:
     """Have the server send `timeline` from `start` on, through `slot`.
 
-    Raises Busy while somebody else reads through the slot, WalRemoved, ServerError.
+    Raises Busy while somebody else reads through the slot, SlotInvalidated, WalRemoved, ServerError.
     """
     session.send(start_command(slot, start, timeline))
     result = session.result()
@@ -130,6 +137,14 @@ def _refused(session: Session, result: pq.abc.PGresult | None) -> ServerError | 
             "server after its wal_sender_timeout.",
         )
     failed = session.failed(said, sqlstate=state)
+    if _UNUSABLE in said:
+        return SlotInvalidated(
+            failed.message,
+            detail=failed.detail,
+            hint="Drop the slot with pg_drop_replication_slot, and start again: a new one is made, and what "
+            "is not archived is read as far as the server has it. For the server not to do so again, set its "
+            "idle_replication_slot_timeout to 0.",
+        )
     if state == _REMOVED or any(part in said for part in _INVALIDATED):
         return WalRemoved(failed.message, detail=failed.detail, hint=failed.hint)
     return failed
