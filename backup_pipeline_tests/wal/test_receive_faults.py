@@ -196,7 +196,7 @@ def test_a_slot_that_was_dropped_costs_nothing_while_the_server_has_the_wal() ->
         with server.receiver():
             server.write(2)
             server.await_archived()
-        server.execute(f"SELECT pg_drop_replication_slot('{SLOT}')")
+        server.drop_slot()
         server.write(3)
         server.execute("CHECKPOINT")  # a slot that is made now begins behind it
         with server.receiver():
