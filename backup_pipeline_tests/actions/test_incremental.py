@@ -466,6 +466,19 @@ def test_where_none_fits_a_whole_one_is_taken_and_said(taking: RecoveryBox, tmp_
     assert "can be built on" in said[0]
 
 
+def test_one_whose_drill_failed_is_not_built_on(taking: RecoveryBox, tmp_path: Path) -> None:
+    with on_a_copy(taking, tmp_path) as store:
+        for each in bases(store):
+            fail(store, each.id)
+        named = bases(store)[0].id
+        with pytest.raises(Refused, match=f"cannot be built on: a drill of {named} failed"):
+            taking.take(parent=named)
+        taken = base_backups.load(store, taking.take(incremental=True)).manifest
+    assert taken.parent is None
+    assert any("A WHOLE BASE BACKUP INSTEAD" in line for line in taking.said.lines)
+    assert any("a drill of " in note for note in taken.notes)
+
+
 def test_a_parent_whose_own_manifest_is_damaged_is_not_built_on(taking: RecoveryBox, tmp_path: Path) -> None:
     with on_a_copy(taking, tmp_path) as store:
         newest = bases(store)[-1].id
