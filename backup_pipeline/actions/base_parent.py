@@ -11,7 +11,7 @@ from backup_pipeline.actions.fetch import fetch_small
 from backup_pipeline.actions.protected import Clock
 from backup_pipeline.actions.protected_cluster import ProtectedCluster
 from backup_pipeline.actions.report import Report
-from backup_pipeline.domain.backup import BackupId, ObjectRole
+from backup_pipeline.domain.backup import BackupId, ObjectRole, Verdict
 from backup_pipeline.domain.base_backup import BaseManifest
 from backup_pipeline.domain.base_chain import OLDEST_MAJOR, Chain, Server, by_id, chain_of, unfit_parent
 from backup_pipeline.domain.file_list import MAX_BYTES
@@ -57,7 +57,9 @@ def choose(cluster: ProtectedCluster, server: Server, named: BackupId | None) ->
 
     Raises NoParent, or BackupNotFound when none has the name; StoreError.
     """
-    found = [each.manifest for each in base_backups.list_base_backups(cluster.store, cluster.name).backups]
+    listed = base_backups.list_base_backups(cluster.store, cluster.name).backups
+    failed = {each.id for each in listed if each.verdict is Verdict.FAILED}
+    found = [each.manifest for each in listed]
     known, wanted = by_id(found), sorted(found, key=lambda each: each.end.lsn, reverse=True)
     if named is not None:
         wanted = [each for each in found if each.id == named]
@@ -69,7 +71,7 @@ def choose(cluster: ProtectedCluster, server: Server, named: BackupId | None) ->
     reasons = {}
     for manifest in wanted:
         chain = chain_of(manifest, known)
-        reason = unfit_parent(chain, server) or missing(cluster.store, chain)
+        reason = unfit_parent(chain, server, failed=failed) or missing(cluster.store, chain)
         if not reason:
             return chain
         reasons[manifest.id] = reason

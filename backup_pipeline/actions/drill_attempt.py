@@ -129,7 +129,8 @@ def _recover(
 ) -> RecoverResult:
     """As an operator would, with what stands in its way judged: by the backups, or by this machine."""
     begun_s = time.monotonic()
-    request = RecoverRequest(RecoveryTarget(TargetKind.TIME, at=target_at), home / _DATA)
+    target = RecoveryTarget(TargetKind.TIME, at=target_at)
+    request = RecoverRequest(target, home / _DATA, try_failed=True)
     made.planned = planned = _plan(cluster, request, promised=promised, report=report)
     for line in planned.lines:
         report.say(f"  {line}")

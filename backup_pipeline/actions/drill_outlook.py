@@ -5,7 +5,7 @@ Called by drill_recovery.py, before anything is recovered. The windows are domai
 
 import contextlib
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from backup_pipeline.actions.protected_cluster import ProtectedCluster
@@ -40,7 +40,7 @@ def look_out(
     Raises Refused where there is nothing to begin with, NotProvable without the programs, Corrupt where
     nothing is left that is consistent, StoreError.
     """
-    facts = read_facts(cluster, pause=pause)
+    facts = replace(read_facts(cluster, pause=pause), failed={})  # such a one is to be tried again
     since = at - cluster.config.recovery_window
     archive = facts.archive
     route = find_route(facts.points, archive, LATEST)

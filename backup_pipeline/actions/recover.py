@@ -12,7 +12,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -76,6 +76,7 @@ class RecoverRequest:
     unconfined: bool = False  # let the replay write wherever the WAL says: not on the source's own machine
     port: int | None = None  # leave the server running, on this port of 127.0.0.1
     patience_s: float = 300.0  # how long a store that does not answer is waited for
+    try_failed: bool = False  # begin also with one whose drill failed: a drill looks whether it still does
 
 
 @dataclass(frozen=True)
@@ -117,18 +118,24 @@ class Plan:
                 for item in manifest.tablespaces
                 if item.oid in self._tablespaces
             ),
-            *(
-                f"note: {note}"
-                for note in (
-                    *judged.notes,
-                    *self.facts.notes,
-                    *self.facts.passed_over(judged.route),
-                    *manifest.notes,
-                )
-            ),
-            *([f"warning: not confined: {_UNCONFINED}"] if self.request.unconfined else []),
+            *self._remarks,
         )
         return tuple(show_line(line) for line in lines)
+
+    @property
+    def _remarks(self) -> tuple[str, ...]:
+        judged, failure = self.judged, self.facts.failure(self.manifest.id)
+        notes = (
+            *judged.notes,
+            *self.facts.notes,
+            *self.facts.passed_over(judged.route, self.request.target),
+            *self.manifest.notes,
+        )
+        return (
+            *(f"note: {note}" for note in notes),
+            *([f"warning: {failure}"] if failure else []),
+            *([f"warning: not confined: {_UNCONFINED}"] if self.request.unconfined else []),
+        )
 
     @property
     def _tablespaces(self) -> Mapping[int, Path]:
@@ -157,6 +164,8 @@ def plan(
     """
     is_latest = request.target.kind is TargetKind.LATEST
     facts = read_facts(cluster, base=request.base, pause=pause if is_latest else None)
+    if request.try_failed:
+        facts = replace(facts, failed={})
     facts, route = whole_route(cluster, facts, request.target, timeline=request.timeline, base=request.base)
     manifest, chain = facts.manifest(route.base.id), facts.chain(route.base.id)
     major = manifest.server_version // 10000

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from backup_pipeline.actions.protected_cluster import ProtectedCluster
 from backup_pipeline.actions.report import Report
-from backup_pipeline.domain.backup import BackupId
-from backup_pipeline.domain.base_backup import BaseManifest
+from backup_pipeline.domain.backup import BackupId, Verdict
+from backup_pipeline.domain.base_backup import BaseBackup, BaseManifest
 from backup_pipeline.domain.base_chain import Chain, by_id, chain_of
 from backup_pipeline.domain.layout import wal_key
 from backup_pipeline.domain.recovery_route import (
@@ -23,6 +23,7 @@ from backup_pipeline.domain.recovery_route import (
     Ending,
     Route,
     archive_of,
+    begins_before,
     reaching,
     without,
 )
@@ -49,6 +50,7 @@ class RecoveryFacts:
     listing: ArchiveListing
     notes: tuple[str, ...] = ()
     damaged: Mapping[BackupId, str] = field(default_factory=dict)  # and what is wrong with each
+    failed: Mapping[BackupId, str] = field(default_factory=dict)  # and what a drill found of each
 
     def chain(self, backup: BackupId) -> Chain:
         """The base backup of this id with all that it builds on; `broken` also where a link is damaged."""
@@ -60,13 +62,19 @@ class RecoveryFacts:
         """The same with a base backup, and what builds on it, found to be of no use."""
         return replace(self, damaged={**self.damaged, backup: reason})
 
-    def passed_over(self, route: Route) -> tuple[str, ...]:
+    def passed_over(self, route: Route, target: RecoveryTarget) -> tuple[str, ...]:
         """The base backups that could have been begun with instead of the route's, and why they are not."""
         return tuple(
-            f"{point.id} is passed over: {point.broken}"
+            f"{point.id} is passed over: {point.broken or point.failed}"
             for point in self.points
-            if point.broken and point.end > route.base.end
+            if (point.broken or (point.failed and begins_before(point, target)))
+            and point.end > route.base.end
         )
+
+    def failure(self, backup: BackupId) -> str:
+        """What a drill found wrong with a base backup or with what it builds on; "" where none failed."""
+        ids = [link.id for link in self.chain(backup).links]
+        return next((f"a drill of {id_} failed: {self.failed[id_]}" for id_ in ids if id_ in self.failed), "")
 
     @property
     def points(self) -> tuple[BasePoint, ...]:
@@ -80,6 +88,7 @@ class RecoveryFacts:
                 each.stopped_at,
                 each.size_bytes,
                 self.chain(each.id).broken,
+                self.failure(each.id),
             )
             for each in self.manifests
         )
@@ -128,11 +137,7 @@ def read_facts(
     system = base_backups.load(cluster.store, base).manifest.system_identifier if base else ""
     read = partial(read_settled_archive, pause=pause) if pause else read_archive
     listing = read(cluster.store, cluster.name, system_identifier=system)
-    mine = [
-        each.manifest
-        for each in found.backups
-        if each.manifest.system_identifier == listing.system_identifier
-    ]
+    mine = [each for each in found.backups if each.manifest.system_identifier == listing.system_identifier]
     notes = [f"{key} cannot be read: {reason}" for key, reason in (*found.unreadable, *listing.odd)]
     others = sorted({each.manifest.system_identifier for each in found.backups} - {listing.system_identifier})
     if others and not mine:
@@ -142,7 +147,12 @@ def read_facts(
             detail={"base backups of": ", ".join(others)},
             hint="Take a base backup of the system that archives now, or name an earlier one with --base.",
         )
-    return RecoveryFacts(tuple(mine), listing, tuple(notes))
+    failed = {each.id: _found_wrong(each) for each in mine if each.verdict is Verdict.FAILED}
+    return RecoveryFacts(tuple(each.manifest for each in mine), listing, tuple(notes), failed=failed)
+
+
+def _found_wrong(backup: BaseBackup) -> str:
+    return "; ".join(backup.proof.differences[:3] if backup.proof else ()) or "it did not say why"
 
 
 def read_ending(

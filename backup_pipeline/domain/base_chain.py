@@ -3,7 +3,7 @@
 Called by recoveries, by listings, and by what takes the next one. Which chains are kept is retention's.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from backup_pipeline.domain.backup import BackupId
@@ -89,20 +89,26 @@ class Server:
     history: TimelineHistory
 
 
-def unfit_parent(chain: Chain, server: Server) -> str:
+def unfit_parent(chain: Chain, server: Server, *, failed: Collection[BackupId] = ()) -> str:
     """Why the next incremental backup of a server cannot build on this one; "" when it can.
 
-    Whether the server still knows what has changed since, it says itself.
+    `failed` are those whose drill failed. Whether the server still knows what has changed, it says itself.
     """
-    parent, history = chain.last, server.history
-    if chain.broken:
-        return chain.broken
+    return chain.broken or _elsewhere(chain.last, server) or _doubtful(chain, failed)
+
+
+def _elsewhere(parent: BaseManifest, server: Server) -> str:
+    history = server.history
     if parent.system_identifier != server.system_identifier:
         return f"it is of another system, {parent.system_identifier}"
     if parent.server_version // 10000 != server.major:
         return f"it is of another major version, {parent.server_version_text}"
     if not history.comes_by(parent.end.timeline, parent.end.lsn):
         return f"it ends at {parent.end}, which does not lead to timeline {history.timeline}"
+    return ""
+
+
+def _doubtful(chain: Chain, failed: Collection[BackupId]) -> str:
     if any(link.page_checksums_wrong for link in chain.links):
         return "it holds damaged pages, which a whole one would look at again"
-    return ""
+    return next((f"a drill of {link.id} failed" for link in chain.links if link.id in failed), "")

@@ -35,6 +35,7 @@ class BasePoint:
     stopped_at: datetime
     size_bytes: int = 0
     broken: str = ""  # why nothing can begin with it, as an incremental one whose parent is gone
+    failed: str = ""  # what a drill found wrong: another that leads as far is begun with instead
 
 
 @dataclass(frozen=True)
@@ -232,7 +233,8 @@ def find_route(
 ) -> Route:
     """The route to a target: from the newest base backup that was finished before it, or from `base`.
 
-    Raises Refused, saying what was found and the nearest target that can be reached.
+    One whose drill failed is passed over where an older one leads as far. Raises Refused, saying what was
+    found and the nearest target that can be reached.
     """
     wanted = timeline or archive.newest_timeline
     if not bases:
@@ -257,7 +259,7 @@ def find_route(
             },
             hint="A base backup counts once all WAL up to its end is archived; look at `wal status`.",
         )
-    before = [route for route in known if _begins_before(route.base, target)]
+    before = [route for route in known if begins_before(route.base, target)]
     if not before:
         first = known[-1].base
         raise Refused(
@@ -265,7 +267,13 @@ def find_route(
             detail={"first": f"{show_moment(first.stopped_at)}, LSN {first.end}, with {first.id}"},
             hint="Choose a later target; what is older is in dumps only.",
         )
-    return before[0]
+    return _preferred(before)
+
+
+def _preferred(before: Sequence[Route]) -> Route:
+    """The newest whose drill did not fail, as long as it leads as far as the newest of all does."""
+    as_far = [route for route in before if route.end >= before[0].end]
+    return next((route for route in as_far if not route.base.failed), before[0])
 
 
 def _refuse_broken(
@@ -274,7 +282,8 @@ def _refuse_broken(
     """Raise Refused when nothing can begin with the base backup that was asked for, naming what can be."""
     broken = next((base.broken for base in bases if base.id == wanted), "")
     if broken:
-        instead = next((route.base.id for route in known if _begins_before(route.base, target)), None)
+        before = [route for route in known if begins_before(route.base, target)]
+        instead = _preferred(before).base.id if before else None
         raise Refused(
             f"{wanted} cannot be begun with: {broken}",
             detail={"begins before the target": str(instead) if instead else "no other base backup"},
@@ -282,7 +291,8 @@ def _refuse_broken(
         )
 
 
-def _begins_before(base: BasePoint, target: RecoveryTarget) -> bool:
+def begins_before(base: BasePoint, target: RecoveryTarget) -> bool:
+    """Whether a recovery to the target can begin with the base backup, as far as time and place go."""
     if target.at is not None:
         return base.stopped_at <= target.at
     if target.lsn is not None:

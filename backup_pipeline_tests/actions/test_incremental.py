@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,7 @@ from backup_pipeline import process
 from backup_pipeline.actions import bring, recover
 from backup_pipeline.actions.recovery_place import workplace
 from backup_pipeline.actions.unpack import unpack
-from backup_pipeline.domain.backup import BackupId, ObjectRole
+from backup_pipeline.domain.backup import BackupId, ObjectRole, Proof, Verdict
 from backup_pipeline.domain.base_backup import BaseManifest, base_to_json
 from backup_pipeline.domain.base_chain import by_id, chain_of
 from backup_pipeline.domain.layout import base_prefix, catalog_key
@@ -249,6 +250,36 @@ def test_the_plan_names_the_chain_and_what_was_passed_over(box: RecoveryBox, cop
     assert f"note: {two.id} is passed over: {one.id}: its object" in lines
 
 
+def fail(store: Store, backup: BackupId) -> None:
+    """Record that a drill of it failed."""
+    proof = Proof(Verdict.FAILED, now(), 1.0, 1.0, (), ("an index is spoiled",), (), "test")
+    base_backups.record_proof(store, backup, proof, comparable=True)
+
+
+def test_one_whose_drill_failed_is_begun_with_only_for_want_of_another_or_to_try_it(
+    box: RecoveryBox, copy: DirectoryStore
+) -> None:
+    first, whole, one, two = bases(copy)
+
+    def plan(**asked: Any) -> str:
+        request = recover.RecoverRequest(LATEST, box.folder / "recovered", **asked)
+        return "\n".join(recover.plan(box.protected(copy), request, report=box.said).lines)
+
+    fail(copy, two.id)
+    found = f"a drill of {two.id} failed: an index is spoiled"
+    assert f"begins with: {one.id}" in plan()
+    assert f"note: {two.id} is passed over: {found}" in plan()
+    assert f"warning: {found}" in plan(base=two.id)
+    assert f"begins with: {two.id}" in plan(try_failed=True)
+    fail(copy, whole.id)
+    assert f"begins with: {first.id}" in plan()
+    assert f"warning: a drill of {whole.id} failed" in plan(base=one.id)
+    fail(copy, first.id)
+    last_resort = plan()
+    assert f"begins with: {two.id}" in last_resort
+    assert f"warning: a drill of {whole.id} failed: an index is spoiled" in last_resort
+
+
 def test_links_that_do_not_belong_together_are_told_apart(box: RecoveryBox, copy: DirectoryStore) -> None:
     """A record that names another parent than it was taken against; the seal is right."""
     first, whole, one, _two = bases(copy)
@@ -433,6 +464,19 @@ def test_where_none_fits_a_whole_one_is_taken_and_said(taking: RecoveryBox, tmp_
     said = [line for line in taking.said.lines[lines:] if "A WHOLE BASE BACKUP INSTEAD" in line]
     assert len(said) == 1
     assert "can be built on" in said[0]
+
+
+def test_one_whose_drill_failed_is_not_built_on(taking: RecoveryBox, tmp_path: Path) -> None:
+    with on_a_copy(taking, tmp_path) as store:
+        for each in bases(store):
+            fail(store, each.id)
+        named = bases(store)[0].id
+        with pytest.raises(Refused, match=f"cannot be built on: a drill of {named} failed"):
+            taking.take(parent=named)
+        taken = base_backups.load(store, taking.take(incremental=True)).manifest
+    assert taken.parent is None
+    assert any("A WHOLE BASE BACKUP INSTEAD" in line for line in taking.said.lines)
+    assert any("a drill of " in note for note in taken.notes)
 
 
 def test_a_parent_whose_own_manifest_is_damaged_is_not_built_on(taking: RecoveryBox, tmp_path: Path) -> None:

@@ -81,6 +81,12 @@ def test_what_the_next_one_can_build_on(server: Server, parent: BaseManifest, re
     assert (reason in said) if reason else not said
 
 
+def test_a_failed_drill_anywhere_in_the_chain_asks_for_a_whole_one() -> None:
+    chain = chain_of(TWO, by_id([WHOLE, ONE]))
+    assert unfit_parent(chain, SERVER, failed={WHOLE.id}) == f"a drill of {WHOLE.id} failed"
+    assert not unfit_parent(chain, SERVER, failed={link(9).id})
+
+
 def test_damaged_pages_anywhere_in_the_chain_ask_for_a_whole_one() -> None:
     damaged = replace(WHOLE, page_checksums_wrong=True)
     assert "damaged pages" in unfit_parent(chain_of(TWO, by_id([damaged, ONE])), SERVER)

@@ -94,6 +94,19 @@ def test_a_base_backup_whose_chain_is_broken_is_passed_over() -> None:
     assert "Look for a copy" in nothing.value.hint
 
 
+def test_a_base_backup_whose_drill_failed_is_begun_with_only_where_no_other_leads_as_far() -> None:
+    there, failed = archive(range(1, 9)), replace(base(5), failed="a drill of it failed")
+    assert find_route([base(2), failed], there, at(7)).base == base(2)
+    assert find_route([base(2), failed], there, at(7), base=failed.id).base == failed
+    assert find_route([failed], there, at(7)).base == failed
+    gap = archive([1, 2, 3, 5, 6, 7])
+    assert find_route([base(2), failed], gap, at(7)).base == failed
+    broken = replace(base(6), broken="its parent is not there")
+    with pytest.raises(Refused, match="cannot be begun with") as caught:
+        find_route([base(2), failed, broken], there, LATEST, base=broken.id)
+    assert f"--base {base(2).id}" in caught.value.hint
+
+
 def test_without_anything_it_is_said_what_is_missing() -> None:
     with pytest.raises(Refused, match="there is no base backup"):
         find_route([], archive(range(3)), LATEST)

@@ -127,6 +127,11 @@ class ReceiveBox:
         with contextlib.closing(connect(self.cluster.endpoint())) as session:
             return look_at(session, SLOT).status
 
+    def drop_slot(self) -> None:
+        """Once the server has let go of it: its sender outlives a receiver by a moment."""
+        wait_for(lambda: (found := self.slot()) is not None and not found.active)
+        self.execute(f"SELECT pg_drop_replication_slot('{SLOT}')")
+
     def confirmed(self) -> Lsn:
         """Up to where the server was told that WAL is archived."""
         found = self.slot()

@@ -200,7 +200,7 @@ def test_a_slot_that_was_dropped_costs_nothing_while_the_server_has_the_wal() ->
         name = server.listing().segments[1][-2].segment.name(SEGMENT_BYTES)
         assert not server.store.delete([info.key for info in server.store.list("") if name in info.key])
         assert server.listing().gaps() != ()
-        server.execute(f"SELECT pg_drop_replication_slot('{SLOT}')")
+        server.drop_slot()
         server.write(3)
         server.execute("CHECKPOINT")  # a slot that is made now begins behind it
         with server.receiver():
