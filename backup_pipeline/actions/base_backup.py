@@ -122,7 +122,7 @@ def _parent(taking: "_Taking", named: BackupId | None) -> Iterator[Against]:
     cluster, ready = taking.cluster, taking.ready
     stall_s = cluster.config.stall_timeout.total_seconds()
     history = engine.timeline_history(ready.source, ready.timeline, stall_s=stall_s)
-    server = Server(ready.system_identifier, ready.server.major, history)
+    server = Server(ready.system_identifier, ready.server.major, history, taking.server_time())
     base_parent.refuse_unable(cluster, server, summarizes_wal=ready.facts.summarizes_wal)
     chain = base_parent.choose(cluster, server, named)
     with base_parent.held(cluster.store, chain, clock=taking.clock) as against:
@@ -206,7 +206,7 @@ class _Taking:
                 parent_manifest=self.against.manifest if self.against else b"",
             )
             backup = begun.enter_context(reading)
-            started_at = self._server_time()
+            started_at = self.server_time()
             id_ = BackupId.make(config.name, started_at, secrets.token_hex(3))
             self.prefix = base_prefix(id_)
             with leases.hold(store, id_, leases.BASE_BACKUP, clock=self.clock) as lease:
@@ -271,7 +271,7 @@ class _Taking:
         if backup.end.timeline > 1:
             rows = backup.ask(f"TIMELINE_HISTORY {backup.end.timeline}")
             history = engine.read_history(rows, backup.end.timeline)
-        stopped_at = self._server_time()
+        stopped_at = self.server_time()
         manifest = BaseManifest(
             id=id_,
             started_at=started_at,
@@ -308,7 +308,8 @@ class _Taking:
         )
         return manifest, history
 
-    def _server_time(self) -> datetime:
+    def server_time(self) -> datetime:
+        """What the source's own clock says, by which base backups are dated."""
         source = self.ready.source
         with (
             contextlib.closing(connect(source, purpose="base backup")) as session,

@@ -5,6 +5,7 @@ Called by recoveries, by listings, and by what takes the next one. Which chains 
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 
 from backup_pipeline.domain.backup import BackupId
 from backup_pipeline.domain.base_backup import BaseManifest
@@ -82,11 +83,12 @@ def _unfit(parent: BaseManifest, child: BaseManifest) -> str:
 
 @dataclass(frozen=True)
 class Server:
-    """What a parent has to fit: the system that is to be read, and the timeline that it is on."""
+    """What a parent has to fit: the system that is to be read, its timeline, and its own time."""
 
     system_identifier: str
     major: int
     history: TimelineHistory
+    now: datetime
 
 
 def unfit_parent(chain: Chain, server: Server, *, failed: Collection[BackupId] = ()) -> str:
@@ -105,6 +107,8 @@ def _elsewhere(parent: BaseManifest, server: Server) -> str:
         return f"it is of another major version, {parent.server_version_text}"
     if not history.comes_by(parent.end.timeline, parent.end.lsn):
         return f"it ends at {parent.end}, which does not lead to timeline {history.timeline}"
+    if parent.id.taken_at > server.now:
+        return "it is dated later than the server's clock"
     return ""
 
 

@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from backup_pipeline.engines.postgres import combine
 from backup_pipeline.engines.postgres.cluster import LocalCluster, server_identity
 from backup_pipeline.engines.postgres.endpoint import Endpoint
 from backup_pipeline.engines.postgres.scratch import private_folder
+from backup_pipeline.engines.postgres.source_cluster import server_clock
 from backup_pipeline.engines.postgres.unpack import Places, plan_places
 from backup_pipeline.errors import BackupNotFound, Corrupt, Refused, ToolError
 from backup_pipeline.process import Command
@@ -477,6 +479,20 @@ def test_one_whose_drill_failed_is_not_built_on(taking: RecoveryBox, tmp_path: P
     assert taken.parent is None
     assert any("A WHOLE BASE BACKUP INSTEAD" in line for line in taking.said.lines)
     assert any("a drill of " in note for note in taken.notes)
+
+
+def test_after_the_clock_was_set_back_a_whole_one_comes_first_and_then_a_chain(
+    taking: RecoveryBox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = "backup_pipeline.actions.base_backup.server_clock"
+    monkeypatch.setattr(asked, lambda session: server_clock(session) - timedelta(days=1))
+    with on_a_copy(taking, tmp_path) as store:
+        with pytest.raises(Refused, match="it is dated later than the server's clock"):
+            taking.take(parent=bases(store)[-1].id)
+        whole = base_backups.load(store, taking.take(incremental=True)).manifest
+        assert whole.parent is None
+        assert any("dated later than the server's clock" in note for note in whole.notes)
+        assert base_backups.load(store, taking.take(incremental=True)).manifest.parent == whole.id
 
 
 def test_a_parent_whose_own_manifest_is_damaged_is_not_built_on(taking: RecoveryBox, tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def test_a_circle_ends() -> None:
     assert "is not there" in broken(same, [same])
 
 
-SERVER = Server(SOURCE.system_identifier, 17, TimelineHistory(1))
+SERVER = Server(SOURCE.system_identifier, 17, TimelineHistory(1), link(9).started_at)
 PROMOTED = TimelineHistory(2, (TimelineSwitch(1, Lsn(3 * SEGMENT)),))
 
 
@@ -74,6 +74,8 @@ PROMOTED = TimelineHistory(2, (TimelineSwitch(1, Lsn(3 * SEGMENT)),))
         (replace(SERVER, major=18), TWO, "of another major version, 17.10"),
         (SERVER, replace(TWO, page_checksums_wrong=True), "damaged pages"),
         (SERVER, link(4, link(8)), "is not there"),
+        (replace(SERVER, now=TWO.id.taken_at), TWO, ""),
+        (replace(SERVER, now=ONE.id.taken_at), TWO, "dated later than the server's clock"),
     ],
 )
 def test_what_the_next_one_can_build_on(server: Server, parent: BaseManifest, reason: str) -> None:
