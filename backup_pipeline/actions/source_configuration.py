@@ -44,19 +44,16 @@ class SourceConfiguration:
 
     @property
     def lines(self) -> tuple[str, ...]:
-        """The plan in words: what comes back, and all that does not."""
+        """The plan in words: what comes back, and all that does not; no value that may hold a secret."""
         kept = [each for each in self.decisions if each.kept]
         left = [each for each in self.decisions if not each.kept and each.reason]
         rules = [(name, rule) for name, found in self.rules.items() for rule in found]
         return (
             *(f"note: {note}" for note in self.notes),
-            *(f"setting: {each.line}" for each in kept),
-            *(
-                f"LEFT OUT: {setting_line(each.setting.name, each.setting.value)}: {_why(each)}"
-                for each in left
-            ),
-            *(f"{name}: {rule.text}" for name, rule in rules if rule.kept),
-            *(f"LEFT OUT of {name}: {rule.text}: {rule.reason}" for name, rule in rules if not rule.kept),
+            *(f"setting: {each.shown}" for each in kept),
+            *(f"LEFT OUT: {each.shown}: {_why(each)}" for each in left),
+            *(f"{name}: {rule.shown}" for name, rule in rules if rule.kept),
+            *(f"LEFT OUT of {name}: {rule.shown}: {rule.reason}" for name, rule in rules if not rule.kept),
         )
 
     @property
@@ -64,7 +61,7 @@ class SourceConfiguration:
         """What somebody has to look at afterwards: names of settings, and rules."""
         names = [each.setting.name for each in self.decisions if not each.kept and each.reason]
         names += [
-            f"{name}: {rule.text}" for name, found in self.rules.items() for rule in found if not rule.kept
+            f"{name}: {rule.shown}" for name, found in self.rules.items() for rule in found if not rule.kept
         ]
         return tuple(names)
 

@@ -24,6 +24,10 @@ _LINE = re.compile(
 _ESCAPE = re.compile(r"''|\\([0-7]{1,3}|.)")
 _ESCAPED = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
 _QUOTED = re.compile(r'"([^"]*)"')
+_RULE_SECRET = re.compile(
+    r'"(?P<whole>ldapbindpasswd|radiussecrets)=(?:[^"]|"")*"?'
+    r'|(?P<value>ldapbindpasswd|radiussecrets)=(?:"[^"]*"?|[^\s"])*'
+)
 _INCLUDES = ("include", "include_if_exists", "include_dir")
 
 _NO_STANDBY = "it is no standby, and recovers no more"
@@ -74,8 +78,19 @@ class Decision:
 
     @property
     def line(self) -> str:
-        """As postgresql.conf has it; what is left out, as a comment."""
-        return ("" if self.kept else "# left out: ") + setting_line(self.setting.name, self.setting.value)
+        """As postgresql.conf has it; what is left out, as a comment without its value."""
+        if self.kept:
+            return setting_line(self.setting.name, self.setting.value)
+        return f"# left out: {self._named}"
+
+    @property
+    def shown(self) -> str:
+        """For a person to read: what is left out, and what may hold a command, by its name and place."""
+        return self._named if not self.kept or _is_code(self.setting.name) else self.line
+
+    @property
+    def _named(self) -> str:
+        return f"{self.setting.name} ({self.setting.where})"
 
 
 def parse_settings(text: str, name: str) -> tuple[tuple[Setting, ...], tuple[str, ...]]:
@@ -144,7 +159,8 @@ def _without_tls(decision: Decision, found: Mapping[str, Setting], exists: Calla
 
 def render(decisions: Iterable[Decision], notes: Iterable[str] = ()) -> str:
     """postgresql.conf: one line for each setting."""
-    lines = [HEADER, *(f"# {note}" for note in notes), *(each.line for each in decisions)]
+    lines = [HEADER, *(f"# {note}" for note in notes)]
+    lines += [each.line for each in decisions if each.kept or each.reason]
     return "\n".join(lines) + "\n"
 
 
@@ -161,6 +177,11 @@ class Rule:
     text: str
     kept: bool
     reason: str = ""
+
+    @property
+    def shown(self) -> str:
+        """For a person to read: without the passwords of LDAP and RADIUS."""
+        return _RULE_SECRET.sub(lambda match: f"{match['whole'] or match['value']}=***", self.text)
 
 
 def decide_rules(text: str, *, allowed: Collection[str]) -> tuple[Rule, ...]:
@@ -185,7 +206,7 @@ def _decide_rule(line: str, allowed: Collection[str]) -> Rule:
 def render_rules(rules: Iterable[Rule]) -> str:
     """The file again, with what is left out as comments."""
     return (
-        "\n".join([HEADER, *(rule.text if rule.kept else f"# left out: {rule.text}" for rule in rules)])
+        "\n".join([HEADER, *(rule.text if rule.kept else f"# left out: {rule.shown}" for rule in rules)])
         + "\n"
     )
 

@@ -49,7 +49,9 @@ work_mem = '7MB'
 fsync = off
 shared_preload_libraries = 'planted'
 archive_cleanup_command = 'touch {planted}'
-ssl_passphrase_command = 'touch {planted}'
+ssl_passphrase_command = 'touch {planted} # hunter'
+primary_conninfo = 'host=old password=hunter'
+restore_command = 'fetch --key hunter'
 synchronous_standby_names = 'gone'
 """
 
@@ -104,8 +106,11 @@ def site(request: pytest.FixtureRequest) -> Iterator[Site]:
         conf = old.data / "postgresql.conf"
         added = CONFIGURATION.format(port=port, sockets=place / "sockets", planted=planted)
         conf.write_text(conf.read_text() + added)
+        rules = old.data / "pg_hba.conf"
+        rules.write_text(rules.read_text() + "host all all 127.0.0.9/32 reject # ldapbindpasswd=hunter\n")
         # Those would keep this very server from starting, or its commits from ending.
-        old.settings = {**SETTINGS, "archive_cleanup_command": "", "synchronous_standby_names": ""}
+        hindering = ("archive_cleanup_command", "synchronous_standby_names")
+        old.settings = {**SETTINGS, **dict.fromkeys(hindering, "")}
         old.start()
         python = python_for(identity, folder)
         dsn, store = old.endpoint().dsn, StoreConfig((place / "store").as_uri())
@@ -163,14 +168,17 @@ def test_while_the_source_may_be_alive_nothing_is_done(site: Site) -> None:
 
 def test_the_plan_shows_what_comes_back_and_what_does_not(site: Site) -> None:
     told = ("promote", "main", str(site.data), "--source-is-gone", "--dry-run")
-    lines = json.loads(site.must(*told, "--json").stdout)["plan"]
+    said = site.must(*told, "--json").stdout
+    lines = json.loads(said)["plan"]
     assert "setting: work_mem = '7MB'" in lines
-    assert any(line.startswith("LEFT OUT: shared_preload_libraries = 'planted'") for line in lines)
+    assert any(line.startswith("LEFT OUT: shared_preload_libraries (") for line in lines)
     assert any(line.startswith("LEFT OUT: synchronous_standby_names") for line in lines)
     assert "pg_hba.conf: local all all trust" in [" ".join(line.split()) for line in lines]
     assert any("client.py" in line for line in lines if line.startswith("archiving: archive_command"))
+    assert any(line.startswith("pg_hba.conf: host all all 127.0.0.9/32 reject") for line in lines)
     allowed = site.must(*told, "--allow", "shared_preload_libraries").stdout
-    assert "setting: shared_preload_libraries = 'planted'" in allowed
+    assert "setting: shared_preload_libraries (" in allowed
+    assert "hunter" not in said + allowed
     assert list(site.data.glob("*.new")) == []
 
 
@@ -219,6 +227,7 @@ def test_whatever_dies_it_is_gone_on_with_until_it_is_production(site: Site) -> 
     assert ask(site.new, "SHOW archive_mode") == "on"
     assert ask(site.new, "SHOW shared_preload_libraries") == ""
     assert not site.planted.exists()
+    assert "hunter" not in (site.data / "postgresql.conf").read_text() + done.stdout
     taken = base_backups.list_base_backups(site.cluster.store, "main", fresh=True).backups
     assert [each.manifest.start.timeline for each in taken] == [2, 1]
     assert str(taken[0].id) == answer["base_backup"]

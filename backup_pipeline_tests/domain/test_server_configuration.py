@@ -9,6 +9,7 @@ from backup_pipeline.domain.server_configuration import (
     HEADER,
     TRUST,
     Decision,
+    Rule,
     decide,
     decide_rules,
     parse_settings,
@@ -128,6 +129,44 @@ def test_what_is_written_is_read_again_as_it_was() -> None:
     assert text.startswith(HEADER)
     ((setting,), odd) = parse_settings(text, "x")
     assert (setting.name, setting.value, odd) == ("search_path", value, ())
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "primary_conninfo = 'host=old password=hunter'",
+        "restore_command = 'fetch --key hunter'",
+        "ssl_passphrase_command = 'echo hunter'",
+    ],
+)
+def test_what_is_left_out_is_shown_and_written_without_its_value(line: str) -> None:
+    ((name, left),) = decided(line).items()
+    assert left.shown == f"{name} (postgresql.conf:1)"
+    assert render([left]) == f"{HEADER}\n# left out: {name} (postgresql.conf:1)\n"
+
+
+def test_a_command_that_was_allowed_is_written_whole_and_shown_by_name() -> None:
+    line = "ssl_passphrase_command = 'echo hunter'"
+    kept = decided(line, allowed=["ssl_passphrase_command"])["ssl_passphrase_command"]
+    assert (kept.shown, kept.line) == ("ssl_passphrase_command (postgresql.conf:1)", line)
+
+
+@pytest.mark.parametrize(
+    ("options", "shown"),
+    [
+        ("ldapbindpasswd=hunter ldapport=1", "ldapbindpasswd=*** ldapport=1"),
+        ('ldapbindpasswd="hunter 2" ldapport=1', "ldapbindpasswd=*** ldapport=1"),
+        ('"ldapbindpasswd=hunter 2" ldapport=1', "ldapbindpasswd=*** ldapport=1"),
+        ('radiussecrets="""hunter 1"",""hunter 2""" radiusports=1', "radiussecrets=*** radiusports=1"),
+        ("radiussecrets=hunter,hunter", "radiussecrets=***"),
+        ('ldapbindpasswd="hunter', "ldapbindpasswd=***"),
+    ],
+)
+def test_a_rule_is_shown_without_its_passwords(options: str, shown: str) -> None:
+    rule = Rule(f"host all all all ldap {options}", kept=True)
+    assert rule.shown == f"host all all all ldap {shown}"
+    assert rule.text in render_rules([rule])
+    assert "hunter" not in render_rules([Rule(rule.text, kept=False)])
 
 
 @pytest.mark.parametrize(
