@@ -18,6 +18,7 @@ from backup_pipeline.actions.promotion_checks import (
     owner_of,
     read_record,
     refuse_doubt,
+    refuse_taken,
     system_in_archive,
 )
 from backup_pipeline.actions.protected import Clock
@@ -123,6 +124,8 @@ def plan(cluster: ProtectedCluster, request: PromoteRequest, *, clock: Clock) ->
     listing = system_in_archive(cluster, record, data)
     warnings = refuse_doubt(cluster, record, listing, data, gone=request.source_is_gone, at=clock())
     configured = is_configured(data)
+    if not configured:
+        refuse_taken(listing, record, data)
     configuration = None if configured else read_source_configuration(data, allowed=request.allowed)
     archiving = {} if configuration is None else _archiving(cluster, request, configuration)
     running = server_in(data) is not None

@@ -120,6 +120,19 @@ def system_in_archive(cluster: ProtectedCluster, record: RecoveredRecord, data: 
     return listing
 
 
+def refuse_taken(listing: ArchiveListing, record: RecoveredRecord, data: Path) -> None:
+    """Raise Refused for a directory that never archived while its timeline has WAL: its twin was promoted.
+
+    Two recoveries to one target have the same timeline and the same history.
+    """
+    if listing.newest(record.timeline) is not None:
+        raise Refused(
+            f"timeline {record.timeline} of {record.cluster} has WAL in the archive already, and {data} has "
+            "archived none: another directory that was recovered to the same target was promoted",
+            hint="Recover again: the new directory takes the next timeline. Is the other one production?",
+        )
+
+
 def refuse_doubt(
     cluster: ProtectedCluster,
     record: RecoveredRecord,

@@ -88,6 +88,11 @@ class Site:
         return promote.plan(self.cluster, self.request(**changes), clock=now)
 
     @property
+    def twin(self) -> Path:
+        """Another directory, recovered to the same target."""
+        return self.data.with_name("twin")
+
+    @property
     def new(self) -> Endpoint:
         return Endpoint(f"host={self.sockets} port={self.port} user=postgres dbname=postgres")
 
@@ -139,6 +144,7 @@ def prepare(site: Site) -> None:
     execute(site.old.endpoint(), "INSERT INTO public.kept VALUES (2)")
     switch(site.old.endpoint())
     site.must("recover", "main", "--to", "latest", "--into", str(site.data), "--port", str(free_port()))
+    site.must("recover", "main", "--to", "latest", "--into", str(site.twin))
     site.box = replace(site.box, data_directory=str(site.data))
 
 
@@ -246,6 +252,12 @@ def test_what_is_committed_afterwards_can_be_recovered(site: Site) -> None:
         assert not (into / PROMOTED_NAME).exists()
     finally:
         daemon.stop(f"{site.old.bin_dir}/pg_ctl", into, owner=server_identity())
+
+
+def test_another_directory_that_was_recovered_to_the_same_target_is_refused(site: Site) -> None:
+    config = replace(site.cluster.config, data_directory=str(site.twin))
+    with pytest.raises(Refused, match="timeline 2 of main has WAL in the archive already"):
+        promote.plan(replace(site.cluster, config=config), site.request(data=site.twin), clock=now)
 
 
 def test_the_new_server_is_asked_at_its_own_address_by_tcp_where_its_socket_lets_nobody_in(
