@@ -54,6 +54,7 @@ class Receiver:
     clock: Callable[[], datetime]
     log: Callable[[str], object]
     _streamed: bool = field(default=False, init=False)
+    _shipped: bool = field(default=True, init=False)  # all that was read of the last server that went away
     _made_slot: bool = field(default=False, init=False)
 
     def run(self, stop: threading.Event) -> None:
@@ -72,6 +73,9 @@ class Receiver:
                     pause_s, failing_since_s = 1.0, time.monotonic()
                 self._streamed = self._streamed or before
                 patience_s = _BUSY_AGAIN_S if self._streamed else _BUSY_S
+                is_gone = isinstance(error, ServerError) and error.retryable
+                if stop.is_set() and is_gone and self._streamed and self._shipped:
+                    return  # told to end while the server is away: all that was read is archived
                 is_over = isinstance(error, Busy) and time.monotonic() - failing_since_s > patience_s
                 is_first = not self._streamed and not isinstance(error, Busy)
                 if not error.retryable or is_over or is_first or stop.is_set():
@@ -168,7 +172,8 @@ class Receiver:
             session.close()  # a server that wants to end waits for it
             if not shipping.is_done:
                 self.log(f"{error.message}; what was read of it is shipped first")
-            if not (shipping.finish(_FINISH_S) and stop.is_set()):
+            self._shipped = shipping.finish(_FINISH_S)
+            if not (self._shipped and stop.is_set()):
                 raise
 
     def _follow(
