@@ -33,6 +33,16 @@ def left() -> list[Path]:
     return list(Path(tempfile.gettempdir()).glob("backup-drill-*"))
 
 
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A folder for temporary files that no other test's drill uses at the same time."""
+    with tempfile.TemporaryDirectory(prefix="drills-") as folder:
+        Path(folder).chmod(0o711)  # the server's user enters too
+        monkeypatch.setenv("TMPDIR", folder)
+        monkeypatch.setattr(tempfile, "tempdir", folder)
+        yield
+
+
 @pytest.fixture(scope="module")
 def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RecoveryBox]:
     with a_drill_box(servers.bin_dir_17(), DirectoryStore(tmp_path_factory.mktemp("store"))) as made:
