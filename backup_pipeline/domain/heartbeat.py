@@ -61,7 +61,8 @@ def judge_beats(target_at: datetime, copy: CopyBeats, source: SourceBeats | None
     """Hold a copy that was recovered to `target_at` against its source, or against the minute.
 
     Without the source, a row within a minute before the target is enough, as no row may be later than it;
-    an older one alone says nothing: the server may have been down.
+    an older one alone says nothing: the server may have been down. With the source, an older one is enough
+    where a row from after the target tells that they are still written.
     """
     if copy.newest is not None and copy.newest.at > target_at:
         return HeartbeatFinding(
@@ -103,12 +104,13 @@ def _against_source(target_at: datetime, copy: CopyBeats, source: SourceBeats) -
     if differences:
         return HeartbeatFinding(False, differences=(*differences, *_stepped(source)))
     checked, notes = [], []
+    fresh = before is not None and target_at - before.at <= INTERVAL + 2 * GRACE
     if before is not None:
         gap_s = (target_at - before.at).total_seconds()
         checked.append(
             f"the source's heartbeat of {_shown(before)}, {show_seconds(gap_s)} before the target, is there"
         )
-        if target_at - before.at > INTERVAL + 2 * GRACE:
+        if not fresh:
             notes.append(
                 "the source has no heartbeat in the last minute before the target: none was written then"
             )
@@ -116,9 +118,12 @@ def _against_source(target_at: datetime, copy: CopyBeats, source: SourceBeats) -
         notes.append("the source has no heartbeat from before the target")
     if after is not None:
         checked.append(f"the source's next heartbeat, of {_shown(after)}, is not")
-    else:
+    elif fresh:
         notes.append("the source has no heartbeat after the target yet")
-    return HeartbeatFinding(before is not None, tuple(checked), (), tuple(notes))
+    else:
+        notes.append("the source has none after the target either: is `backup-pipeline heartbeat` still run?")
+    bracketed = before is not None and (fresh or after is not None)
+    return HeartbeatFinding(bracketed, tuple(checked), (), tuple(notes))
 
 
 def _stepped(source: SourceBeats | None) -> tuple[str, ...]:

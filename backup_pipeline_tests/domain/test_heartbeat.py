@@ -65,12 +65,25 @@ def test_without_the_source_a_row_within_the_last_minute_is_enough() -> None:
 
 
 def test_a_source_that_was_silent_then_is_told_and_proves_all_the_same() -> None:
-    found = judged(beat(7, -3600), SourceBeats(beat(7, -3600), None))
+    found = judged(beat(7, -3600), SourceBeats(beat(7, -3600), AFTER))
     assert found.bracketed
     assert found.notes == (
         "the source has no heartbeat in the last minute before the target: none was written then",
-        "the source has no heartbeat after the target yet",
     )
+
+
+def test_a_target_later_than_all_rows_is_bracketed_by_a_fresh_one_only() -> None:
+    fresh = judged(beat(7, -80), SourceBeats(beat(7, -80), None))
+    assert fresh.bracketed
+    assert fresh.notes == ("the source has no heartbeat after the target yet",)
+    for second in (-81, -20 * 3600):
+        stale = judged(beat(7, second), SourceBeats(beat(7, second), None))
+        assert (stale.bracketed, stale.differences) == (False, ())
+        assert "before the target, is there" in stale.checked[0]
+        assert stale.notes == (
+            "the source has no heartbeat in the last minute before the target: none was written then",
+            "the source has none after the target either: is `backup-pipeline heartbeat` still run?",
+        )
 
 
 def test_a_source_whose_first_row_is_later_proves_nothing_of_what_is_in() -> None:
