@@ -208,7 +208,7 @@ def _look_into(
                 made.notes.append(_WITH_NETWORK)
             sound = _add(made, copy.amcheck(databases))
         if planned.manifest.page_checksums:
-            _add(made, check_pages(server))
+            sound = _add(made, check_pages(server)) and sound
         else:
             made.notes.append("the cluster has no page checksums: a page that was changed may look sound")
     except Refused as error:

@@ -1,5 +1,6 @@
 """Drills of real clusters: proven when all is well, red when anything is not, and never by a guess."""
 
+import contextlib
 import shutil
 import struct
 import tempfile
@@ -247,17 +248,33 @@ def test_a_machine_without_what_it_needs_says_so_and_blames_no_backup(
     recorded(copy, done)
 
 
-def test_without_amcheck_nothing_is_called_proven(box: RecoveryBox, copy: DirectoryStore) -> None:
+@contextlib.contextmanager
+def programs_without(bin_dir: str, name: str) -> Iterator[str]:
     """The same programs, less one."""
     with private_folder() as folder:
         programs = folder / "bin"
         programs.mkdir(mode=0o755)
-        for path in Path(box.cluster.bin_dir).iterdir():
-            if path.name != "pg_amcheck":
+        for path in Path(bin_dir).iterdir():
+            if path.name != name:
                 (programs / path.name).symlink_to(path)
-        done = drill(box, copy, to=box.ledger[3].at, bin_dir=str(programs))
+        yield str(programs)
+
+
+def test_without_amcheck_nothing_is_called_proven(box: RecoveryBox, copy: DirectoryStore) -> None:
+    with programs_without(box.cluster.bin_dir, "pg_amcheck") as bin_dir:
+        done = drill(box, copy, to=box.ledger[3].at, bin_dir=bin_dir)
     assert (done.verdict, done.differences) == (Verdict.RESTORED, ())
     assert any("were not checked: there is no" in note for note in done.notes)
+
+
+def test_page_checksums_that_nobody_compared_are_not_called_proven(tmp_path: Path) -> None:
+    with (
+        a_drill_box(servers.bin_dir_17(), DirectoryStore(tmp_path), checksums=True) as box,
+        programs_without(box.cluster.bin_dir, "pg_checksums") as bin_dir,
+    ):
+        done = drill(box, to=box.ledger[3].at, bin_dir=bin_dir)
+    assert (done.verdict, done.differences) == (Verdict.RESTORED, ())
+    assert any("page checksums were not compared" in note for note in done.notes)
 
 
 def test_where_nothing_can_be_recovered_nothing_is_recorded(
