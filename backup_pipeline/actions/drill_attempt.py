@@ -18,7 +18,6 @@ from backup_pipeline.actions.drill_beats import hold_against_heartbeat
 from backup_pipeline.actions.protected import Clock
 from backup_pipeline.actions.protected_cluster import ProtectedCluster
 from backup_pipeline.actions.recover import Plan, RecoverRequest, RecoverResult
-from backup_pipeline.actions.recovery_place import PURPOSE
 from backup_pipeline.actions.report import Report
 from backup_pipeline.domain.backup import Verdict
 from backup_pipeline.domain.drill import RecoveryTime
@@ -105,16 +104,10 @@ def attempt(
 @contextlib.contextmanager
 def _scratch() -> Iterator[Path]:
     """The folder of a cluster to be, private and gone at the end."""
-    with private_folder("drill", mode=0o711, ending=_end) as folder:
+    with private_folder("drill", mode=0o711, ending=end_cluster) as folder:
         home = folder / "cluster"
         home.mkdir(mode=0o711)
         yield home
-
-
-def _end(folder: Path) -> None:
-    """End the servers that a killed drill left: of the replay, and of the looking."""
-    for place in (folder, *folder.glob(f"cluster/backup-{PURPOSE}-*")):
-        end_cluster(place)
 
 
 def _recover(

@@ -11,14 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from backup_pipeline.domain.base_backup import BaseManifest
-from backup_pipeline.engines.postgres.scratch import end_cluster
+from backup_pipeline.engines.postgres.scratch import RECOVERY, end_cluster
 from backup_pipeline.engines.postgres.unpack import Places, plan_places
 from backup_pipeline.errors import Refused
 from backup_pipeline.process import Identity
 from backup_pipeline.spool import private_folder
 
-PURPOSE = "recovery"
-"""Of the folders that a recovery works in."""
 _LINKS = "pg_tblspc"
 
 
@@ -85,7 +83,9 @@ def workplace(manifest: BaseManifest, final: Places, *, owner: Identity | None) 
     with contextlib.ExitStack() as stack:
 
         def beside(parent: Path) -> Path:
-            return stack.enter_context(private_folder(PURPOSE, parent=parent, mode=0o711, ending=end_cluster))
+            return stack.enter_context(
+                private_folder(RECOVERY, parent=parent, mode=0o711, ending=end_cluster)
+            )
 
         own = beside(final.data.parent)
         there = {place.parent for place in final.tablespaces.values() if place.parent.exists()}

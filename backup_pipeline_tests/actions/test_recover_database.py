@@ -141,8 +141,9 @@ def test_what_the_restore_would_refuse_is_refused_before_the_recovery(
     assert not any("unpack" in line for line in box.said.lines[said:])
 
 
+@pytest.mark.parametrize("moment", [b"fetched", b"dumping shop"])
 def test_killed_in_the_middle_it_leaves_no_database_and_the_next_one_collects_it(
-    box: RecoveryBox, scratch: Path
+    box: RecoveryBox, scratch: Path, moment: bytes
 ) -> None:
     assert isinstance(box.store, DirectoryStore)
     words = ("--to", box.ledger[0].at.isoformat(), "--into", "shop_back", "--one-database", "shop")
@@ -152,16 +153,20 @@ def test_killed_in_the_middle_it_leaves_no_database_and_the_next_one_collects_it
     with tempfile.TemporaryFile() as errors:
         child = process.start(command, stderr=errors)
         try:
-            wait_for(lambda: b"dumping shop" in contents(errors))
+            wait_for(lambda: moment in contents(errors))
         finally:
             child.kill()
             child.wait()
     (left,) = scratch.iterdir()
+    data = [path.parent for path in left.rglob("PG_VERSION") if path.parent.name == "data"]
+    assert data
+    (socket,) = [path.resolve() for path in left.rglob("socket") if path.is_symlink()]
     exists = "SELECT count(*) FROM pg_database WHERE datname LIKE 'shop_back%'"
     assert ask(box.cluster.endpoint(), exists) == 0
     with private_folder(scratch) as next_one:  # as the next recovery makes
         assert list(scratch.iterdir()) == [next_one]
-    assert server_in(left / "cluster" / "data") is None
+    assert not [path for path in data if server_in(path)]
+    assert not socket.exists()
 
 
 def contents(file: IO[bytes]) -> bytes:

@@ -31,6 +31,9 @@ from backup_pipeline.errors import BackupError, Busy, NotProvable, ServerError, 
 DATABASE_PREFIX = "backup_scratch_"
 """Begins the name of every scratch database; on a scratch server, others are never touched."""
 
+RECOVERY = "recovery"
+"""The purpose of the folders that a cluster is recovered in, beside the place that it takes at the end."""
+
 ROLE_MARK = "made for proofs by backup-pipeline, which drops it when no proof runs"
 """The comment on every role that a proof created."""
 
@@ -176,9 +179,13 @@ def collect_stale(parent: Path) -> tuple[Path, ...]:
 
 
 def end_cluster(folder: Path) -> None:
-    """End the server, and remove the socket, of a cluster that a killed process left in `folder`."""
-    _end_server(folder / "cluster" / "data")
-    remove_socket_folder(folder / "cluster")
+    """End the servers, and remove the sockets, of what a killed process left in `folder`.
+
+    That is a cluster, and the one that was being recovered beside it, to become it.
+    """
+    for place in (folder, *folder.glob(f"cluster/backup-{RECOVERY}-*")):
+        _end_server(place / "cluster" / "data")
+        remove_socket_folder(place / "cluster")
 
 
 def _end_server(data: Path) -> None:
