@@ -43,6 +43,30 @@ def test_one_is_entered_whose_superuser_may_not_log_in(cluster: LocalCluster) ->
     assert check_pages(cluster).checked == ("every page agrees with its checksum",)
 
 
+def test_a_database_that_is_closed_is_looked_into_but_not_a_half_dropped_one(cluster: LocalCluster) -> None:
+    for statement in (
+        "CREATE DATABASE half_dropped",
+        "UPDATE pg_database SET datconnlimit = -2 WHERE datname = 'half_dropped'",
+        'CREATE DATABASE "closed; ""one"""',
+    ):
+        execute(cluster.endpoint(), statement)
+    closed = cluster.endpoint('closed; "one"')
+    execute(closed, "CREATE TABLE public.thing AS SELECT i AS a FROM generate_series(1, 5000) AS i")
+    execute(closed, "CREATE INDEX thing_a ON public.thing (a)")
+    path = str(ask(closed, "SELECT pg_relation_filepath('public.thing_a')"))
+    execute(cluster.endpoint(), 'ALTER DATABASE "closed; ""one""" ALLOW_CONNECTIONS false')
+    cluster.stop()
+    with (cluster.data / path).open("r+b") as file:
+        file.seek(8192 + 24)
+        file.write(b"\xa5" * 200)
+    with looking_into(cluster, 17) as copy:
+        databases = copy.databases()
+        found = copy.amcheck(databases)
+    assert databases == {"postgres": True, "template1": True, 'closed; "one"': True, "half_dropped": False}
+    assert any('closed; "one".public.thing_a' in line for line in found.differences)
+    assert found.notes == ("not checked, as an interrupted DROP DATABASE left it: half_dropped",)
+
+
 def test_a_page_that_does_not_agree_is_named(cluster: LocalCluster) -> None:
     execute(
         cluster.endpoint(), "CREATE TABLE public.thing AS SELECT i AS a FROM generate_series(1, 5000) AS i"

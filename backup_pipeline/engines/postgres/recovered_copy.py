@@ -31,6 +31,9 @@ _MOST_LINES = 20
 _CORRUPT = 2  # pg_amcheck's exit code
 _NO_EXTENSION = re.compile(r'extension "amcheck" is not available|could not open extension control file')
 _BAD_PAGE = re.compile(r"checksum verification failed in file (?P<where>.*)")
+# What the source keeps closed is looked into as well. What an interrupted DROP DATABASE left stays closed, by
+# its limit of -2.
+_OPEN = "UPDATE pg_catalog.pg_database SET datallowconn = true WHERE datname <> 'template0'"
 # Of a session, they win over what ALTER ROLE and ALTER DATABASE say.
 _SESSION = {
     "role": "none",
@@ -70,8 +73,7 @@ class RecoveredCopy:
         return Endpoint(make_conninfo(plain.dsn, options=options))
 
     def databases(self) -> Mapping[str, bool]:
-        """The databases, but for template0, and whether anyone may enter each."""
-        # A limit of -2 is what an interrupted DROP DATABASE leaves.
+        """The databases, but for template0, and whether each can be entered: not what a broken DROP left."""
         query = (
             "SELECT datname, datallowconn AND datconnlimit <> -2 FROM pg_catalog.pg_database"
             " WHERE datname <> 'template0'"
@@ -103,7 +105,8 @@ class RecoveredCopy:
         command = Command(amcheck_argv(str(program)), environment)
         done = process.run(command, timeout_s=_CHECK_TIMEOUT_S, check=False)
         closed = sorted(name for name, enters in databases.items() if not enters)
-        notes = (f"not checked, as nobody may enter: {', '.join(map(show_line, closed))}",) if closed else ()
+        shown = ", ".join(map(show_line, closed))
+        notes = (f"not checked, as an interrupted DROP DATABASE left it: {shown}",) if closed else ()
         if done.returncode == _CORRUPT:
             return Integrity(True, differences=_first(_damage(done.stdout)), notes=notes)
         if done.returncode and _NO_EXTENSION.search(done.stderr):
@@ -167,7 +170,7 @@ def _make_role(server: LocalCluster, role: str) -> None:
     """Without a session: the first superuser may have any name, and may not be let in at all."""
     settings = {**server.settings, "dynamic_shared_memory_type": "mmap"}  # in its own folder
     arguments = ("--single", "-D", str(server.data), *(f"-c{k}={v}" for k, v in settings.items()))
-    statements = f"CREATE ROLE {role} SUPERUSER LOGIN\nALTER DATABASE {_ALWAYS} ALLOW_CONNECTIONS true\n"
+    statements = f"CREATE ROLE {role} SUPERUSER LOGIN\n{_OPEN}\n"
     done = server.run("postgres", *arguments, _ALWAYS, stdin=statements.encode(), timeout_s=_START_TIMEOUT_S)
     if done.returncode or re.search(r"^.*(ERROR|FATAL|PANIC): ", done.stderr, re.MULTILINE):
         raise ToolError(
