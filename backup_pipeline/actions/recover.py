@@ -97,14 +97,15 @@ class Plan:
         """The plan in words."""
         manifest, judged, target = self.manifest, self.judged, self.request.target
         newest = show_moment(self.ending.newest) if self.ending.newest else "not known"
-        wal = f"{show_count(len(judged.needed), 'segment')}, {show_bytes(self.wal_bytes)} compressed"
+        # Which segment a moment is in is known by when each was archived, which may have been late.
+        about = "" if judged.to_the_end else "about "
+        wal = f"{about}{show_count(len(judged.needed), 'segment')}, {show_bytes(self.wal_bytes)} compressed"
         lines = (
             f"target: {target}",
             f"begins with: {manifest.id}, consistent at {show_moment(manifest.stopped_at)}, "
             f"{show_bytes(manifest.combined_bytes)}, PostgreSQL {manifest.server_version_text}",
             *chain_lines(self.facts.chain(manifest.id)),
-            f"replays: {wal}, to timeline {judged.route.timeline}"
-            + ("" if judged.to_the_end else ", at the most"),
+            f"replays: {wal}, to timeline {judged.route.timeline}",
             f"newest that can be recovered: {newest}, LSN {judged.route.end}",
             duration_line(
                 self.known,

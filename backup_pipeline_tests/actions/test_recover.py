@@ -1,6 +1,7 @@
 """Recovery to any moment, held against a ledger of what was really committed."""
 
 import random
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -95,6 +96,20 @@ def test_the_server_is_asked_whether_it_has_been_idle_since(box: RecoveryBox) ->
         box.protected(), RecoverRequest(parse_target("latest"), box.folder / "x"), report=box.said
     )
     assert plan.ending.last_commit_at == box.ledger[-1].at
+
+
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        (typed("latest"), r"replays: \d+ segments?, .* compressed, to timeline 1"),
+        (at(4), r"replays: about \d+ segments?, .* compressed, to timeline 1"),
+    ],
+)
+def test_how_many_segments_lead_to_a_moment_is_no_promise(
+    box: RecoveryBox, target: Target, said: str
+) -> None:
+    plan = recover.plan(box.protected(), RecoverRequest(target(box), box.folder / "x"), report=box.said)
+    assert [line for line in plan.lines if re.fullmatch(said, line)]
 
 
 def test_latest_waits_for_a_segment_that_may_be_under_way(box: RecoveryBox) -> None:
