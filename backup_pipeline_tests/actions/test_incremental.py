@@ -42,6 +42,7 @@ from backup_pipeline_tests.actions.recovery_box import NAME, RecoveryBox, a_reco
 from backup_pipeline_tests.servers import postgres as servers
 from backup_pipeline_tests.servers.s3 import rclone_s3
 from backup_pipeline_tests.storage.effects import CountingStore, Died, DyingStore
+from backup_pipeline_tests.wal.box import wait_for
 
 BEFORE = """
 CREATE TABLE public.big AS
@@ -528,10 +529,12 @@ def test_what_the_server_did_not_summarize_is_refused_or_taken_whole(tmp_path: P
         box.commit(1, switch=True)
         execute(box.cluster.endpoint(), "ALTER SYSTEM SET summarize_wal = on")
         restart_with(box, summarize_wal="on")
-        lost = sorted((box.cluster.data / "pg_wal" / "summaries").iterdir())
         box.commit(1, switch=True)
-        box.take()  # its checkpoint ends what is summarized
-        for path in lost or sorted((box.cluster.data / "pg_wal" / "summaries").iterdir())[:1]:
+        # Its checkpoint ends what is summarized, and what was summarized until it began is taken away.
+        began = base_backups.load(box.store, box.take()).manifest.start.lsn
+        summarized = f"SELECT bool_or(end_lsn >= '{began}') FROM pg_available_wal_summaries()"
+        wait_for(lambda: bool(ask(box.cluster.endpoint(), summarized)))
+        for path in (box.cluster.data / "pg_wal" / "summaries").glob("[0-9A-F]*.summary"):
             path.unlink()
         with pytest.raises(engine.NotSinceParent, match="WAL summaries are required") as unknown:
             box.take(parent=first)
