@@ -11,6 +11,7 @@ import sys
 import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from backup_pipeline import cli, process
 from backup_pipeline.config import Secret
 from backup_pipeline.config_file import parse
-from backup_pipeline.domain.backup import Verdict
+from backup_pipeline.domain.backup import BackupId, Verdict
 from backup_pipeline.engines.postgres.cluster import FREE_PORT, LocalCluster
 from backup_pipeline.engines.postgres.lock import advisory_lock
 from backup_pipeline.engines.postgres.scratch import private_folder
@@ -33,6 +34,7 @@ from backup_pipeline_tests.actions.box import Box, a_box, ask, drop_all, stored
 from backup_pipeline_tests.domain.values import proof
 from backup_pipeline_tests.servers import postgres as servers
 from backup_pipeline_tests.servers.s3 import rclone_s3
+from backup_pipeline_tests.wal.box import wait_for
 
 SECRET = "hunter2-and-more"
 TEXT = """
@@ -131,6 +133,14 @@ def only(place: Path) -> str:
     """The id of the one backup."""
     (found,) = catalog.list_backups(DirectoryStore(place / "store"), fresh=True).backups
     return str(found.id)
+
+
+def back_up_later(run: Run, first: str, *, times: int) -> None:
+    """Back up again, not in the same second, where the ids' random suffixes would decide which is older."""
+    next_second = BackupId.parse(first).taken_at + timedelta(seconds=1)
+    wait_for(lambda: datetime.now(UTC) >= next_second)
+    for _ in range(times):
+        assert run("--quiet", "backup", "app", "--tier", "daily", "--no-prove").code == 0
 
 
 # --- help and exit codes -------------------------------------------------------------------
@@ -338,8 +348,7 @@ def test_a_restore_and_its_undo_as_json(run: Run, place: Path, shared: Box) -> N
 
 def test_a_prune_as_json(run: Run, place: Path) -> None:
     first = only(place)
-    for _ in range(2):
-        assert run("--quiet", "backup", "app", "--tier", "daily", "--no-prove").code == 0
+    back_up_later(run, first, times=2)
     (planned,) = json.loads(run("prune", "--dry-run", "--json").out)
     assert planned["database"] == "app"
     assert [(item["id"], item["keep"]) for item in planned["decisions"]][-1] == (first, False)
@@ -465,8 +474,7 @@ def test_older_dumps_that_are_away_hide_no_backup(run: Run, place: Path) -> None
 
 def test_a_prune_goes_on_where_one_database_s_store_denies(run: Run, place: Path) -> None:
     first = only(place)
-    assert run("backup", "app", "--tier", "daily", "--no-prove").code == 0
-    assert run("backup", "app", "--tier", "daily", "--no-prove").code == 0
+    back_up_later(run, first, times=2)
     other = "[databases.away]\ndsn = 'host=nowhere dbname=x'\nimport_from = 'file:away'\n"
     configure(place, "[databases.app]\n", f"{other}[databases.app]\n")
     done = run("prune")
@@ -485,8 +493,7 @@ def test_nothing_configured_is_an_error(run: Run, tmp_path: Path, command: str) 
 
 def test_pins_and_prunes(run: Run, place: Path) -> None:
     first = only(place)
-    for _ in range(3):
-        assert run("--quiet", "backup", "app", "--tier", "daily", "--no-prove").code == 0
+    back_up_later(run, first, times=3)
     before = stored(DirectoryStore(place / "store"))
     assert f"delete {first}" in run("prune", "--dry-run").out
     assert stored(DirectoryStore(place / "store")) == before
@@ -524,8 +531,7 @@ def test_an_interrupted_prune_says_what_is_true(
     run: Run, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = only(place)
-    for _ in range(2):
-        assert run("--quiet", "backup", "app", "--tier", "daily", "--no-prove").code == 0
+    back_up_later(run, first, times=2)
     said = click.echo
 
     def interrupted(message: object = None, **options: Any) -> None:
