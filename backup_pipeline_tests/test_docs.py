@@ -1,7 +1,6 @@
 """What the documents quote, the code says."""
 
 import ast
-import os
 import re
 import shlex
 from collections.abc import Iterator
@@ -10,12 +9,8 @@ from pathlib import Path
 import click
 import pytest
 
-from backup_pipeline import process
 from backup_pipeline.cli import cli
-from backup_pipeline.engines.postgres.cluster import LocalCluster
 from backup_pipeline.errors import EXIT_CODES
-from backup_pipeline_tests.actions.box import ask, execute
-from backup_pipeline_tests.servers import postgres as servers
 
 CHECKOUT = Path(__file__).parents[1]
 RESTORE = (CHECKOUT / "docs" / "restore.md").read_text(encoding="utf-8")
@@ -104,42 +99,3 @@ def test_the_readme_s_table_is_the_command_line() -> None:
 def test_the_readme_s_exit_codes_are_those_of_the_program() -> None:
     rows = re.findall(r"^\| (\d+) \| (.*) \|$", README.partition("Exit codes:")[2], re.MULTILINE)
     assert [(int(code), meaning) for code, meaning in rows] == list(EXIT_CODES)
-
-
-# --- without this software -----------------------------------------------------------------
-
-
-def test_the_roles_are_restored_with_the_commands_that_are_told(
-    postgres: LocalCluster, tmp_path: Path
-) -> None:
-    names = ("agentweave_owner", "reader", "restorer")
-    execute(postgres.endpoint(), "".join(f"CREATE ROLE {name} LOGIN;" for name in names))
-    try:
-        execute(
-            postgres.endpoint(),
-            "GRANT agentweave_owner TO restorer; GRANT pg_read_all_data TO reader;"
-            "GRANT agentweave_owner TO reader; ALTER ROLE reader SET search_path = app",
-        )
-        dumped = bash("pg_dumpall --globals-only > globals.sql", postgres, tmp_path)
-        assert "GRANT agentweave_owner TO restorer" in (tmp_path / "globals.sql").read_text(), dumped
-    finally:
-        execute(postgres.endpoint(), "".join(f"DROP ROLE {name};" for name in names))
-    told = RESTORE.partition("First the roles")[2].partition("Then the database")[0]
-    script = "\n".join(re.findall(r"^    (.*)$", told, re.MULTILINE))
-    by_hand = "sed -i /restorer/d memberships.sql"
-    assert "editor memberships.sql" in script
-    with servers.running_cluster(servers.bin_dir_17()) as bare:
-        bash(script.replace("editor memberships.sql", by_hand), bare, tmp_path)
-        member = "SELECT pg_has_role('reader', 'agentweave_owner', 'MEMBER')"
-        assert ask(bare.endpoint(), member) is True
-        roles = "SELECT count(*) FROM pg_roles WHERE rolname IN ('agentweave_owner', 'reader', 'restorer')"
-        assert ask(bare.endpoint(), roles) == 2
-
-
-def bash(script: str, server: LocalCluster, folder: Path) -> str:
-    """Run a script of the page as its reader does, on a server."""
-    environment = {**server.endpoint().environment(), "PATH": f"{server.bin_dir}:{os.environ['PATH']}"}
-    command = process.Command(
-        ("bash", "-euo", "pipefail", "-c", script), environment=environment, cwd=str(folder)
-    )
-    return process.run(command, timeout_s=60).stdout
