@@ -351,8 +351,12 @@ def resetwal_argv(pg_resetwal: str, data: Path, first_oid: int) -> tuple[str, ..
 
 def postgres_argv(postgres: str, data: Path, settings: Mapping[str, str]) -> tuple[str, ...]:
     """The command that runs a server; settings given here win over every file in the data directory."""
-    given = (part for name, value in settings.items() for part in ("-c", f"{name}={value}"))
-    return (postgres, "-D", str(data), *given)
+    return (postgres, "-D", str(data), *settings_arguments(settings))
+
+
+def settings_arguments(settings: Mapping[str, str]) -> tuple[str, ...]:
+    """Settings as a server's command line takes them."""
+    return tuple(part for name, value in settings.items() for part in ("-c", f"{name}={value}"))
 
 
 def relaxed_settings() -> dict[str, str]:

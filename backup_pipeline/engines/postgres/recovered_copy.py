@@ -1,14 +1,13 @@
 """A recovered cluster started to be looked at, cut off from all else, and asked whether it is whole.
 
 Called by drills, on a copy that is thrown away. Who may enter it is the source's business, so a role of ours
-is made in it first; nothing that its databases or roles set for sessions is loaded.
+is made in it first, by recovered_server.py; nothing that its databases or roles set for sessions is loaded.
 
-Source: PostgreSQL, "amcheck", "pg_amcheck", "pg_checksums", "postgres" (Options for Single-User Mode).
+Source: PostgreSQL, "amcheck", "pg_amcheck", "pg_checksums".
 """
 
 import contextlib
 import re
-import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +18,12 @@ from backup_pipeline import process
 from backup_pipeline.engines.postgres.cluster import LocalCluster
 from backup_pipeline.engines.postgres.endpoint import Endpoint
 from backup_pipeline.engines.postgres.event_triggers import OFF, SINCE_MAJOR
+from backup_pipeline.engines.postgres.recovered_server import ALWAYS_THERE, make_superuser
 from backup_pipeline.engines.postgres.server import connect
 from backup_pipeline.errors import ServerError, ToolError
 from backup_pipeline.process import Command
 from backup_pipeline.units import show_count, show_line
 
-_ALWAYS = "template1"  # a database that is there; the copy's may be entered, whatever the source's may
 _START_TIMEOUT_S = 600.0
 _CHECK_TIMEOUT_S = 24 * 3600.0
 _MOST_LINES = 20
@@ -78,7 +77,7 @@ class RecoveredCopy:
             "SELECT datname, datallowconn AND datconnlimit <> -2 FROM pg_catalog.pg_database"
             " WHERE datname <> 'template0'"
         )
-        with contextlib.closing(connect(self.endpoint(_ALWAYS), purpose="drill")) as session:
+        with contextlib.closing(connect(self.endpoint(ALWAYS_THERE), purpose="drill")) as session:
             return {str(name): bool(enters) for name, enters in session.execute(query)}
 
     def unlogged(self, databases: Mapping[str, bool]) -> tuple[str, ...]:
@@ -101,7 +100,7 @@ class RecoveredCopy:
         program = Path(self.server.bin_dir) / "pg_amcheck"
         if not program.exists():
             return Integrity(False, notes=(f"tables and indexes were not checked: there is no {program}",))
-        environment = {**self.endpoint(_ALWAYS).environment(), "LC_ALL": "C"}
+        environment = {**self.endpoint(ALWAYS_THERE).environment(), "LC_ALL": "C"}
         command = Command(amcheck_argv(str(program)), environment)
         done = process.run(command, timeout_s=_CHECK_TIMEOUT_S, check=False)
         closed = sorted(name for name, enters in databases.items() if not enters)
@@ -123,7 +122,7 @@ def amcheck_argv(program: str) -> tuple[str, ...]:
     return (
         program,
         "--all",
-        f"--maintenance-db={_ALWAYS}",
+        f"--maintenance-db={ALWAYS_THERE}",
         "--install-missing",
         "--heapallindexed",
         "--no-password",
@@ -155,9 +154,7 @@ def looking_into(server: LocalCluster, major: int) -> Iterator[RecoveredCopy]:
 
     Raises ToolError, ServerError when it does not let us in.
     """
-    role = f"backup_pipeline_{secrets.token_hex(8)}"
-    _make_role(server, role)
-    copy = RecoveredCopy(server, role, major)
+    copy = RecoveredCopy(server, make_superuser(server, _OPEN), major)
     server.answers = lambda: _lets_in(copy)
     try:
         server.start(timeout_s=_START_TIMEOUT_S)
@@ -166,22 +163,9 @@ def looking_into(server: LocalCluster, major: int) -> Iterator[RecoveredCopy]:
         server.stop()
 
 
-def _make_role(server: LocalCluster, role: str) -> None:
-    """Without a session: the first superuser may have any name, and may not be let in at all."""
-    settings = {**server.settings, "dynamic_shared_memory_type": "mmap"}  # in its own folder
-    arguments = ("--single", "-D", str(server.data), *(f"-c{k}={v}" for k, v in settings.items()))
-    statements = f"CREATE ROLE {role} SUPERUSER LOGIN\n{_OPEN}\n"
-    done = server.run("postgres", *arguments, _ALWAYS, stdin=statements.encode(), timeout_s=_START_TIMEOUT_S)
-    if done.returncode or re.search(r"^.*(ERROR|FATAL|PANIC): ", done.stderr, re.MULTILINE):
-        raise ToolError(
-            "the recovered cluster cannot be entered: a single-user server ended with "
-            f"{done.returncode}: {show_line(done.stderr.strip()[-300:])}"
-        )
-
-
 def _lets_in(copy: RecoveredCopy) -> bool:
     with contextlib.suppress(ServerError):
-        connect(copy.endpoint(_ALWAYS)).close()
+        connect(copy.endpoint(ALWAYS_THERE)).close()
         return True
     return False
 
