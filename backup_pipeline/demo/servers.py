@@ -20,8 +20,9 @@ from backup_pipeline import process
 from backup_pipeline.config import CONFIG_VARIABLE, Secret
 from backup_pipeline.demo import filler
 from backup_pipeline.demo.place import CHECKOUT, Place, prepare, write_environment
-from backup_pipeline.engines.postgres.cluster import SUPERUSER, LocalCluster, free_port, relaxed_settings
+from backup_pipeline.engines.postgres.cluster import LocalCluster, free_port
 from backup_pipeline.engines.postgres.endpoint import Endpoint
+from backup_pipeline.engines.postgres.server_argv import SUPERUSER, relaxed_settings
 from backup_pipeline.engines.postgres.tools import SERVER, Tools, find_tools
 from backup_pipeline.errors import ToolError
 

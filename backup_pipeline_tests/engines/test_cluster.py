@@ -15,15 +15,7 @@ import pytest
 
 from backup_pipeline import confinement
 from backup_pipeline.config import Secret
-from backup_pipeline.engines.postgres import cluster as clusters
-from backup_pipeline.engines.postgres.cluster import (
-    FREE_PORT,
-    LocalCluster,
-    initdb_argv,
-    postgres_argv,
-    relaxed_settings,
-    resetwal_argv,
-)
+from backup_pipeline.engines.postgres.cluster import FREE_PORT, LocalCluster
 from backup_pipeline.engines.postgres.endpoint import Endpoint
 from backup_pipeline.engines.postgres.scratch import private_folder
 from backup_pipeline.engines.postgres.server import connect, read_server_info
@@ -70,36 +62,6 @@ def await_end(pid: int, within_s: float = 10.0) -> bool:
     while not is_gone(pid) and time.monotonic() < deadline:
         time.sleep(0.02)
     return is_gone(pid)
-
-
-def test_the_commands_hold_no_secret_and_no_shell() -> None:
-    assert initdb_argv("/pg/initdb", Path("/d"), Path("/p"), locale="C", sync=False) == (
-        "/pg/initdb",
-        "--pgdata=/d",
-        "--username=postgres",
-        "--pwfile=/p",
-        "--auth-local=trust",
-        "--auth-host=scram-sha-256",
-        "--encoding=UTF8",
-        "--locale-provider=libc",
-        "--locale=C",
-        "--no-instructions",
-        "--no-sync",
-    )
-    assert postgres_argv("/pg/postgres", Path("/d"), {"port": "5432", "fsync": "off"}) == (
-        "/pg/postgres",
-        "-D",
-        "/d",
-        "-c",
-        "port=5432",
-        "-c",
-        "fsync=off",
-    )
-
-
-def test_resetwal_argv() -> None:
-    argv = ("/pg/pg_resetwal", "--next-oid=2000000000", "--pgdata=/d")
-    assert resetwal_argv("/pg/pg_resetwal", Path("/d"), 2_000_000_000) == argv
 
 
 def test_a_cluster_numbers_its_objects_from_where_it_is_told(folder: Path) -> None:
@@ -234,13 +196,6 @@ def test_a_folder_that_the_servers_user_may_not_enter_is_refused(tmp_path: Path)
     with pytest.raises(ToolError, match=f"may not enter {tmp_path}") as refused:
         LocalCluster(bin_dir_17(), tmp_path / "c").create()
     assert "TMPDIR" in refused.value.hint
-
-
-def test_small_shared_memory_is_not_relied_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(clusters, "_SMALL_SHM_BYTES", 2**62)
-    assert relaxed_settings()["dynamic_shared_memory_type"] == "mmap"
-    monkeypatch.setattr(clusters, "_SMALL_SHM_BYTES", 0)
-    assert "dynamic_shared_memory_type" not in relaxed_settings()
 
 
 MAKES_ONE = """

@@ -1,13 +1,12 @@
 """A stopped cluster is entered whoever its superuser is, and its pages are compared with their checksums."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from backup_pipeline.engines.postgres.cluster import LocalCluster
 from backup_pipeline.engines.postgres.recovered_copy import amcheck_argv, check_pages, looking_into
-from backup_pipeline.engines.postgres.recovered_server import make_superuser, single_user_arguments
+from backup_pipeline.engines.postgres.recovered_server import make_superuser
 from backup_pipeline.errors import ToolError
 from backup_pipeline_tests.actions.box import ask, execute
 from backup_pipeline_tests.servers import postgres as servers
@@ -43,13 +42,6 @@ def test_one_is_entered_whose_superuser_may_not_log_in(cluster: LocalCluster) ->
         assert set(copy.databases()) == {"postgres", "template1"}
         assert copy.amcheck(copy.databases()).differences == ()
     assert check_pages(cluster).checked == ("every page agrees with its checksum",)
-
-
-def test_a_single_user_server_is_given_its_settings_and_a_database() -> None:
-    assert single_user_arguments(Path("/d"), {"fsync": "off"}, "template1") == (
-        *("--single", "-D", "/d", "-c", "fsync=off"),
-        "template1",
-    )
 
 
 def test_a_statement_that_a_single_user_server_refuses_is_an_error(cluster: LocalCluster) -> None:

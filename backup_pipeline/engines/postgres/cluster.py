@@ -14,7 +14,6 @@ import shutil
 import signal
 import socket
 import stat
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -28,44 +27,25 @@ from backup_pipeline.config import Secret
 from backup_pipeline.confinement import Confinement
 from backup_pipeline.engines.postgres.endpoint import Endpoint
 from backup_pipeline.engines.postgres.server import connect
+from backup_pipeline.engines.postgres.server_argv import (
+    OURS,
+    SUPERUSER,
+    initdb_argv,
+    postgres_argv,
+    relaxed_settings,
+    resetwal_argv,
+)
+from backup_pipeline.engines.postgres.socket_folder import make_socket_folder, remove_socket_folder
 from backup_pipeline.errors import ConfigError, Refused, ServerError, ToolError
 from backup_pipeline.process import Command, Completed, Identity
 
-SUPERUSER = "postgres"
 FREE_PORT = 0
 """As a port: any that is free."""
 
-_SOCKET_LINK = "socket"
-_SOCKET_PATH_BYTES = 107  # sun_path, less its closing zero
 _INITDB_TIMEOUT_S = 120.0
 _POLL_S = 0.02
 _SLOWEST_POLL_S = 0.5
 _PRIVATE_GIDS = range(59817, 59900)
-
-_OURS = {
-    # A cluster of ours takes nothing from other clusters' settings and gives nothing away.
-    "archive_mode": "off",
-    "shared_preload_libraries": "",
-    "logging_collector": "off",
-    "log_destination": "stderr",
-    "unix_socket_permissions": "0700",
-    "max_logical_replication_workers": "0",
-}
-_RELAXED = {
-    # Nothing here has to outlive a crash: the whole cluster is thrown away.
-    "fsync": "off",
-    "full_page_writes": "off",
-    "synchronous_commit": "off",
-    "wal_level": "minimal",
-    "max_wal_senders": "0",
-    "max_wal_size": "2GB",
-    "checkpoint_timeout": "1h",
-    "maintenance_work_mem": "256MB",
-    "max_locks_per_transaction": "2048",  # a proof locks every table at once; 40 MB hold 200,000
-    "autovacuum": "off",
-    "jit": "off",
-}
-_SMALL_SHM_BYTES = 512 * 1024 * 1024
 
 
 @dataclass
@@ -167,11 +147,11 @@ class LocalCluster:
             self.port = free_port()
         await_end(self.data, timeout_s=timeout_s)
         remove_socket_folder(self.folder)
-        self._socket_folder = _make_socket_folder(self.folder, self.port or 5432)
+        self._socket_folder = make_socket_folder(self.folder, self.port or 5432)
         identity = server_identity()
         if identity is not None:
             os.chown(self._socket_folder, identity.uid, identity.gid)
-        settings = {**_OURS, **(relaxed_settings() if self.relaxed else {}), **self.settings}
+        settings = {**OURS, **(relaxed_settings() if self.relaxed else {}), **self.settings}
         settings["listen_addresses"] = "" if self.port is None else "127.0.0.1"
         settings["port"] = str(self.port or 5432)
         settings["unix_socket_directories"] = f'"{self._socket_folder}"'
@@ -327,49 +307,6 @@ class LocalCluster:
         return str(path)
 
 
-def initdb_argv(initdb: str, data: Path, password_file: Path, *, locale: str, sync: bool) -> tuple[str, ...]:
-    """The command that makes a cluster: no password on the socket, SCRAM on TCP."""
-    return (
-        initdb,
-        f"--pgdata={data}",
-        f"--username={SUPERUSER}",
-        f"--pwfile={password_file}",
-        "--auth-local=trust",
-        "--auth-host=scram-sha-256",
-        "--encoding=UTF8",
-        "--locale-provider=libc",
-        f"--locale={locale}",
-        "--no-instructions",
-        *(() if sync else ("--no-sync",)),
-    )
-
-
-def resetwal_argv(pg_resetwal: str, data: Path, first_oid: int) -> tuple[str, ...]:
-    """The command that has a new cluster, not started yet, number its objects from `first_oid` on."""
-    return (pg_resetwal, f"--next-oid={first_oid}", f"--pgdata={data}")
-
-
-def postgres_argv(postgres: str, data: Path, settings: Mapping[str, str]) -> tuple[str, ...]:
-    """The command that runs a server; settings given here win over every file in the data directory."""
-    return (postgres, "-D", str(data), *settings_arguments(settings))
-
-
-def settings_arguments(settings: Mapping[str, str]) -> tuple[str, ...]:
-    """Settings as a server's command line takes them."""
-    return tuple(part for name, value in settings.items() for part in ("-c", f"{name}={value}"))
-
-
-def relaxed_settings() -> dict[str, str]:
-    """Settings for a cluster that is thrown away, on this machine."""
-    settings = dict(_RELAXED)
-    with contextlib.suppress(OSError):
-        shm = os.statvfs("/dev/shm")  # noqa: S108 - it is measured, nothing is put there
-        if shm.f_bavail * shm.f_frsize < _SMALL_SHM_BYTES:
-            # A container's 64 MB: a parallel index build would fail for want of shared memory.
-            settings["dynamic_shared_memory_type"] = "mmap"
-    return settings
-
-
 def server_identity() -> Identity | None:
     """Who the server runs as: None for ourselves, and `nobody` when we are root, which it refuses.
 
@@ -453,31 +390,6 @@ def _copy_installation(prefix: Path, target: Path, identity: Identity) -> None:
         if not path.is_symlink():
             os.chown(path, 0, identity.gid)
             path.chmod(path.stat().st_mode | (0o050 if path.is_dir() else (path.stat().st_mode & 0o500) >> 3))
-
-
-def remove_socket_folder(folder: Path) -> None:
-    """Remove where the cluster in `folder` listens or, before a kill, has listened."""
-    link = folder / _SOCKET_LINK
-    with contextlib.suppress(OSError):
-        shutil.rmtree(folder / os.readlink(link), ignore_errors=True)
-        link.unlink()
-
-
-def _make_socket_folder(folder: Path, port: int) -> Path:
-    """A new private folder for the socket: in `folder`, or elsewhere when its path is too long.
-
-    A link in `folder` says where, for `remove_socket_folder`.
-    """
-    places = (str(folder), tempfile.gettempdir(), "/tmp", "/var/tmp")  # noqa: S108 - mkdtemp makes it private
-    for place in places:
-        name = f"{place}/backup-xxxxxxxx/.s.PGSQL.{port}"
-        # PostgreSQL reads a quoted list there, and libpq an abstract name or a list.
-        odd = not place.startswith("/") or any(mark in place for mark in '",')
-        if len(os.fsencode(name)) <= _SOCKET_PATH_BYTES and not odd and os.access(place, os.W_OK):
-            made = Path(tempfile.mkdtemp(prefix="backup-", dir=place))
-            (folder / _SOCKET_LINK).symlink_to(made)
-            return made
-    raise ToolError("no folder for a server's socket is writable and short of path, not even /tmp")
 
 
 def _write_private(path: Path, text: str, identity: Identity | None) -> None:

@@ -2,20 +2,18 @@
 
 Called for recovered clusters that are looked into and thrown away. Their own superuser may have any name, or
 no login. Nothing runs here that is less kept to itself than the server.
-
-Source: PostgreSQL, "postgres", Options for Single-User Mode.
 """
 
 import contextlib
 import re
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 
 from backup_pipeline.engines.postgres import recovery
-from backup_pipeline.engines.postgres.cluster import LocalCluster, settings_arguments
+from backup_pipeline.engines.postgres.cluster import LocalCluster
 from backup_pipeline.engines.postgres.event_triggers import OFF, SINCE_MAJOR
+from backup_pipeline.engines.postgres.server_argv import single_user_arguments
 from backup_pipeline.engines.postgres.tools import Tools
 from backup_pipeline.errors import ToolError
 from backup_pipeline.units import show_line
@@ -67,8 +65,3 @@ def make_superuser(server: LocalCluster, *statements: str) -> str:
             f"{done.returncode}: {show_line(said)}"
         )
     return role
-
-
-def single_user_arguments(data: Path, settings: Mapping[str, str], database: str) -> tuple[str, ...]:
-    """What has `postgres` run statements of its standard input as the bootstrap superuser, one a line."""
-    return ("--single", "-D", str(data), *settings_arguments(settings), database)

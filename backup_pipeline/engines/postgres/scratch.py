@@ -18,13 +18,14 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from backup_pipeline import confinement, spool
 from backup_pipeline.engines.postgres.blame import LOG_LINE_PREFIX, Blame, blame
-from backup_pipeline.engines.postgres.cluster import LocalCluster, await_end, remove_socket_folder, server_in
+from backup_pipeline.engines.postgres.cluster import LocalCluster, await_end, server_in
 from backup_pipeline.engines.postgres.endpoint import Endpoint
 from backup_pipeline.engines.postgres.event_triggers import OFF, SINCE_MAJOR, without_event_triggers
 from backup_pipeline.engines.postgres.lock import NEUTRAL_DATABASE, advisory_lock, lock_key
 from backup_pipeline.engines.postgres.restore import drop_temporary
 from backup_pipeline.engines.postgres.roles import create_plain_roles, drop_plain_roles
 from backup_pipeline.engines.postgres.server import Connection, connect, read_server_info, server_errors
+from backup_pipeline.engines.postgres.socket_folder import remove_socket_folder
 from backup_pipeline.engines.postgres.tools import SERVER, find_tools
 from backup_pipeline.errors import BackupError, Busy, NotProvable, ServerError, ToolError
 
