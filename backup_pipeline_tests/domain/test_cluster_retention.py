@@ -218,6 +218,20 @@ def test_a_branch_that_was_left_long_ago_keeps_nothing() -> None:
     assert plan.wal[0].gives_up(parse_wal_name("000000010000000000000010"), SIZE)
 
 
+def test_a_branch_that_was_left_a_few_days_ago_keeps_what_begins_it() -> None:
+    backups = [backup(2), *(backup(first, timeline=2) for first in (30, 100, 110, 120))]
+    plan = plan_cluster_prune(facts(backups, wal(t1=range(22), t2=range(20, 130)), now=130))
+    assert kept(plan) == [2, 100, 110, 120]
+    assert "the window on timeline 1 begins with it" in str(plan.decisions[-1])
+
+
+def test_the_window_begins_earlier_by_as_much_as_clocks_may_differ() -> None:
+    """Of one that ended 24 hours and 10 minutes ago nobody knows whether that was before the window."""
+    backups = [backup(2), backup(95.625), backup(100), backup(110)]
+    plan = plan_cluster_prune(facts(backups, wal(t1=range(120)), now=120))
+    assert kept(plan) == [2, 95.625, 100, 110]
+
+
 def test_one_from_the_future_stays_and_counts_for_nothing() -> None:
     backups = [backup(2), backup(26), backup(50), backup(900)]
     plan = plan_cluster_prune(facts(backups, wal(t1=range(901)), now=120))
@@ -257,27 +271,27 @@ def test_without_a_base_backup_the_wal_of_the_current_system_stays() -> None:
 
 @dataclass(frozen=True)
 class Earlier:
-    """An earlier system whose last segment was archived in hour 30."""
+    """An earlier system whose last segment was archived in hour `ended`."""
 
     unlisted: tuple[BackupId, ...] = ()
     current: int = 2
-    now: float = 500
+    ended: int = 30
 
     def plan(self, *more: BaseBackup) -> ClusterPlan:
         made = facts(
             [*more, *(backup(n) for n in (470, 490)[: self.current])],
             wal(t1=range(460, 500)),
-            now=self.now,
+            now=500,
             unlisted=self.unlisted,
         )
-        return plan_cluster_prune(replace(made, systems={**made.systems, "1": wal(t1=range(30))}))
+        return plan_cluster_prune(replace(made, systems={**made.systems, "1": wal(t1=range(self.ended))}))
 
 
 def test_an_earlier_systems_wal_goes_when_it_is_certain_that_nothing_begins_in_it() -> None:
     assert cut(Earlier().plan(), "1") == 30
     assert cut(Earlier(unlisted=(BackupId("main", "20260301T020000Z-3f9a1c"),)).plan(), "1") is None
     assert cut(Earlier(current=1).plan(), "1") is None
-    assert cut(Earlier(now=150).plan(), "1") is None
+    assert [cut(Earlier(ended=ended).plan(), "1") for ended in (300, 320)] == [300, None]  # a week, and less
     assert (
         cut(Earlier().plan(backup(2, system="1")), "1") is None
     )  # it goes in this plan, its WAL in the next

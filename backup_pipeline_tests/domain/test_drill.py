@@ -105,6 +105,8 @@ def test_a_gap_is_told_unless_a_base_backup_before_the_window_lies_beyond_it() -
     assert "000000010000000000000003 to 000000010000000000000004 missing" in said
     assert breaks(bases, gap, 1, since=at(59)) == (said,)
     assert breaks(bases, gap, 1, since=at(60)) == ()
+    both = breaks(bases, archive(1, 2, 5, 7, 8, 9), 1, since=at(60))  # nothing can begin with the second
+    assert ["03 to" in both[1], "06 missing" in both[0]] == [True, True]
     (said,) = breaks(bases, archive(*range(1, 10), doubled=8), 1, since=at(60))
     assert "000000010000000000000008 cannot be used: two versions are archived" in said
 

@@ -105,6 +105,31 @@ def test_a_record_is_never_overwritten() -> None:
         base_backups.publish(store, replace(manifest, software="0.2.0"))
 
 
+class Forgetting(CountingStore):
+    """Loses a base backup's record right before that of another is put."""
+
+    def __init__(self, store: Store, lost: BackupId, before: BackupId) -> None:
+        super().__init__(store)
+        self._lost, self._before = catalog_key(lost), catalog_key(before)
+
+    def put_if_absent(self, key: str, data: bytes) -> None:
+        if key == self._before:
+            super().delete([self._lost])
+        super().put_if_absent(key, data)
+
+
+def test_one_whose_parent_is_pruned_while_it_is_published_is_not_listed() -> None:
+    store, whole = stored()
+    base_backups.publish(store, whole)
+    made = base_manifest(at=AT + timedelta(hours=1))
+    child = replace(made, parent=whole.id, start=whole.end, end=whole.end)
+    put_objects(store, child)
+    with pytest.raises(Refused, match=f"is not listed: {whole.id}, which {child.id} builds on, is not there"):
+        base_backups.publish(Forgetting(store, whole.id, child.id), child)
+    assert listed(store) == []
+    assert set(base_backups.unlisted(store, "main")) == {whole.id, child.id}
+
+
 def test_dying_before_any_effect_of_publishing_lists_nothing_by_halves() -> None:
     store, manifest = stored()
     counting = CountingStore(store)

@@ -1,5 +1,6 @@
 """Parts of a segment that was not finished: which one is taken, where a recovery ends, what is refused."""
 
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from backup_pipeline.domain.backup import BackupId
 from backup_pipeline.domain.recovery_route import Archive, BasePoint, Ending, find_route, judge, reaching
 from backup_pipeline.domain.recovery_target import parse_target
 from backup_pipeline.domain.wal import Lsn, WalSegment, parse_wal_name
-from backup_pipeline.errors import Corrupt, NotArchived, Refused
+from backup_pipeline.errors import Corrupt, NotArchived, Refused, StoreError
 from backup_pipeline.storage.directory import DirectoryStore
 from backup_pipeline.wal.archive import WalArchive
 from backup_pipeline.wal.fetch import fetch
@@ -104,3 +105,31 @@ def test_no_part_of_another_cluster_is_archived(archive: WalArchive, data: DataD
     with pytest.raises(Corrupt, match="begins at"):
         part(archive, data, segment(5), 50_000)
     assert read_archive(archive.store, "main").partials == ()
+
+
+class Losing(DirectoryStore):
+    """Says yes, and has lost the end of what was written; or its disk was unmounted before."""
+
+    def __init__(self, root: Path, *, unmounted: bool) -> None:
+        super().__init__(root)
+        self.unmounted = unmounted
+
+    def put(
+        self, key: str, chunks: Iterable[bytes], *, size_hint_bytes: int = 0, storage_class: str = ""
+    ) -> None:
+        if self.unmounted:
+            self.root.rename(self.root.with_name("disk"))
+            self.root.mkdir()
+        kept = chunks if self.unmounted else [b"".join(chunks)[:-1]]
+        super().put(key, kept, size_hint_bytes=size_hint_bytes, storage_class=storage_class)
+
+
+@pytest.mark.parametrize(
+    ("unmounted", "said"), [(False, "another size than what was written"), (True, "there is no WAL archive")]
+)
+def test_a_part_that_the_store_lost_is_not_acknowledged(
+    tmp_path: Path, archive: WalArchive, data: DataDirectory, unmounted: bool, said: str
+) -> None:
+    losing = WalArchive(Losing(tmp_path / "store", unmounted=unmounted), archive.cluster)
+    with pytest.raises(StoreError, match=said):
+        part(losing, data, segment(4), 50_000)
