@@ -17,7 +17,6 @@ from backup_pipeline.domain.base_backup import (
 )
 from backup_pipeline.domain.base_chain import chain_of
 from backup_pipeline.domain.layout import (
-    COPY_NAMES,
     Beside,
     base_copy_key,
     base_prefix,
@@ -54,7 +53,7 @@ def publish(store: Store, manifest: BaseManifest) -> BaseBackup:
     try:
         refuse_broken(store, manifest)  # a prune of its parent may have seen no child a moment ago
     except Refused:
-        store.delete([base_prefix(manifest.id) + COPY_NAMES[Beside.MANIFEST], catalog_key(manifest.id)])
+        store.delete([base_copy_key(manifest.id, Beside.MANIFEST), catalog_key(manifest.id)])
         raise
     return BaseBackup(manifest)
 
@@ -193,7 +192,7 @@ def rebuild(store: Store, cluster: str) -> tuple[tuple[BackupId, ...], tuple[tup
     """
     restored, refused = [], []
     for backup in unlisted(store, cluster):
-        copy = base_prefix(backup) + COPY_NAMES[Beside.MANIFEST]
+        copy = base_copy_key(backup, Beside.MANIFEST)
         data = read_or_none(store, copy)
         if data is None:
             continue
@@ -218,7 +217,7 @@ def delete(store: Store, backup: BaseBackup, *, clock: Clock) -> Deletion:
     lease or a pin, and puts the record back when there is one; see leases.py. Raises Corrupt when the
     record has become unreadable.
     """
-    key, copy = catalog_key(backup.id), base_prefix(backup.id) + COPY_NAMES[Beside.MANIFEST]
+    key, copy = catalog_key(backup.id), base_copy_key(backup.id, Beside.MANIFEST)
     with leases.claim(store, backup.id, clock=clock) as others:
         if others:
             return Deletion(kept=in_use(others))
