@@ -122,10 +122,6 @@ class ArchiveListing:
         """The timelines of which there is a segment or a history."""
         return tuple(sorted(self.segments.keys() | self.histories.keys()))
 
-    def partial(self, segment: WalSegment) -> ArchivedPartial | None:
-        """What is archived of a segment that was not finished."""
-        return next((each for each in self.partials if each.segment == segment), None)
-
     @property
     def stored_bytes(self) -> int:
         """What the segments take in the store."""

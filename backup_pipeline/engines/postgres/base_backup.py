@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from backup_pipeline.domain.base_backup import WalPoint
-from backup_pipeline.domain.wal import Lsn, TimelineHistory, parse_history
+from backup_pipeline.domain.wal import Lsn, TimelineHistory
+from backup_pipeline.engines.postgres import slots
 from backup_pipeline.engines.postgres.endpoint import Endpoint
 from backup_pipeline.engines.postgres.replication import (
     Session,
@@ -201,8 +202,8 @@ def identify_system(endpoint: Endpoint, *, stall_s: float) -> tuple[str, int]:
     Raises ServerError.
     """
     with replication_session(endpoint, purpose="preflight", stall_s=stall_s) as session:
-        ((system, timeline, *_),) = session.ask("IDENTIFY_SYSTEM")
-    return system or "", int(timeline or 0)
+        found = slots.identify(session)
+    return found.system_identifier, found.timeline
 
 
 def timeline_history(endpoint: Endpoint, timeline: int, *, stall_s: float) -> TimelineHistory:
@@ -210,13 +211,12 @@ def timeline_history(endpoint: Endpoint, timeline: int, *, stall_s: float) -> Ti
     if timeline == 1:
         return TimelineHistory(1)
     with replication_session(endpoint, purpose="preflight", stall_s=stall_s) as session:
-        return read_history(session.ask(f"TIMELINE_HISTORY {timeline}"), timeline)
+        return slots.read_history(session, timeline)[1]
 
 
 def read_history(rows: list[tuple[str | None, ...]], timeline: int) -> TimelineHistory:
     """The answer to TIMELINE_HISTORY."""
-    ((_name, content),) = rows
-    return parse_history(timeline, (content or "").encode("utf-8", "surrogateescape"))
+    return slots.history_from(rows, timeline)[1]
 
 
 def base_backup_command(options: Options) -> str:

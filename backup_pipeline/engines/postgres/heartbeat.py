@@ -1,7 +1,7 @@
 """The heartbeat's table in a database: made, written, read. One small table in a schema of ours.
 
-Called by `heartbeat` and by the agent beside PostgreSQL, which write it, and by drills, which read it. What
-the rows say of a recovery is domain/heartbeat.py's.
+Called by `heartbeat`, the agent beside PostgreSQL and the receiver, which write it, and by drills, which read
+it. What the rows say of a recovery is domain/heartbeat.py's.
 """
 
 from datetime import UTC, datetime, timedelta
@@ -14,15 +14,12 @@ from backup_pipeline.engines.postgres.endpoint import Endpoint
 from backup_pipeline.engines.postgres.server import Connection, server_errors
 from backup_pipeline.errors import ServerError
 
-LEAST_KEPT = timedelta(days=1)
-"""Younger rows are never deleted, whatever the caller of `beat` asks."""
-
 STATEMENT_TIMEOUT_S = 5.0
 LOCK_TIMEOUT_S = 1.0
 
 _NEAR = timedelta(days=1)
-# The function is its owner's: whoever may only execute it can neither forge a row nor empty the table. A
-# schema that somebody else made could hold a table whose triggers would run as that owner.
+# The function is its owner's: whoever may only execute it can neither forge a row nor delete one of the last
+# day. A schema that somebody else made could hold a table whose triggers would run as that owner.
 _SETUP = """\
 CREATE SCHEMA IF NOT EXISTS backup_pipeline;
 DO $$ BEGIN

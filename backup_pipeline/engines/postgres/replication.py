@@ -210,7 +210,6 @@ def replication_session(endpoint: Endpoint, *, purpose: str, stall_s: float) -> 
         yield session
     finally:
         session.close()
-        connection.finish()
 
 
 def _connect(session: Session, connection: pq.abc.PGconn, *, timeout_s: float) -> None:

@@ -1,6 +1,7 @@
 """The physical replication slot that keeps WAL on the server until it is in the archive.
 
-Made and read over a replication session by wal/receive.py; looked at over a plain one by `wal status`.
+Made and read over a replication session by wal/receive.py; looked at over a plain one by `wal status`. What
+such a session tells of the server itself is asked here too, also by base_backup.py.
 
 Source: PostgreSQL, "Replication Slots", "pg_replication_slots".
 """
@@ -24,7 +25,6 @@ class ServerPosition:
 
     system_identifier: str
     timeline: int
-    lsn: Lsn
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,8 @@ class SlotLook:
 
 def identify(session: Session) -> ServerPosition:
     """Which server this is. Raises ServerError."""
-    ((system, timeline, lsn, *_),) = session.ask("IDENTIFY_SYSTEM")
-    return ServerPosition(system or "", int(timeline or 0), Lsn.parse(lsn or ""))
+    ((system, timeline, *_),) = session.ask("IDENTIFY_SYSTEM")
+    return ServerPosition(system or "", int(timeline or 0))
 
 
 def read_setting(session: Session, name: str) -> str:
@@ -106,7 +106,12 @@ def read_history(session: Session, timeline: int) -> tuple[bytes, TimelineHistor
     """The history file of a timeline, and what it says; timeline 1 has none. Raises ServerError, Corrupt."""
     if timeline == 1:
         return b"", TimelineHistory(1)
-    ((_name, content),) = session.ask(f"TIMELINE_HISTORY {timeline}")
+    return history_from(session.ask(f"TIMELINE_HISTORY {timeline}"), timeline)
+
+
+def history_from(rows: list[tuple[str | None, ...]], timeline: int) -> tuple[bytes, TimelineHistory]:
+    """The answer to TIMELINE_HISTORY. Raises Corrupt."""
+    ((_name, content),) = rows
     data = (content or "").encode("utf-8", "surrogateescape")
     return data, parse_history(timeline, data)
 

@@ -75,8 +75,7 @@ class WalStream:
         while connection.flush():
             if time.monotonic() > deadline_s:
                 raise self.session.failed("it does not read what it is told")
-            if self._wait(select.POLLOUT, 1.0):
-                continue
+            self._wait(select.POLLOUT, 1.0)
 
     def _ended(self) -> Ended:
         """What follows the last of a timeline's WAL: the next timeline, or nothing when the server ends."""
