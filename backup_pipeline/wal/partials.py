@@ -23,7 +23,7 @@ from backup_pipeline.domain.wal import (
 from backup_pipeline.errors import Corrupt, ObjectNotFound, Refused, StoreError
 from backup_pipeline.storage.store import Store
 from backup_pipeline.wal.archive import WalArchive, objects_of
-from backup_pipeline.wal.packing import packed_chunks
+from backup_pipeline.wal.packing import CHUNK_BYTES, packed_chunks
 from backup_pipeline.wal.unpacking import check, unfinished, unpack
 
 _LOOKS = 5  # a receiver that ships meanwhile removes what is being read
@@ -59,9 +59,12 @@ def push_partial(archive: WalArchive, segment: WalName, file: IO[bytes], system:
         key = wal_key(archive.cluster, system, name, digest)
         stored_bytes = packed.seek(0, os.SEEK_END)
         packed.seek(0)
-        archive.store.put(key, iter(lambda: packed.read(_CHUNK_BYTES), b""), size_hint_bytes=stored_bytes)
+        archive.store.put(key, iter(lambda: packed.read(CHUNK_BYTES), b""), size_hint_bytes=stored_bytes)
     if archive.store.head(key).size_bytes != stored_bytes:
-        raise StoreError(f"{key} has another size than what was written to {archive.store.url}")
+        raise StoreError(
+            f"{key} has another size than what was written to {archive.store.url}",
+            hint="The store lost what it had acknowledged: look at it before anything else.",
+        )
     archive.enter(system)  # again: a disk that was unmounted meanwhile took the archive with it
     return key
 
@@ -98,7 +101,10 @@ def fetch_partial(
             return _furthest(store, system, segment, found, target)
         except ObjectNotFound:  # a newer one, or the whole segment, took its place
             continue
-    raise Corrupt(f"the parts of {segment.text} in the archive of {cluster} change each time they are read")
+    raise Corrupt(
+        f"the parts of {segment.text} in the archive of {cluster} change each time they are read",
+        hint="A receiver ships it faster than it can be read: try again, or stop the receiver meanwhile.",
+    )
 
 
 def _furthest(
