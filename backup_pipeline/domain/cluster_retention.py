@@ -23,7 +23,7 @@ from functools import cached_property
 from backup_pipeline.domain.backup import BackupId, Lease, Verdict
 from backup_pipeline.domain.base_backup import BaseBackup
 from backup_pipeline.domain.base_chain import by_id, chain_of
-from backup_pipeline.domain.recovery_route import Archive, BasePoint, Route, routes
+from backup_pipeline.domain.replayable_wal import Archive, BasePoint, Route, routes
 from backup_pipeline.domain.retention import LAST_GOOD, SKEW
 from backup_pipeline.domain.wal import WalKind, WalName
 

@@ -12,9 +12,9 @@ from datetime import UTC, datetime, timedelta
 from backup_pipeline.domain.backup import BackupId, Proof, Verdict
 from backup_pipeline.domain.layout import parse_drill_key
 from backup_pipeline.domain.manifest import id_from
-from backup_pipeline.domain.recovery_route import Archive, BasePoint, Route, routes
 from backup_pipeline.domain.recovery_target import show_moment
 from backup_pipeline.domain.recovery_window import Windows
+from backup_pipeline.domain.replayable_wal import Archive, BasePoint, Route, routes
 from backup_pipeline.domain.sealed import Fields, Unreadable, corrupt, moment_text, open_sealed, seal
 from backup_pipeline.units import show_seconds
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from backup_pipeline.domain.backup import BackupId
-from backup_pipeline.domain.recovery_route import Archive, BasePoint, routes
 from backup_pipeline.domain.recovery_target import show_moment
+from backup_pipeline.domain.replayable_wal import Archive, BasePoint, routes
 from backup_pipeline.domain.wal import Lsn, WalGap, find_gaps
 
 

@@ -17,7 +17,7 @@ from backup_pipeline.domain.cluster_retention import (
     plan_cluster_prune,
     point_of,
 )
-from backup_pipeline.domain.recovery_route import Archive, routes
+from backup_pipeline.domain.replayable_wal import Archive, routes
 from backup_pipeline.domain.wal import Lsn, TimelineHistory, TimelineSwitch, parse_wal_name
 from backup_pipeline_tests.domain.values import base_manifest, proof
 

@@ -19,8 +19,8 @@ from backup_pipeline.domain.drill import (
     summary,
 )
 from backup_pipeline.domain.layout import drill_key, parse_drill_key
-from backup_pipeline.domain.recovery_route import Archive, BasePoint
 from backup_pipeline.domain.recovery_window import Window, Windows
+from backup_pipeline.domain.replayable_wal import Archive, BasePoint
 from backup_pipeline.domain.wal import Lsn, TimelineHistory, TimelineSwitch, WalSegment
 from backup_pipeline.errors import Corrupt
 from backup_pipeline_tests.domain.values import NOW, drill

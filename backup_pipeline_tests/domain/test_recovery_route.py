@@ -9,17 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backup_pipeline.domain.backup import BackupId
-from backup_pipeline.domain.recovery_route import (
-    Archive,
-    BasePoint,
-    Ending,
-    find_route,
-    judge,
-    routes,
-    without,
-)
+from backup_pipeline.domain.recovery_route import Ending, find_route, judge
 from backup_pipeline.domain.recovery_target import LATEST, RecoveryTarget, TargetKind, parse_target
 from backup_pipeline.domain.recovery_window import recovery_windows
+from backup_pipeline.domain.replayable_wal import Archive, BasePoint, routes, without
 from backup_pipeline.domain.wal import Lsn, TimelineHistory, TimelineSwitch, WalSegment
 from backup_pipeline.errors import Refused
 

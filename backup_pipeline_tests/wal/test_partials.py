@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from backup_pipeline.domain.backup import BackupId
-from backup_pipeline.domain.recovery_route import Archive, BasePoint, Ending, find_route, judge, reaching
+from backup_pipeline.domain.recovery_route import Ending, find_route, judge
 from backup_pipeline.domain.recovery_target import parse_target
+from backup_pipeline.domain.replayable_wal import Archive, BasePoint, reaching
 from backup_pipeline.domain.wal import Lsn, WalSegment, parse_wal_name
 from backup_pipeline.errors import Corrupt, NotArchived, Refused, StoreError
 from backup_pipeline.storage.directory import DirectoryStore

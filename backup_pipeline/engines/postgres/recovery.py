@@ -16,8 +16,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from backup_pipeline import process
-from backup_pipeline.domain.recovery_route import Route
 from backup_pipeline.domain.recovery_target import RecoveryTarget, TargetKind, show_moment
+from backup_pipeline.domain.replayable_wal import Route
 from backup_pipeline.domain.wal import Lsn
 from backup_pipeline.engines.postgres.event_triggers import OFF, SINCE_MAJOR
 from backup_pipeline.errors import ServerError, ToolError
