@@ -4,6 +4,7 @@ Called by take_screenshots.py. What is pictured is its caller's.
 """
 
 import contextlib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +19,15 @@ from backup_pipeline_tests.servers import postgres as servers
 CLUSTER = "main"
 DAYS = 3
 ROWS = 20_000
-_TABLES = """
+_DEMOS = re.compile(r"^\[clusters\.main\]$.*?(?=^\[)", re.MULTILINE | re.DOTALL)
+_TABLE = """\
 [clusters.main]
 dsn = "{dsn}"
 bin_dir = "{bin_dir}"
 recovery_window = "1m"
 base_backup = {{ cron = "0 2 * * *", checkpoint = "fast" }}
 owner = "team:platform"
+
 """
 
 
@@ -44,12 +47,20 @@ def cluster(configuration: Path, folder: Path) -> Iterator[tuple[RecoveryBox, Pa
     command = f"true {Path(client.__file__)}"
     with a_recovery_box(servers.bin_dir_17(), store, archive_command=command) as box:
         box.commit(1, switch=True)
-        text = configuration.read_text(encoding="utf-8")
+        text = with_cluster(configuration.read_text(encoding="utf-8"), box.cluster.endpoint().dsn)
         named = folder / "backups.toml"
-        tables = _TABLES.format(dsn=box.cluster.endpoint().dsn, bin_dir=servers.bin_dir_17())
-        named.write_text(text + tables, encoding="utf-8")
+        named.write_text(text, encoding="utf-8")
         with box.shipping():
             yield box, named
+
+
+def with_cluster(reference: str, dsn: str) -> str:
+    """The reference configuration, with the pictures' cluster in the place of the demo's."""
+    table = _TABLE.format(dsn=dsn, bin_dir=servers.bin_dir_17())
+    text, count = _DEMOS.subn(lambda _: table, reference)
+    if count != 1:
+        raise ValueError(f"the reference has {count} tables [clusters.main], and should have one")
+    return text
 
 
 def tell_of_cluster(dagster: DagsterBox, box: RecoveryBox) -> ClusterStory:

@@ -1,7 +1,9 @@
 """The top-level backups.toml: what the demo runs, and the reference for every key."""
 
 import re
+import runpy
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +68,14 @@ def test_commented_keys_show_the_default_unless_called_an_example() -> None:
     text = PATH.read_text(encoding="utf-8")
     shown = parse(COMMENTED_KEY.sub("", _without_examples(text)), PATH)
     assert shown == parse(text, PATH)
+
+
+def test_the_pictures_have_their_cluster_in_the_place_of_the_demos() -> None:
+    story = runpy.run_path(str(PATH.parent / "docs" / "cluster_story.py"))
+    text = PATH.read_text(encoding="utf-8")
+    demos, theirs = parse(text, PATH), parse(story["with_cluster"](text, "host=/pictures"), PATH)
+    assert theirs.clusters["main"].dsn.reveal() == "host=/pictures"
+    assert replace(theirs, clusters=demos.clusters) == demos
 
 
 def _without_examples(text: str) -> str:
