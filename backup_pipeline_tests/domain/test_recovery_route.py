@@ -169,6 +169,12 @@ def test_a_part_beyond_a_hole_makes_it_a_gap(parts: list[int]) -> None:
         judge(find_route([base(2)], there, LATEST), LATEST, Ending(), there)
 
 
+def test_a_segment_that_is_there_twice_beyond_a_hole_makes_it_a_gap() -> None:
+    there = replace(archive([1, 2, 3]), doubled=frozenset({WalSegment(1, 5)}))
+    with pytest.raises(Refused, match="000000010000000000000004 missing"):
+        judge(find_route([base(2)], there, LATEST), LATEST, Ending(), there)
+
+
 def test_a_hole_before_the_point_where_a_timeline_was_left_is_a_gap_on_both() -> None:
     there = archive([1, 2, 3], range(5, 9), switches=[(1, 5.5)])
     for timeline in (1, 2):

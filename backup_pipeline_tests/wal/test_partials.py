@@ -1,22 +1,26 @@
 """Parts of a segment that was not finished: which one is taken, where a recovery ends, what is refused."""
 
-from collections.abc import Iterable
+import hashlib
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from backup_pipeline.domain.backup import BackupId
+from backup_pipeline.domain.layout import wal_key
 from backup_pipeline.domain.recovery_route import Ending, find_route, judge
 from backup_pipeline.domain.recovery_target import parse_target
 from backup_pipeline.domain.replayable_wal import Archive, BasePoint, reaching
 from backup_pipeline.domain.wal import Lsn, WalSegment, parse_wal_name
+from backup_pipeline.domain.wal_archive import ArchiveIdentity, ListedWal, list_archive
 from backup_pipeline.errors import Corrupt, NotArchived, Refused, StoreError
 from backup_pipeline.storage.directory import DirectoryStore
+from backup_pipeline.storage.store import ObjectInfo
 from backup_pipeline.wal.archive import WalArchive
 from backup_pipeline.wal.fetch import fetch
 from backup_pipeline.wal.listing import read_archive
-from backup_pipeline.wal.partials import push_partial
+from backup_pipeline.wal.partials import content_of, digest_of, push_partial
 from backup_pipeline_tests.wal.box import begin
 from backup_pipeline_tests.wal.segments import MIB, OTHER, SYSTEM, DataDirectory, segment
 
@@ -134,3 +138,44 @@ def test_a_part_that_the_store_lost_is_not_acknowledged(
     losing = WalArchive(Losing(tmp_path / "store", unmounted=unmounted), archive.cluster)
     with pytest.raises(StoreError, match=said):
         part(losing, data, segment(4), 50_000)
+
+
+class Finishing(DirectoryStore):
+    """A receiver ships the whole segment right before parts of it are listed."""
+
+    whole: Path | None = None
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        if ".partial" in prefix and self.whole is not None:
+            path, self.whole = self.whole, None
+            WalArchive(self, "main").push(path)
+        return super().list(prefix)
+
+
+def test_a_segment_that_is_finished_while_its_parts_are_looked_for_is_not_absent(
+    tmp_path: Path, archive: WalArchive, data: DataDirectory
+) -> None:
+    store = Finishing(tmp_path / "store")
+    store.whole = data.segment(4)
+    assert not fetch(store, archive.cluster, NAME, tmp_path / "fetched").partial
+    assert (tmp_path / "fetched").read_bytes() == segment(4)
+
+
+@pytest.mark.parametrize("written", [0, 1, MIB, 3 * MIB + 10, 5 * MIB])
+def test_a_part_of_many_chunks_is_measured_to_its_last_byte(tmp_path: Path, written: int) -> None:
+    path, content = tmp_path / "part", b"".join(bytes([1 + number]) * MIB for number in range(5))[:written]
+    path.write_bytes(content.ljust(5 * MIB, b"\0"))
+    assert content_of(path) == written
+    with path.open("rb") as file:
+        assert digest_of(file, written) == hashlib.sha256(content).hexdigest()
+
+
+@pytest.mark.parametrize("minutes", [(0, 1), (1, 0)])
+def test_of_several_objects_the_newest_says_when_it_was_archived(minutes: tuple[int, int]) -> None:
+    name = parse_wal_name(f"{NAME}.partial")
+    listed = [
+        ListedWal(wal_key("main", SYSTEM, name, digest * 64), 10 + minute, AT + timedelta(minutes=minute))
+        for digest, minute in zip("ab", minutes, strict=True)
+    ]
+    (found,) = list_archive(ArchiveIdentity("main", SYSTEM, MIB, AT), SYSTEM, listed, {}).partials
+    assert (found.archived_at, found.stored_bytes, found.objects) == (AT + timedelta(minutes=1), 11, 2)
