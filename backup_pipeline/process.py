@@ -155,8 +155,7 @@ def start(
                 user=identity.uid if identity else None,
                 group=identity.gid if identity else None,
                 extra_groups=[] if identity else None,
-                # The hook makes a few system calls and takes no lock of Python's own.
-                preexec_fn=hook,  # noqa: PLW1509
+                preexec_fn=hook,  # noqa: PLW1509 - a few system calls, and no lock of Python's own
             )
     except subprocess.SubprocessError as error:
         raise ToolError(

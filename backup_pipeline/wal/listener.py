@@ -53,7 +53,7 @@ class Listener(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
         if owner is not None:
             os.chown(socket, owner.uid, owner.gid)
 
-    def verify_request(self, request: object, client_address: object) -> bool:  # noqa: ARG002
+    def verify_request(self, request: object, client_address: object) -> bool:  # noqa: ARG002 - socketserver's
         """Turn away whoever is one too many: the client does without."""
         return self._free.acquire(blocking=False)
 
@@ -66,7 +66,7 @@ class Listener(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
         finally:
             self._free.release()
 
-    def handle_error(self, request: object, client_address: object) -> None:  # noqa: ARG002
+    def handle_error(self, request: object, client_address: object) -> None:  # noqa: ARG002 - socketserver's
         """A client that went away in the middle is no news: what it asked for goes on."""
         error = sys.exc_info()[1]
         if not isinstance(error, OSError):

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import IO
+from typing import IO, Any
 
 from backup_pipeline.domain.layout import wal_name_prefix
 from backup_pipeline.domain.wal import HEADER_BYTES, Lsn, WalName, WalSegment, parse_wal_name
@@ -165,9 +165,9 @@ class Shipping:
 
     def pause(self, wait_s: float) -> None:
         """Wait until something may have become durable."""
-        under_way = [result for _, result in self._waiting]
+        under_way: list[Future[Any]] = [result for _, result in self._waiting]
         if self._begun is not None and self._begun.part is not None:
-            under_way.append(self._begun.part)  # type: ignore[arg-type]
+            under_way.append(self._begun.part)
         if under_way:
             wait(under_way, timeout=wait_s, return_when="FIRST_COMPLETED")
         else:
@@ -199,7 +199,7 @@ class Shipping:
         return self._begun
 
     def _open(self, segment: WalSegment) -> _Begun:
-        file = tempfile.TemporaryFile(prefix="backup-receive-", buffering=0)  # noqa: SIM115
+        file = tempfile.TemporaryFile(prefix="backup-receive-", buffering=0)  # noqa: SIM115 - closed once shipped
         self._files.add(file)
         file.truncate(self.segment_bytes)
         self._begun = _Begun(segment, parse_wal_name(segment.name(self.segment_bytes)), file)

@@ -35,25 +35,25 @@ _PARALLEL = {
     "parallel_tuple_cost": "0",
 }
 
-_OF_USERS = """
+_OF_USERS = sql.SQL("""
     left(n.nspname, 3) <> 'pg_' AND n.nspname <> 'information_schema' AND NOT EXISTS (
         SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = r.oid
            AND d.refclassid = 'pg_extension'::regclass AND d.deptype = 'e')
-"""
-_CONSTRAINTS = f"""
+""")
+_CONSTRAINTS = sql.SQL("""
     SELECT count(*) FILTER (WHERE c.convalidated),
            coalesce(array_agg(n.nspname || '.' || r.relname || ' ' || c.conname)
                     FILTER (WHERE NOT c.convalidated), '{{}}')
       FROM pg_constraint c JOIN pg_class r ON r.oid = c.conrelid JOIN pg_namespace n ON n.oid = r.relnamespace
-     WHERE c.contype NOT IN ('n', 't') AND {_OF_USERS}
-"""  # noqa: S608 - a constant
-_INDEXES = f"""
+     WHERE c.contype NOT IN ('n', 't') AND {}
+""").format(_OF_USERS)
+_INDEXES = sql.SQL("""
     SELECT count(*) FILTER (WHERE i.indisvalid),
            coalesce(array_agg(n.nspname || '.' || x.relname) FILTER (WHERE NOT i.indisvalid), '{{}}')
       FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid
       JOIN pg_class r ON r.oid = i.indrelid JOIN pg_namespace n ON n.oid = r.relnamespace
-     WHERE {_OF_USERS}
-"""  # noqa: S608 - a constant
+     WHERE {}
+""").format(_OF_USERS)
 
 _BELOW = """
     WITH RECURSIVE below AS (
@@ -299,8 +299,8 @@ def _critical(
         yield CriticalTable(str(relation), sum(rows_of.get(oid, 0) for oid in below[relation.oid]))
 
 
-def _validity(session: Connection, query: str) -> tuple[int, tuple[str, ...]]:
-    row = session.execute(query.encode()).fetchone()
+def _validity(session: Connection, query: sql.Composed) -> tuple[int, tuple[str, ...]]:
+    row = session.execute(query).fetchone()
     valid, others = row or (0, ())
     return int(str(valid)), tuple(sorted(map(str, others))) if isinstance(others, list) else ()
 

@@ -5,6 +5,7 @@ it. What the rows say of a recovery is domain/heartbeat.py's.
 """
 
 from datetime import UTC, datetime, timedelta
+from typing import LiteralString
 
 import psycopg
 from psycopg import sql
@@ -118,9 +119,9 @@ def read_copy(session: Connection, source: SourceBeats | None) -> CopyBeats | No
     return CopyBeats(newest, has_before=has[0], has_after=has[1])
 
 
-def _one(session: Connection, which: str, *values: object) -> Heartbeat | None:
-    query = f"SELECT id, at FROM backup_pipeline.heartbeat {which} LIMIT 1"  # noqa: S608 - of our own words
-    return _beat(session.execute(query.encode(), values).fetchone())
+def _one(session: Connection, which: LiteralString, *values: object) -> Heartbeat | None:
+    query = sql.SQL("SELECT id, at FROM backup_pipeline.heartbeat {} LIMIT 1").format(sql.SQL(which))
+    return _beat(session.execute(query, values).fetchone())
 
 
 def _beat(row: tuple[object, ...] | None) -> Heartbeat | None:

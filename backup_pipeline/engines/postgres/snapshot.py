@@ -45,7 +45,7 @@ _PINNED = {
 }
 
 # As pg_dump chooses: nothing of the system's, of extensions only what they mark as configuration.
-_RELATIONS = """
+_RELATIONS = sql.SQL("""
     SELECT c.oid, n.nspname, c.relname, c.relkind, c.relpersistence, x.condition
       FROM pg_catalog.pg_class c
       JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
@@ -57,15 +57,15 @@ _RELATIONS = """
             SELECT FROM pg_catalog.pg_depend d
              WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.objid = c.oid
                AND d.refclassid = 'pg_catalog.pg_extension'::pg_catalog.regclass AND d.deptype = 'e'))
-"""
+""")
 
 # One statement, so that the list is of the very snapshot that is exported.
-_EXPORT = f"""
+_EXPORT = sql.SQL("""
     WITH exported AS MATERIALIZED (
         SELECT pg_catalog.pg_export_snapshot() AS id, pg_catalog.clock_timestamp() AS taken_at)
     SELECT e.id, e.taken_at, pg_catalog.pg_is_in_recovery(), r.*
-      FROM exported e LEFT JOIN ({_RELATIONS}) r ON true
-"""  # noqa: S608 - both parts are constants
+      FROM exported e LEFT JOIN ({}) r ON true
+""").format(_RELATIONS)
 
 _BLOCKERS = """
     SELECT n.nspname || '.' || c.relname, l.pid, l.granted, coalesce(a.usename, x.owner), a.application_name,
@@ -321,7 +321,7 @@ def _take(endpoint: Endpoint, session: Connection, lock_timeout_s: float) -> Sna
         session.rollback()  # of the listing: the locks' transaction must not have a snapshot yet
         session.execute("SET LOCAL statement_timeout = 0")  # begins it without one
         _lock(endpoint, session, wanted, deadline)
-        rows = session.execute(_EXPORT.encode()).fetchall()
+        rows = session.execute(_EXPORT).fetchall()
         relations = tuple(_relation(row[3:]) for row in rows if row[3] is not None)
         locked = _locked(session)
         unlocked = [relation for relation in relations if relation.lockable and relation.oid not in locked]
@@ -339,7 +339,7 @@ def _take(endpoint: Endpoint, session: Connection, lock_timeout_s: float) -> Sna
 
 def list_relations(session: Connection) -> Iterator[Relation]:
     """Everything that a dump of the session's database would read."""
-    return (_relation(row) for row in session.execute(_RELATIONS.encode()))
+    return (_relation(row) for row in session.execute(_RELATIONS))
 
 
 def _relation(row: Sequence[object]) -> Relation:
