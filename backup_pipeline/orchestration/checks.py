@@ -16,6 +16,7 @@ from backup_pipeline.domain.backup import Backup, BackupId, Proof, Verdict
 from backup_pipeline.errors import BackupNotFound
 from backup_pipeline.orchestration import words
 from backup_pipeline.orchestration.assets import plain
+from backup_pipeline.orchestration.evaluations import log_evaluation
 from backup_pipeline.orchestration.failures import explained
 from backup_pipeline.orchestration.resources import Backups, now
 from backup_pipeline.orchestration.runs import report_to, tag_run, taken_in
@@ -158,7 +159,7 @@ def show_on_asset(
         severity=result.severity,
         description=result.description,
     )
-    context.log_event(evaluation)  # type: ignore[arg-type]  # taken at run time, missing from the hint
+    log_evaluation(context, evaluation)
 
 
 def severity(proof: Proof) -> dg.AssetCheckSeverity:

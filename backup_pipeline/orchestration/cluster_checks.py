@@ -15,6 +15,7 @@ from backup_pipeline.errors import BackupError
 from backup_pipeline.orchestration import cluster_words, words
 from backup_pipeline.orchestration.assets import plain
 from backup_pipeline.orchestration.cluster_assets import LOOK_EVERY_S, WAL
+from backup_pipeline.orchestration.evaluations import result_of
 from backup_pipeline.orchestration.failures import explained
 from backup_pipeline.orchestration.resources import Backups, now
 from backup_pipeline.orchestration.runs import tag_run
@@ -64,14 +65,7 @@ def wal_checks(cluster: ClusterConfig) -> dg.AssetChecksDefinition:
         wanted = {key.name for key in context.selected_asset_check_keys}
         for each in findings(found):
             if each.check in wanted:
-                yield dg.AssetCheckResult(
-                    asset_key=asset,
-                    check_name=each.check,
-                    passed=each.passed,
-                    severity=each.severity,
-                    description=each.said,
-                    metadata=each.metadata,
-                )
+                yield result_of(_evaluation(asset, each))
 
     return checks
 
@@ -169,10 +163,7 @@ def _evaluation(key: dg.AssetKey, found: Found) -> dg.AssetCheckEvaluation:
         asset_key=key,
         check_name=found.check,
         passed=found.passed,
-        metadata={
-            name: dg.MetadataValue.table(value.records, value.schema)
-            for name, value in found.metadata.items()
-        },
+        metadata=found.metadata,
         severity=found.severity,
         description=found.said,
     )

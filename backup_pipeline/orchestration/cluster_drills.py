@@ -19,6 +19,7 @@ from backup_pipeline.errors import ConfigError
 from backup_pipeline.orchestration import cluster_words, words
 from backup_pipeline.orchestration.assets import plain
 from backup_pipeline.orchestration.cluster_assets import BASE_BACKUP
+from backup_pipeline.orchestration.evaluations import log_evaluation, result_of
 from backup_pipeline.orchestration.failures import explained
 from backup_pipeline.orchestration.forms import DrillForm
 from backup_pipeline.orchestration.resources import Backups, now
@@ -36,28 +37,20 @@ def drill_checks_of(config: Config) -> list[dg.AssetChecksDefinition]:
 
 def drill_check(cluster: ClusterConfig) -> dg.AssetChecksDefinition:
     """Whether the newest drill of a cluster recovered what it should; Execute drills now."""
-    key = dg.AssetKey([cluster.name, BASE_BACKUP])
 
     @dg.multi_asset_check(
         name=f"{plain(cluster.name)}__{DRILLED_CHECK}",
         specs=[
             dg.AssetCheckSpec(
                 DRILLED_CHECK,
-                asset=key,
+                asset=[cluster.name, BASE_BACKUP],
                 description="Recovers a random second of the window into scratch, and looks into it.",
             )
         ],
     )
     def drilled(context: dg.AssetCheckExecutionContext, backups: Backups) -> Iterator[dg.AssetCheckResult]:
         done, evaluation = _drill(context.op_execution_context, backups, cluster.name, RANDOM)
-        yield dg.AssetCheckResult(
-            asset_key=key,
-            check_name=DRILLED_CHECK,
-            passed=evaluation.passed,
-            severity=evaluation.severity,
-            description=evaluation.description,
-            metadata=evaluation.metadata,
-        )
+        yield result_of(evaluation)
         if done.verdict is Verdict.FAILED:
             raise drill_failure(done)
 
@@ -71,7 +64,7 @@ def drill_check(cluster: ClusterConfig) -> dg.AssetChecksDefinition:
 def drill(context: dg.OpExecutionContext, backups: Backups, config: DrillForm) -> None:
     """Drill; anything but what was to be shown fails the run, because somebody has to look."""
     done, evaluation = _drill(context, backups, config.cluster, config.target)
-    context.log_event(evaluation)  # type: ignore[arg-type]  # taken at run time, missing from the hint
+    log_evaluation(context, evaluation)
     context.add_output_metadata(cluster_words.drill_metadata(done))
     if not evaluation.passed:
         raise drill_failure(done)
