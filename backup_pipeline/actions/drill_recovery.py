@@ -16,12 +16,16 @@ from backup_pipeline.actions.dump import SOFTWARE
 from backup_pipeline.actions.protected import Clock
 from backup_pipeline.actions.protected_cluster import ProtectedCluster
 from backup_pipeline.actions.report import Report
+from backup_pipeline.config import ClusterConfig
 from backup_pipeline.domain.backup import BackupId, Verdict
 from backup_pipeline.domain.drill import Drill, draw, summary
-from backup_pipeline.domain.recovery_target import show_moment
-from backup_pipeline.errors import BackupNotFound, Corrupt, NotProvable, Refused
+from backup_pipeline.domain.recovery_target import TargetKind, parse_target, show_moment
+from backup_pipeline.errors import BackupNotFound, ConfigError, Corrupt, NotProvable, Refused
 from backup_pipeline.storage import base_backups, drills
 from backup_pipeline.wal.settling import Pause
+
+RANDOM = "random"
+"""How an operator asks for a second of the window that nobody chose."""
 
 
 def drill(
@@ -59,6 +63,24 @@ def drill(
     _record(cluster, done, made)
     _tell(done, report)
     return done
+
+
+def parse_moment(text: str) -> datetime | None:
+    """The moment that an operator asks for; None for RANDOM. Raises ConfigError."""
+    if text == RANDOM:
+        return None
+    target = parse_target(text)
+    if target.kind is not TargetKind.TIME:
+        raise ConfigError(
+            f"a drill is of a time, and {text} is none",
+            hint=f"Write it as 2026-03-01T02:00:00Z, or {RANDOM}.",
+        )
+    return target.at
+
+
+def as_asked(done: Drill, cluster: ClusterConfig) -> bool:
+    """Whether it showed all that can be shown: without a heartbeat, that it recovers."""
+    return done.verdict is Verdict.PROVEN or (done.verdict is Verdict.RESTORED and not cluster.heartbeat)
 
 
 def _drawn(cluster: ProtectedCluster, outlook: Outlook, seed: int) -> datetime:

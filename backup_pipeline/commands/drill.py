@@ -15,8 +15,7 @@ from backup_pipeline.actions import drill_recovery
 from backup_pipeline.commands.context import Context, json_option, now, pass_context
 from backup_pipeline.domain.backup import Verdict
 from backup_pipeline.domain.drill import Drill, DrillListing
-from backup_pipeline.domain.recovery_target import TargetKind, parse_target, show_moment
-from backup_pipeline.errors import ConfigError
+from backup_pipeline.domain.recovery_target import show_moment
 from backup_pipeline.storage import drills
 from backup_pipeline.units import show_bytes, show_count, show_line, show_seconds
 
@@ -27,13 +26,18 @@ SHOWN = 10
 @click.command()
 @click.argument("cluster")
 @click.option(
-    "--to", "target", default="", metavar="TIME", help="This moment; else a random second of the window."
+    "--to",
+    "target",
+    default=drill_recovery.RANDOM,
+    show_default=True,
+    metavar="TIME",
+    help="A time with its zone (2026-03-01T02:00:00Z), or a random second of the window.",
 )
 @json_option
 @pass_context
 def drill(context: Context, cluster: str, target: str, as_json: bool) -> None:
     """Recover to a random second of the window, into scratch; look into it, record what it came to."""
-    at = _moment(target) if target else None
+    at = drill_recovery.parse_moment(target)
     protected = context.cluster(cluster)
     with terminal.reporting(quiet=context.quiet) as report:
         done = drill_recovery.drill(protected, clock=now, report=report, target_at=at)
@@ -41,21 +45,8 @@ def drill(context: Context, cluster: str, target: str, as_json: bool) -> None:
         terminal.print_json(drill_record(done))
     else:
         terminal.print_table(drill_details(done))
-    if done.verdict is Verdict.FAILED:
-        raise SystemExit(7)
-    if done.verdict is not Verdict.PROVEN and (
-        protected.config.heartbeat or done.verdict is not Verdict.RESTORED
-    ):
-        raise SystemExit(8)
-
-
-def _moment(text: str) -> datetime:
-    target = parse_target(text)
-    if target.kind is not TargetKind.TIME or target.at is None:
-        raise ConfigError(
-            f"a drill is of a time, and {text} is none", hint="Write it as 2026-03-01T02:00:00Z."
-        )
-    return target.at
+    if not drill_recovery.as_asked(done, protected.config):
+        raise SystemExit(7 if done.verdict is Verdict.FAILED else 8)
 
 
 def listing(context: Context, name: str) -> DrillListing:

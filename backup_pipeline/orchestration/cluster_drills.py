@@ -5,7 +5,6 @@ and the measured loss and duration become the asset's plots.
 """
 
 from collections.abc import Iterator
-from datetime import datetime
 
 import dagster as dg
 
@@ -14,8 +13,6 @@ from backup_pipeline.actions.protected_cluster import ProtectedCluster
 from backup_pipeline.config import ClusterConfig, Config
 from backup_pipeline.domain.backup import Verdict
 from backup_pipeline.domain.drill import Drill
-from backup_pipeline.domain.recovery_target import TargetKind, parse_target
-from backup_pipeline.errors import ConfigError
 from backup_pipeline.orchestration import cluster_words, words
 from backup_pipeline.orchestration.assets import plain
 from backup_pipeline.orchestration.cluster_assets import BASE_BACKUP
@@ -27,7 +24,6 @@ from backup_pipeline.orchestration.runs import report_to, tag_run
 from backup_pipeline.storage import base_backups
 
 DRILLED_CHECK = "drilled"
-RANDOM = "random"
 
 
 def drill_checks_of(config: Config) -> list[dg.AssetChecksDefinition]:
@@ -49,7 +45,7 @@ def drill_check(cluster: ClusterConfig) -> dg.AssetChecksDefinition:
         ],
     )
     def drilled(context: dg.AssetCheckExecutionContext, backups: Backups) -> Iterator[dg.AssetCheckResult]:
-        done, evaluation = _drill(context.op_execution_context, backups, cluster.name, RANDOM)
+        done, evaluation = _drill(context.op_execution_context, backups, cluster.name, drill_recovery.RANDOM)
         yield result_of(evaluation)
         if done.verdict is Verdict.FAILED:
             raise drill_failure(done)
@@ -77,13 +73,14 @@ def _drill(
     tag_run(context, "drill", name)
     with explained(context, retry=False):
         cluster = backups.cluster(name)
-        done = drill_recovery.drill(cluster, clock=now, report=report_to(context), target_at=_moment(target))
+        at = drill_recovery.parse_moment(target)
+        done = drill_recovery.drill(cluster, clock=now, report=report_to(context), target_at=at)
         tag_run(context, "drill", name, id=str(done.id))
         context.log_event(dg.AssetObservation([name, BASE_BACKUP], metadata=_plotted(cluster, done)))
     evaluation = dg.AssetCheckEvaluation(
         asset_key=dg.AssetKey([name, BASE_BACKUP]),
         check_name=DRILLED_CHECK,
-        passed=as_asked(done, cluster.config),
+        passed=drill_recovery.as_asked(done, cluster.config),
         metadata=cluster_words.drill_metadata(done),
         severity=dg.AssetCheckSeverity.ERROR
         if done.verdict is Verdict.FAILED
@@ -98,25 +95,6 @@ def _plotted(cluster: ProtectedCluster, done: Drill) -> words.Metadata:
     newest = base_backups.list_base_backups(cluster.store, cluster.name).backups[:1]
     numbers = cluster_words.base_numbers(newest[0].manifest) if newest else {}
     return {**numbers, **cluster_words.drill_numbers(done)}
-
-
-def _moment(text: str) -> datetime | None:
-    if text == RANDOM:
-        return None
-    target = parse_target(text)
-    if target.kind is not TargetKind.TIME:
-        raise ConfigError(
-            f"a drill is of a time, and {text} is none",
-            hint=f"Write it as 2026-03-01T02:00:00Z, or {RANDOM}.",
-        )
-    return target.at
-
-
-def as_asked(done: Drill, cluster: ClusterConfig) -> bool:
-    """Whether it showed all that can be shown: without a heartbeat, that it recovers."""
-    if done.verdict is Verdict.RESTORED:
-        return not cluster.heartbeat
-    return done.verdict is Verdict.PROVEN
 
 
 def drill_failure(done: Drill) -> dg.Failure:

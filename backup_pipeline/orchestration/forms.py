@@ -10,6 +10,7 @@ from typing import Any
 
 import dagster as dg
 
+from backup_pipeline.actions.drill_recovery import RANDOM
 from backup_pipeline.config import Config
 
 _CHECKS = {
@@ -123,7 +124,7 @@ def prune_cluster_form(config: Config, op: str) -> dg.ConfigMapping:
 
 def drill_form(config: Config, op: str) -> dg.ConfigMapping:
     """The form of a drill; as it stands, of a random second."""
-    target = text("random", "Which moment: random, or a time with its zone (2026-03-01T02:00:00Z).")
+    target = text(RANDOM, f"Which moment: {RANDOM}, or a time with its zone (2026-03-01T02:00:00Z).")
     return _form(op, {"cluster": _name_field("Cluster", list(config.clusters)), "target": target})
 
 

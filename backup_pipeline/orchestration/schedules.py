@@ -11,12 +11,12 @@ from typing import TypeVar
 
 import dagster as dg
 
+from backup_pipeline.actions.drill_recovery import RANDOM
 from backup_pipeline.config import ClusterConfig, Config, DatabaseConfig, TierConfig
 from backup_pipeline.orchestration import words
 from backup_pipeline.orchestration.assets import LISTING, plain
 from backup_pipeline.orchestration.checks import check_key
 from backup_pipeline.orchestration.cluster_assets import BASE_BACKUP
-from backup_pipeline.orchestration.cluster_drills import RANDOM
 from backup_pipeline.orchestration.jobs import TAKE_BASE_BACKUP, Job, tier_job_name
 from backup_pipeline.orchestration.runs import (
     ACTION_TAG,
