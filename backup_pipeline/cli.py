@@ -8,7 +8,6 @@ import dataclasses
 import signal
 import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 import click
@@ -16,7 +15,6 @@ import click
 from backup_pipeline import terminal
 from backup_pipeline.actions import backups, check_cluster, dump, setup
 from backup_pipeline.actions import prove as proving
-from backup_pipeline.actions import prune as pruning
 from backup_pipeline.actions.protected import Protected
 from backup_pipeline.commands import base_backup as base_commands
 from backup_pipeline.commands import cluster_tables
@@ -24,6 +22,7 @@ from backup_pipeline.commands import drill as drill_commands
 from backup_pipeline.commands.context import Context, json_option, now, pass_context
 from backup_pipeline.commands.heartbeat import heartbeat
 from backup_pipeline.commands.promote import promote
+from backup_pipeline.commands.prune import pin, prune, unpin
 from backup_pipeline.commands.recover import recover
 from backup_pipeline.commands.restore import restore, undo
 from backup_pipeline.commands.wal import wal
@@ -31,7 +30,7 @@ from backup_pipeline.config import StoreConfig
 from backup_pipeline.config_file import store_location
 from backup_pipeline.domain.backup import MANUAL_TIER, Backup, BackupId, CatalogListing, Proof, Verdict
 from backup_pipeline.errors import EXIT_CODES, BackupError
-from backup_pipeline.storage import base_backups, catalog, catalog_rebuild
+from backup_pipeline.storage import base_backups, catalog_rebuild
 from backup_pipeline.units import show_count, show_line
 
 _EPILOG = "\b\nExit codes:\n" + "\n".join(f"  {code:>3}  {meaning}" for code, meaning in EXIT_CODES)
@@ -238,76 +237,6 @@ def _exit_unproven(protected: Protected, backup_id: BackupId, proof: Proof | Non
 
 
 @cli.command()
-@click.argument("database", metavar="[DATABASE|CLUSTER]", required=False)
-@click.option("--dry-run", is_flag=True, help="Show the plan and stop.")
-@json_option
-@pass_context
-def prune(context: Context, database: str | None, dry_run: bool, as_json: bool) -> None:
-    """Delete what the retention of databases and the recovery window of clusters no longer keep."""
-    records: list[dict[str, object]] = []
-    failed: dict[str, BackupError] = {}
-    for name in context.subjects(database):
-        try:
-            if name in context.config.clusters:
-                cluster = context.cluster(name)
-                base_commands.prune(cluster, records, dry_run=dry_run, as_json=as_json)
-            else:
-                _prune(context.protected(name), records, dry_run=dry_run, as_json=as_json)
-        except BackupError as error:
-            failed[str(error)] = error
-    if as_json:
-        terminal.print_json(records)
-    errors = list(failed.values())
-    for other in errors[:-1]:
-        click.echo(f"ERROR: {other}", err=True)
-    if errors:
-        raise errors[-1]
-
-
-def _prune(protected: Protected, records: list[dict[str, object]], *, dry_run: bool, as_json: bool) -> None:
-    plan = pruning.plan(protected.store, protected.config, imports=protected.imports, now=now())
-    records.append(terminal.prune_record(plan))
-    if not dry_run:
-        log = partial(click.echo, err=as_json)
-        done = pruning.carry_out(protected.store, plan, imports=protected.imports, clock=now, log=log)
-        records[-1] |= terminal.pruned_record(done)
-    elif not as_json:
-        for line in plan.lines:
-            click.echo(line)
-
-
-@cli.command()
-@click.argument("backup_id", metavar="ID")
-@pass_context
-def pin(context: Context, backup_id: str) -> None:
-    """Keep a backup for ever, whatever the retention says."""
-    if (base := base_commands.find(context, backup_id)) is not None:
-        base_backups.pin(context.store(), base.id, at=now())
-        what = f"{base.id} is pinned: no prune deletes it, nor the WAL since."
-        click.echo(f"{what} `backup-pipeline unpin {base.id}` lifts it.")
-        return
-    protected = context.owner_of(backup_id)
-    found = backups.find(protected, backup_id)
-    catalog.pin(protected.store, found.id, at=now())
-    click.echo(f"{found.id} is pinned: no prune deletes it. `backup-pipeline unpin {found.id}` lifts it.")
-
-
-@cli.command()
-@click.argument("backup_id", metavar="ID")
-@pass_context
-def unpin(context: Context, backup_id: str) -> None:
-    """Leave a backup to the retention again."""
-    if (base := base_commands.find(context, backup_id)) is not None:
-        base_backups.unpin(context.store(), base.id)
-        click.echo(f"{base.id} is no longer pinned.")
-        return
-    protected = context.owner_of(backup_id)
-    pinned = backups.find_pinned(protected, backup_id)
-    catalog.unpin(protected.store, pinned)
-    click.echo(f"{pinned} is no longer pinned.")
-
-
-@cli.command()
 @json_option
 @pass_context
 def probe(context: Context, as_json: bool) -> None:
@@ -356,6 +285,9 @@ for command in (
     promote,
     heartbeat,
     drill_commands.drill,
+    prune,
+    pin,
+    unpin,
 ):
     cli.add_command(command)
 

@@ -3,14 +3,11 @@
 Called by cli.py. How one is taken is actions/base_backup.py's.
 """
 
-from functools import partial
-
 import click
 
 from backup_pipeline import terminal
 from backup_pipeline.actions import base_backup as taking
-from backup_pipeline.actions import prune_cluster
-from backup_pipeline.actions.protected_cluster import ProtectedCluster, open_cluster
+from backup_pipeline.actions.protected_cluster import open_cluster
 from backup_pipeline.actions.windows import ClusterWindows, windows_of
 from backup_pipeline.commands import cluster_tables
 from backup_pipeline.commands.context import Context, now, pass_context
@@ -65,23 +62,6 @@ def windows(context: Context, name: str, bases: BaseListing) -> list[ClusterWind
         for each in sorted(known)
         if context.alone or each in context.config.clusters
     ]
-
-
-def prune(
-    cluster: ProtectedCluster, records: list[dict[str, object]], *, dry_run: bool, as_json: bool
-) -> None:
-    """Prune one cluster, or show what that would do; what is told to scripts is added to `records`."""
-    plan = prune_cluster.plan(cluster, now=now())
-    records.append(prune_cluster.record(plan))
-    if not dry_run:
-        log = partial(click.echo, err=as_json)
-        done = prune_cluster.carry_out(cluster, plan, clock=now, log=log)
-        records[-1] |= {**terminal.pruned_record(done), "wal_files": done.wal_files}
-    elif not as_json:
-        for line in plan.lines or (
-            f"nothing of {cluster.name} is in {cluster.store.url}: nothing to delete",
-        ):
-            click.echo(line)
 
 
 def find(context: Context, text: str) -> BaseBackup | None:
