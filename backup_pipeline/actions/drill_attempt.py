@@ -17,7 +17,8 @@ from backup_pipeline.actions.bring import require_room
 from backup_pipeline.actions.drill_beats import hold_against_heartbeat
 from backup_pipeline.actions.protected import Clock
 from backup_pipeline.actions.protected_cluster import ProtectedCluster
-from backup_pipeline.actions.recover import Plan, RecoverRequest, RecoverResult
+from backup_pipeline.actions.recover import RecoverResult
+from backup_pipeline.actions.recovery_plan import Plan, RecoverRequest
 from backup_pipeline.actions.report import Report
 from backup_pipeline.domain.backup import Verdict
 from backup_pipeline.domain.drill import RecoveryTime

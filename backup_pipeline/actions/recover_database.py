@@ -16,7 +16,8 @@ from pathlib import Path
 from backup_pipeline.actions import dump, recover, restore, target
 from backup_pipeline.actions.protected import Clock, Protected
 from backup_pipeline.actions.protected_cluster import ProtectedCluster
-from backup_pipeline.actions.recover import RecoverRequest
+from backup_pipeline.actions.recovery_plan import Plan as RecoveryPlan
+from backup_pipeline.actions.recovery_plan import RecoverRequest
 from backup_pipeline.actions.report import Report
 from backup_pipeline.config import Config, DatabaseConfig, Secret
 from backup_pipeline.domain.backup import MANUAL_TIER
@@ -58,7 +59,7 @@ class Plan:
     """A recovery of one database that may be carried out."""
 
     request: DatabaseRequest
-    recovery: recover.Plan
+    recovery: RecoveryPlan
 
     @property
     def lines(self) -> tuple[str, ...]:
@@ -131,7 +132,7 @@ def plan(
     return Plan(request, planned)
 
 
-def _look_at(request: DatabaseRequest, planned: recover.Plan) -> None:
+def _look_at(request: DatabaseRequest, planned: RecoveryPlan) -> None:
     """Refuse now what the restore would refuse after an hour."""
     with contextlib.closing(connect(request.server, purpose="recovery")) as session:
         info = read_server_info(session)

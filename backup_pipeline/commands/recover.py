@@ -12,6 +12,7 @@ import click
 from backup_pipeline import terminal
 from backup_pipeline.actions import recover as recovering
 from backup_pipeline.actions import recover_database as one_database
+from backup_pipeline.actions.recovery_plan import RecoverRequest, parse_tablespaces
 from backup_pipeline.commands.context import Context, json_option, now, pass_context
 from backup_pipeline.domain.backup import BackupId
 from backup_pipeline.domain.recovery_target import parse_target
@@ -100,13 +101,13 @@ def recover(
 ) -> None:
     """Recover a whole cluster to any moment, in a new directory; nothing that exists is touched."""
     _refuse_mixed(asked)
-    request = recovering.RecoverRequest(
+    request = RecoverRequest(
         parse_target(target, inclusive=not asked["exclusive"]),
         Path(into).absolute(),
         timeline=asked["timeline"] or 0,
         port=asked["port"],
         base=BackupId.parse(asked["base"]) if asked["base"] else None,
-        tablespaces=recovering.parse_tablespaces(asked["tablespaces"]),
+        tablespaces=parse_tablespaces(asked["tablespaces"]),
         unconfined=asked["unconfined"],
         also_write=tuple(path.absolute() for path in asked["also_write"]),
     )

@@ -9,6 +9,7 @@ import dagster as dg
 
 from backup_pipeline.actions import base_backup, prune_cluster, recover
 from backup_pipeline.actions.protected_cluster import ProtectedCluster
+from backup_pipeline.actions.recovery_plan import Plan, RecoverRequest
 from backup_pipeline.actions.windows import windows_of
 from backup_pipeline.config import ClusterConfig
 from backup_pipeline.domain.backup import BackupId
@@ -72,7 +73,7 @@ def take_of(cluster: ClusterConfig) -> dg.OpDefinition:
 )
 def plan_recovery(
     context: dg.OpExecutionContext, backups: Backups, config: RecoverForm
-) -> dg.Output[Planned[recover.Plan]]:
+) -> dg.Output[Planned[Plan]]:
     """Plan the recovery that the form asks for."""
     tag_run(context, "recover", config.cluster)
     with explained(context):
@@ -90,7 +91,7 @@ def plan_recovery(
     return dg.Output(Planned(config.cluster, planned, dry_run=config.dry_run), metadata=shown)
 
 
-def request_of(form: RecoverForm) -> recover.RecoverRequest:
+def request_of(form: RecoverForm) -> RecoverRequest:
     """What the form asks for. Raises ConfigError naming the field."""
     into = Path(form.into)
     if not into.is_absolute():
@@ -101,7 +102,7 @@ def request_of(form: RecoverForm) -> recover.RecoverRequest:
         )
     if form.timeline < 0:
         raise ConfigError(f"timeline {form.timeline} is none", hint="0 follows the newest.")
-    return recover.RecoverRequest(
+    return RecoverRequest(
         parse_target(form.target, inclusive=not form.exclusive),
         into,
         timeline=form.timeline,
@@ -114,9 +115,7 @@ def request_of(form: RecoverForm) -> recover.RecoverRequest:
     out=dg.Out(dg.Nothing),
     description="Unpacks and replays into the new directory, unless the form asked for the plan alone.",
 )
-def carry_out_recovery(
-    context: dg.OpExecutionContext, backups: Backups, planned: Planned[recover.Plan]
-) -> None:
+def carry_out_recovery(context: dg.OpExecutionContext, backups: Backups, planned: Planned[Plan]) -> None:
     """Do what the plan says; what fails, or is terminated, leaves no directory."""
     if planned.dry_run:
         context.log.info("Nothing was recovered: dry_run is true. Launch again with dry_run: false.")

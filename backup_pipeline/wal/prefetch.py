@@ -1,6 +1,6 @@
 """What answers restore_command while a cluster of ours recovers: files of the archive, fetched ahead.
 
-Called by actions/recover.py, which knows from its plan what PostgreSQL will ask for. Files are fetched whole
+Called by actions/replay.py, which knows from its plan what PostgreSQL will ask for. Files are fetched whole
 and verified (fetch.py) into a spool on pg_wal's own file system, and renamed to where PostgreSQL wants them.
 An archive that cannot be reached is waited for; after that, and whatever else is wrong, the answer ends the
 recovery: it is never one that PostgreSQL reads as the end of the WAL.

@@ -10,7 +10,8 @@ from typing import Any
 
 from backup_pipeline.actions import base_backup, recover
 from backup_pipeline.actions.protected_cluster import ProtectedCluster
-from backup_pipeline.actions.recover import RecoverRequest, RecoverResult
+from backup_pipeline.actions.recover import RecoverResult
+from backup_pipeline.actions.recovery_plan import RecoverRequest
 from backup_pipeline.config import ClusterConfig, Secret
 from backup_pipeline.domain.backup import BackupId
 from backup_pipeline.domain.recovery_target import RecoveryTarget

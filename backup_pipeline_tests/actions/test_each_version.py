@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from backup_pipeline.actions import prove, recover
-from backup_pipeline.actions.recover import RecoverRequest
+from backup_pipeline.actions.recovery_plan import RecoverRequest
 from backup_pipeline.actions.unpack import unpack
 from backup_pipeline.config import ScratchConfig, Secret
 from backup_pipeline.domain.backup import BackupId, Verdict

@@ -16,6 +16,7 @@ import pytest
 from backup_pipeline import process
 from backup_pipeline.actions import bring, recover
 from backup_pipeline.actions.recovery_place import workplace
+from backup_pipeline.actions.recovery_plan import RecoverRequest
 from backup_pipeline.actions.unpack import unpack
 from backup_pipeline.domain.backup import BackupId, ObjectRole, Proof, Verdict
 from backup_pipeline.domain.base_backup import BaseManifest, base_to_json
@@ -242,7 +243,7 @@ def test_a_link_that_is_not_there_is_passed_over(box: RecoveryBox, copy: Directo
 
 def test_the_plan_names_the_chain_and_what_was_passed_over(box: RecoveryBox, copy: DirectoryStore) -> None:
     _first, whole, one, two = bases(copy)
-    request = recover.RecoverRequest(LATEST, box.folder / "recovered")
+    request = RecoverRequest(LATEST, box.folder / "recovered")
     lines = "\n".join(recover.plan(box.protected(copy), request, report=box.said).lines)
     assert f"begins with: {two.id}" in lines
     assert f"is combined with {whole.id} and {one.id}" in lines
@@ -265,7 +266,7 @@ def test_one_whose_drill_failed_is_begun_with_only_for_want_of_another_or_to_try
     first, whole, one, two = bases(copy)
 
     def plan(**asked: Any) -> str:
-        request = recover.RecoverRequest(LATEST, box.folder / "recovered", **asked)
+        request = RecoverRequest(LATEST, box.folder / "recovered", **asked)
         return "\n".join(recover.plan(box.protected(copy), request, report=box.said).lines)
 
     fail(copy, two.id)
@@ -315,7 +316,7 @@ def test_killed_while_it_combines_it_leaves_nothing_that_the_next_does_not_colle
 
 
 def test_too_little_space_for_all_of_it_is_refused_first(box: RecoveryBox) -> None:
-    request = recover.RecoverRequest(LATEST, box.folder / "recovered")
+    request = RecoverRequest(LATEST, box.folder / "recovered")
     planned = recover.plan(box.protected(), request, report=box.said)
     huge = replace(planned.manifest, cluster_bytes=1 << 60)
     others = [each for each in planned.facts.manifests if each.id != huge.id]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from backup_pipeline.actions import recover
-from backup_pipeline.actions.recover import RecoverRequest
+from backup_pipeline.actions.recovery_plan import Plan, RecoverRequest
 from backup_pipeline.domain.layout import wal_archive_prefix
 from backup_pipeline.domain.recovery_target import RecoveryTarget, TargetKind, parse_target
 from backup_pipeline.errors import Refused, ToolError
@@ -120,7 +120,7 @@ def test_latest_waits_for_a_segment_that_may_be_under_way(box: RecoveryBox) -> N
     box.store.delete([key])
     waits: list[float] = []
 
-    def plan(text: str) -> recover.Plan:
+    def plan(text: str) -> Plan:
         request = RecoverRequest(parse_target(text), box.folder / "x")
         return recover.plan(box.protected(), request, report=box.said, pause=pause)
 

@@ -12,8 +12,8 @@ import pytest
 
 from backup_pipeline import process
 from backup_pipeline.actions import recover_database
-from backup_pipeline.actions.recover import RecoverRequest
 from backup_pipeline.actions.recover_database import DatabaseRequest
+from backup_pipeline.actions.recovery_plan import RecoverRequest
 from backup_pipeline.config_file import parse
 from backup_pipeline.domain.recovery_target import RecoveryTarget, TargetKind
 from backup_pipeline.engines.postgres.cluster import LocalCluster, server_in

@@ -10,7 +10,7 @@ import pytest
 
 from backup_pipeline import process
 from backup_pipeline.actions import recover
-from backup_pipeline.actions.recover import RecoverRequest
+from backup_pipeline.actions.recovery_plan import Plan, RecoverRequest
 from backup_pipeline.domain.recovery_target import LATEST, parse_target
 from backup_pipeline.engines.postgres.cluster import server_identity
 from backup_pipeline.errors import BackupError, Corrupt, Refused, StoreError, ToolError
@@ -133,7 +133,7 @@ def test_another_version_that_is_archived_after_the_plan_is_not_looked_at(
     shutil.rmtree(whole.folder / "recovered")
 
 
-def idle_plan(box: RecoveryBox) -> recover.Plan:
+def idle_plan(box: RecoveryBox) -> Plan:
     """A plan for this very moment; a server has to have been idle for it, so it is tried a few times."""
     for attempt in range(10):
         box.switch()

@@ -11,7 +11,7 @@ import pytest
 
 from backup_pipeline import process
 from backup_pipeline.actions import recover, recovery_history
-from backup_pipeline.actions.recover import RecoverRequest
+from backup_pipeline.actions.recovery_plan import RecoverRequest
 from backup_pipeline.config import Secret
 from backup_pipeline.domain.backup import BackupId
 from backup_pipeline.domain.layout import recoveries_prefix

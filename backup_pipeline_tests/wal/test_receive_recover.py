@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from backup_pipeline.actions import recover
-from backup_pipeline.actions.recover import RecoverRequest
+from backup_pipeline.actions.recovery_plan import RecoverRequest
 from backup_pipeline.domain.recovery_target import RecoveryTarget, TargetKind, parse_target
 from backup_pipeline.engines.postgres.server import connect
 from backup_pipeline_tests.actions.box import Said, ask, now

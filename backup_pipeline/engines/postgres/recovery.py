@@ -1,7 +1,8 @@
 """A data directory that was just unpacked, recovered: settings of ours, the replay, and what it came to.
 
-Called by actions/recover.py and by drills. Where WAL comes from is what `restore_command` says; which target,
-and whether it can be reached, was decided before. Nothing that the source's own configuration says is run.
+Called by actions/recover.py, by actions/replay.py, and by drills. Where WAL comes from is what
+`restore_command` says; which target, and whether it can be reached, was decided before. Nothing that the
+source's own configuration says is run.
 
 Source: PostgreSQL, "Continuous Archiving and Point-in-Time Recovery", "Archive Recovery", "Recovery Target".
 """
