@@ -19,7 +19,7 @@ from backup_pipeline.errors import ConfigError
 from backup_pipeline.orchestration import cluster_words, words
 from backup_pipeline.orchestration.assets import LISTING, plain
 from backup_pipeline.orchestration.failures import explained
-from backup_pipeline.orchestration.form_ops import Planned, say
+from backup_pipeline.orchestration.form_ops import Planned, only_shown, say
 from backup_pipeline.orchestration.forms import PruneClusterForm, RecoverForm
 from backup_pipeline.orchestration.resources import Backups, now
 from backup_pipeline.orchestration.runs import INCREMENTAL_TAG, report_to, tag_run
@@ -117,8 +117,7 @@ def request_of(form: RecoverForm) -> RecoverRequest:
 )
 def carry_out_recovery(context: dg.OpExecutionContext, backups: Backups, planned: Planned[Plan]) -> None:
     """Do what the plan says; what fails, or is terminated, leaves no directory."""
-    if planned.dry_run:
-        context.log.info("Nothing was recovered: dry_run is true. Launch again with dry_run: false.")
+    if only_shown(context, planned, "recovered"):
         return
     with explained(context, retry=False):
         cluster = backups.cluster(planned.subject)
@@ -148,8 +147,7 @@ def carry_out_cluster_prune(
     context: dg.OpExecutionContext, backups: Backups, planned: Planned[prune_cluster.ClusterPrune]
 ) -> None:
     """Do what the plan says."""
-    if planned.dry_run:
-        context.log.info("Nothing was deleted: dry_run is true. Launch again with dry_run: false to delete.")
+    if only_shown(context, planned, "deleted"):
         return
     with explained(context):
         cluster, report = backups.cluster(planned.subject), report_to(context)

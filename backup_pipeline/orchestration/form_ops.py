@@ -113,6 +113,13 @@ def say(context: dg.OpExecutionContext, lines: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
+def only_shown(context: dg.OpExecutionContext, planned: Planned[P], done: str) -> bool:
+    """Whether the form asked for the plan alone; then the run's log says that nothing was `done`."""
+    if planned.dry_run:
+        context.log.info(f"Nothing was {done}: dry_run is true. Launch again with dry_run: false.")
+    return planned.dry_run
+
+
 @dg.op(out=dg.Out(dg.Any), description="Validates the form and shows the plan; touches nothing.")
 def plan_restore(
     context: dg.OpExecutionContext, backups: Backups, config: RestoreForm
@@ -190,8 +197,7 @@ def plan_prune(
 )
 def carry_out_prune(context: dg.OpExecutionContext, backups: Backups, planned: Planned[prune.Prune]) -> None:
     """Do what the plan says."""
-    if planned.dry_run:
-        context.log.info("Nothing was deleted: dry_run is true. Launch again with dry_run: false to delete.")
+    if only_shown(context, planned, "deleted"):
         return
     with explained(context):
         protected, report = backups.open(planned.subject), report_to(context)

@@ -2,8 +2,8 @@
 
 Tags are the audit: `backup/database`, `backup/action`, `backup/tier`, `backup/id` and
 `backup/scheduled_for` find, in the list of runs, whatever was ever done to a database, or to a cluster:
-no two of them share a name. What waits for
-what is another matter: only backups carry `backup/queue`, which dagster.yaml limits to one of each value.
+no two of them share a name. What waits for what is another matter: only backups carry `backup/queue`, which
+dagster.yaml limits to one of each value.
 """
 
 from dataclasses import dataclass

@@ -147,83 +147,67 @@ def _schedule(
 
 
 def _base_backup(cluster: ClusterConfig, context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
-    return _base_backup_request(cluster, context, {})
+    return _backup_request(cluster.name, BASE_BACKUP, context)
 
 
 def _incremental(cluster: ClusterConfig, context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
-    return _base_backup_request(cluster, context, {INCREMENTAL_TAG: "yes"})
-
-
-def _base_backup_request(
-    cluster: ClusterConfig, context: dg.ScheduleEvaluationContext, tags: Mapping[str, str]
-) -> dg.RunRequest:
-    return dg.RunRequest(
-        run_key=cluster.name,
-        asset_selection=[dg.AssetKey([cluster.name, last]) for last in (BASE_BACKUP, LISTING)],
-        asset_check_keys=[],  # a drill has a time of its own
-        tags={
-            DATABASE_TAG: cluster.name,
-            ACTION_TAG: "backup",
-            **queue_tag("backup", cluster.name),
-            SCHEDULED_TAG: shown_scheduled(context.scheduled_execution_time),
-            **tags,
-        },
-    )
-
-
-def _prune_cluster(cluster: ClusterConfig, _context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
-    return _cluster_request(cluster, "prune", {"dry_run": False})
-
-
-def _cluster_request(cluster: ClusterConfig, action: str, form: Mapping[str, object]) -> dg.RunRequest:
-    return dg.RunRequest(
-        run_key=cluster.name,
-        run_config={"cluster": cluster.name, **form},
-        tags={DATABASE_TAG: cluster.name, ACTION_TAG: action},
-    )
-
-
-def _drill(cluster: ClusterConfig, _context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
-    return _cluster_request(cluster, "drill", {"target": RANDOM})
+    return _backup_request(cluster.name, BASE_BACKUP, context, tags={INCREMENTAL_TAG: "yes"})
 
 
 def _backup_as(tier: str) -> Request[DatabaseConfig]:
     def request(database: DatabaseConfig, context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
         checks = [check_key(database.name, tier)] if database.prove.always else []
-        return dg.RunRequest(
-            run_key=database.name,
-            asset_selection=[dg.AssetKey([database.name, last]) for last in (tier, LISTING)],
-            asset_check_keys=checks,
-            tags={
-                DATABASE_TAG: database.name,
-                ACTION_TAG: "backup",
-                **queue_tag("backup", database.name),
-                TIER_TAG: tier,
-                SCHEDULED_TAG: shown_scheduled(context.scheduled_execution_time),
-            },
-        )
+        return _backup_request(database.name, tier, context, checks=checks, tags={TIER_TAG: tier})
 
     return request
 
 
+def _backup_request(
+    subject: str,
+    asset: str,
+    context: dg.ScheduleEvaluationContext,
+    *,
+    checks: Sequence[dg.AssetCheckKey] = (),  # none of a base backup: a drill has a time of its own
+    tags: Mapping[str, str] | None = None,
+) -> dg.RunRequest:
+    """A backup, and the list of what there is after it."""
+    return dg.RunRequest(
+        run_key=subject,
+        asset_selection=[dg.AssetKey([subject, last]) for last in (asset, LISTING)],
+        asset_check_keys=list(checks),
+        tags={
+            DATABASE_TAG: subject,
+            ACTION_TAG: "backup",
+            **queue_tag("backup", subject),
+            SCHEDULED_TAG: shown_scheduled(context.scheduled_execution_time),
+            **(tags or {}),
+        },
+    )
+
+
+def _prune_cluster(cluster: ClusterConfig, _context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
+    return _form_request(cluster.name, "prune", {"cluster": cluster.name, "dry_run": False})
+
+
+def _drill(cluster: ClusterConfig, _context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
+    return _form_request(cluster.name, "drill", {"cluster": cluster.name, "target": RANDOM})
+
+
 def _prove_latest(database: DatabaseConfig, _context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
-    return _form_request(database, "prove", {"backup": "latest"})
+    return _form_request(database.name, "prove", {"database": database.name, "backup": "latest"})
 
 
 def _prove_longest_kept(database: DatabaseConfig, _context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
-    return _form_request(database, "prove", {"backup": rarest(database.tiers).name})
+    tier = rarest(database.tiers).name
+    return _form_request(database.name, "prove", {"database": database.name, "backup": tier})
 
 
 def _prune(database: DatabaseConfig, _context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
-    return _form_request(database, "prune", {"dry_run": False})
+    return _form_request(database.name, "prune", {"database": database.name, "dry_run": False})
 
 
-def _form_request(database: DatabaseConfig, action: str, form: Mapping[str, object]) -> dg.RunRequest:
-    return dg.RunRequest(
-        run_key=database.name,
-        run_config={"database": database.name, **form},
-        tags={DATABASE_TAG: database.name, ACTION_TAG: action},
-    )
+def _form_request(subject: str, action: str, form: Mapping[str, object]) -> dg.RunRequest:
+    return dg.RunRequest(run_key=subject, run_config=form, tags={DATABASE_TAG: subject, ACTION_TAG: action})
 
 
 def rarest(tiers: Sequence[TierConfig]) -> TierConfig:
