@@ -1,4 +1,4 @@
-"""Take a base backup: preflight, read and upload as it comes, wait for the WAL that it needs, publish.
+"""Take a base backup: read and upload as it comes, wait for the WAL that it needs, publish.
 
 Called by cli.py and by Dagster's op. Nothing is listed before its WAL is in the archive; a failure takes away
 what was stored, but for a backup that lacks nothing but that WAL.
@@ -14,7 +14,8 @@ from importlib.metadata import version
 
 from backup_pipeline.actions import base_parent
 from backup_pipeline.actions.base_parent import Against
-from backup_pipeline.actions.needed_wal import await_wal, has_wal
+from backup_pipeline.actions.base_preflight import COMPRESSION, Preflight, preflight
+from backup_pipeline.actions.needed_wal import await_wal
 from backup_pipeline.actions.protected import Clock
 from backup_pipeline.actions.protected_cluster import ProtectedCluster
 from backup_pipeline.actions.report import Report, timed
@@ -31,27 +32,18 @@ from backup_pipeline.domain.base_backup import (
 )
 from backup_pipeline.domain.base_chain import Server
 from backup_pipeline.domain.choice import LATEST
-from backup_pipeline.domain.layout import SCRATCH, base_prefix
+from backup_pipeline.domain.layout import base_prefix
 from backup_pipeline.domain.wal import TimelineHistory
 from backup_pipeline.engines.postgres import base_backup as engine
 from backup_pipeline.engines.postgres.dump import Hashing
-from backup_pipeline.engines.postgres.endpoint import Endpoint
-from backup_pipeline.engines.postgres.server import ServerInfo, connect, read_server_info, server_errors
-from backup_pipeline.engines.postgres.slots import look_at
-from backup_pipeline.engines.postgres.source_cluster import (
-    ClusterFacts,
-    OutsideFiles,
-    read_cluster_facts,
-    read_outside_files,
-    server_clock,
-)
-from backup_pipeline.errors import BackupNotFound, Corrupt, ObjectNotFound, Refused, ServerError
+from backup_pipeline.engines.postgres.server import connect, server_errors
+from backup_pipeline.engines.postgres.source_cluster import server_clock
+from backup_pipeline.errors import BackupNotFound, Corrupt, ObjectNotFound, ServerError
 from backup_pipeline.storage import base_backups, leases
 from backup_pipeline.units import show_bytes, show_seconds
-from backup_pipeline.zstd import LEVEL, compressed
+from backup_pipeline.zstd import compressed
 
 SOFTWARE = version("backup-pipeline")
-COMPRESSION = f"zstd:{LEVEL}"
 
 _NO_CHECKSUMS = (
     "the cluster has no page checksums: a page that its disk spoiled cannot be told from a good one"
@@ -60,18 +52,6 @@ _WRONG_PAGES = (
     "PAGES THAT DO NOT AGREE WITH THEIR CHECKSUMS were copied as they are: the source is damaged. Look at "
     "the server's disks; keep older base backups until the pages are known to be whole"
 )
-
-
-@dataclass(frozen=True)
-class Preflight:
-    """What a base backup will be made of."""
-
-    source: Endpoint
-    server: ServerInfo
-    system_identifier: str
-    facts: ClusterFacts
-    outside: OutsideFiles
-    timeline: int = 1
 
 
 def take(
@@ -90,8 +70,8 @@ def take(
     build on that. With `parent` nothing else will do.
 
     Earlier ones that waited for their WAL are listed afterwards, where it came, also when this one fails.
-    Raises ConfigError,
-    ServerError, StoreError, Refused; what was stored is taken away again, unless only its WAL is late.
+    Raises ConfigError, ServerError, StoreError, Refused; what was stored is taken away again, unless only its
+    WAL is late.
     """
     try:
         ready = preflight(cluster, report=report)
@@ -128,47 +108,6 @@ def _parent(taking: "_Taking", named: BackupId | None) -> Iterator[Against]:
     with base_parent.held(cluster.store, chain, clock=taking.clock) as against:
         taking.report.say(f"what has changed since {chain.last.id}, link {len(chain.links) + 1} of its chain")
         yield against
-
-
-def preflight(cluster: ProtectedCluster, *, report: Report) -> Preflight:
-    """Try everything that the backup will need; change nothing but a scratch object in the store.
-
-    Raises ConfigError, ServerError, StoreError, Refused: what would make it fail.
-    """
-    source = cluster.source()
-    with (
-        contextlib.closing(connect(source, purpose="preflight")) as session,
-        server_errors(source, "cannot ask the server what it is"),
-    ):
-        server, facts = read_server_info(session), read_cluster_facts(session)
-        outside = read_outside_files(session)
-        receive = cluster.config.receive
-        receiver = look_at(session, receive.slot).status if receive else None
-    if server.major < engine.OLDEST_MAJOR:
-        raise ServerError(
-            f"cluster {cluster.name} runs PostgreSQL {server.version_text}, and base backups need "
-            f"{engine.OLDEST_MAJOR} or newer",
-            hint="Take dumps of its databases, or upgrade it.",
-        )
-    if not facts.may_replicate:
-        raise ServerError(
-            f"the role {source.user} may not take base backups of cluster {cluster.name}",
-            hint=f'ALTER ROLE "{source.user}" REPLICATION; or use a role that has it.',
-        )
-    stall_s = cluster.config.stall_timeout.total_seconds()
-    system, timeline = engine.identify_system(source, stall_s=stall_s)
-    archives = facts.archive_mode != "off" or (receiver is not None and receiver.active)
-    if not archives and not has_wal(cluster, system):
-        raise Refused(
-            f"nothing archives the WAL of cluster {cluster.name}, and without it a base backup is of no use",
-            detail={"system identifier": system, "archive_mode": facts.archive_mode},
-            hint="Run `backup-pipeline wal setup` for it first; where it is received, start `wal receive`.",
-        )
-    cluster.store.put(f"{SCRATCH}preflight", [b"may this process write here?"])
-    cluster.store.delete([f"{SCRATCH}preflight"])
-    kind = "standby" if server.in_recovery else "primary"
-    report.say(f"PostgreSQL {server.version_text}, {kind}, system {system}; {COMPRESSION}")
-    return Preflight(source, server, system, facts, outside, timeline)
 
 
 @dataclass

@@ -7,7 +7,7 @@ its agent answers, is `wal status`'s, on PostgreSQL's own machine; a database's 
 from collections.abc import Iterator
 from datetime import datetime
 
-from backup_pipeline.actions.base_backup import Preflight, preflight
+from backup_pipeline.actions.base_preflight import Preflight, preflight
 from backup_pipeline.actions.protected_cluster import ProtectedCluster
 from backup_pipeline.actions.report import Lines
 from backup_pipeline.actions.windows import windows_of

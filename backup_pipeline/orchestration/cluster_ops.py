@@ -7,7 +7,7 @@ from pathlib import Path
 
 import dagster as dg
 
-from backup_pipeline.actions import base_backup, prune_cluster, recover
+from backup_pipeline.actions import base_backup, base_preflight, prune_cluster, recover
 from backup_pipeline.actions.protected_cluster import ProtectedCluster
 from backup_pipeline.actions.recovery_plan import Plan, RecoverRequest
 from backup_pipeline.actions.windows import windows_of
@@ -36,7 +36,7 @@ def preflight_cluster(context: dg.OpExecutionContext, backups: Backups) -> dg.Ou
     name = context.assets_def.key.path[0]
     tag_run(context, "backup", name)
     with explained(context):
-        ready = base_backup.preflight(backups.cluster(name), report=report_to(context))
+        ready = base_preflight.preflight(backups.cluster(name), report=report_to(context))
     shown = {
         "server": f"PostgreSQL {ready.server.version_text}",
         "system_identifier": ready.system_identifier,
