@@ -7,18 +7,15 @@ import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from backup_pipeline.actions.fetch import fetch_small
+from backup_pipeline.actions.fetch import fetch_backup_manifest
 from backup_pipeline.actions.protected import Clock
 from backup_pipeline.actions.protected_cluster import ProtectedCluster
 from backup_pipeline.actions.report import Report
-from backup_pipeline.domain.backup import BackupId, ObjectRole, Verdict
-from backup_pipeline.domain.base_backup import BaseManifest
+from backup_pipeline.domain.backup import BackupId, Verdict
 from backup_pipeline.domain.base_chain import OLDEST_MAJOR, Chain, Server, by_id, chain_of, unfit_parent
-from backup_pipeline.domain.file_list import MAX_BYTES
-from backup_pipeline.errors import BackupError, BackupNotFound, Corrupt, Refused
+from backup_pipeline.errors import BackupError, BackupNotFound, Refused
 from backup_pipeline.storage import base_backups, leases
 from backup_pipeline.storage.store import Store
-from backup_pipeline.units import show_bytes
 
 _WHOLE = "Take a whole one: `backup-pipeline base-backup {cluster}`."
 
@@ -71,9 +68,11 @@ def choose(cluster: ProtectedCluster, server: Server, named: BackupId | None) ->
     reasons = {}
     for manifest in wanted:
         chain = chain_of(manifest, known)
-        reason = unfit_parent(chain, server, failed=failed) or missing(cluster.store, chain)
-        if not reason:
-            return chain
+        if not (reason := unfit_parent(chain, server, failed=failed)):
+            wrong = base_backups.missing_link(cluster.store, chain)
+            if wrong is None:
+                return chain
+            reason = wrong[1]
         reasons[manifest.id] = reason
     raise NoParent(
         f"{named} cannot be built on: {reasons[named]}"
@@ -96,18 +95,6 @@ def whole_instead(error: BackupError, *, named: BackupId | None, report: Report)
     return f"whole, though an incremental one was asked for: {why}"
 
 
-def missing(store: Store, chain: Chain) -> str:
-    """Which object of a chain is not there as its record says; "" when all are. A listing for each link."""
-    return next(
-        (
-            f"{link.id}: {reason}"
-            for link in chain.links
-            if (reason := base_backups.missing_objects(store, link))
-        ),
-        "",
-    )
-
-
 @contextlib.contextmanager
 def held(store: Store, chain: Chain, *, clock: Clock) -> Iterator[Against]:
     """Keep prune away from each link while the block runs. Raises BackupNotFound when it was there first."""
@@ -121,11 +108,4 @@ def held(store: Store, chain: Chain, *, clock: Clock) -> Iterator[Against]:
             for lease in taken:
                 lease.check()
 
-        yield Against(chain, _own_manifest(store, chain.last), check)
-
-
-def _own_manifest(store: Store, manifest: BaseManifest) -> bytes:
-    (item,) = manifest.of_role(ObjectRole.FILE_LIST)
-    if item.size_bytes > MAX_BYTES:
-        raise Corrupt(f"{item.key} is too long for a list of files: {show_bytes(item.size_bytes)}")
-    return fetch_small(store, item)
+        yield Against(chain, fetch_backup_manifest(store, chain.last), check)

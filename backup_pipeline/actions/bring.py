@@ -8,14 +8,14 @@ import contextlib
 import shutil
 from collections.abc import Iterator, Sequence
 
-from backup_pipeline.actions.fetch import fetch_small
+from backup_pipeline.actions.fetch import fetch_backup_manifest
 from backup_pipeline.actions.protected import Clock
 from backup_pipeline.actions.protected_cluster import ProtectedCluster
 from backup_pipeline.actions.recovery_facts import RecoveryFacts
 from backup_pipeline.actions.recovery_place import Workplace
 from backup_pipeline.actions.report import Report
 from backup_pipeline.actions.unpack import require_space, space_wanted, unpack
-from backup_pipeline.domain.backup import BackupId, ObjectRole
+from backup_pipeline.domain.backup import BackupId
 from backup_pipeline.domain.base_chain import Chain
 from backup_pipeline.domain.recovery_route import Route, find_route
 from backup_pipeline.domain.recovery_target import RecoveryTarget
@@ -49,14 +49,7 @@ def whole_route(
     archive = facts.archive
     while True:
         route = find_route(facts.points, archive, target, timeline=timeline, base=base)
-        wrong = next(
-            (
-                (link.id, f"{link.id}: {reason}")
-                for link in facts.chain(route.base.id).links
-                if (reason := base_backups.missing_objects(cluster.store, link))
-            ),
-            None,
-        )
+        wrong = base_backups.missing_link(cluster.store, facts.chain(route.base.id))
         if wrong is None:
             return facts, route
         facts = facts.without(*wrong)
@@ -129,8 +122,7 @@ def bring(
     for manifest, place in zip(chain.links, places, strict=True):
         with _naming(manifest.id):
             unpack(store, manifest, place, clock=clock, report=report, owner=work.owner, durable=False)
-            (item,) = manifest.of_role(ObjectRole.FILE_LIST)
-            links.append(combine.Link(place, fetch_small(store, item)))
+            links.append(combine.Link(place, fetch_backup_manifest(store, manifest)))
     _combine(chain, links, work, bin_dir=bin_dir, insists=insists)
     read_bytes = combine.verify(work.inside)
     report.say(

@@ -1,6 +1,6 @@
 """Bring a backup's objects from the store to a private folder, every byte checked.
 
-Called by restore and prove, which thereby open the same files in the same way. A digest that
+Called by restores, proofs and recoveries, which thereby open the same files in the same way. A digest that
 differs is Corrupt, raised before any PostgreSQL tool has seen the file.
 """
 
@@ -14,10 +14,13 @@ from pathlib import Path
 
 from backup_pipeline.actions.report import Progress, Report
 from backup_pipeline.domain.backup import Backup, Manifest, ObjectDigest, ObjectRole
+from backup_pipeline.domain.base_backup import BaseManifest
+from backup_pipeline.domain.file_list import MAX_BYTES
 from backup_pipeline.engines.postgres.archive import HEADER_BYTES, ArchiveHeader, parse_header
 from backup_pipeline.errors import Corrupt
 from backup_pipeline.spool import require_free
 from backup_pipeline.storage.store import Store
+from backup_pipeline.units import show_bytes
 
 ARCHIVE_NAME = "database.dump"
 DIRECTORY_NAME = "dump"
@@ -54,6 +57,14 @@ def fetch_dump(store: Store, manifest: Manifest, into: Path, report: Report) -> 
 def fetch_small(store: Store, item: ObjectDigest) -> bytes:
     """One small object, checked. Raises Corrupt, ObjectNotFound."""
     return b"".join(verified(store, item))
+
+
+def fetch_backup_manifest(store: Store, manifest: BaseManifest) -> bytes:
+    """PostgreSQL's own manifest of a base backup, checked. Raises Corrupt, ObjectNotFound."""
+    (item,) = manifest.of_role(ObjectRole.FILE_LIST)
+    if item.size_bytes > MAX_BYTES:
+        raise Corrupt(f"{item.key} is too long for a list of files: {show_bytes(item.size_bytes)}")
+    return fetch_small(store, item)
 
 
 def imported_header(store: Store, backup: Backup) -> ArchiveHeader:

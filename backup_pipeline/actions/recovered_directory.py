@@ -19,6 +19,7 @@ from backup_pipeline.engines.postgres.recovery import CARRIED
 from backup_pipeline.engines.postgres.tools import Tools
 from backup_pipeline.errors import Refused, ToolError
 from backup_pipeline.process import Identity
+from backup_pipeline.storage.files import CREATE, FILE_MODE, sync_file, sync_names
 from backup_pipeline.storage.store import Store
 from backup_pipeline.units import show_count
 
@@ -37,14 +38,14 @@ def lay_carried(
         path = data / CARRIED / item.name.removeprefix(f"{CONFIGURATION_FOLDER}/")
         for folder in (*reversed(path.relative_to(data).parents), Path()):
             _make_folder(data / folder, owner)
-        _write(path, fetch_small(store, item), owner)
+        write_owned(path, fetch_small(store, item), owner)
         names.append(str(path.relative_to(data)))
     return tuple(names)
 
 
 def leave_record(data: Path, record: RecoveredRecord, *, owner: Identity | None) -> None:
     """Say in the directory that it was recovered, and checked; durable on return."""
-    _write(data / RECORD_NAME, recovered_to_json(record), owner)
+    write_owned(data / RECORD_NAME, recovered_to_json(record), owner)
 
 
 def _make_folder(path: Path, owner: Identity | None) -> None:
@@ -54,19 +55,17 @@ def _make_folder(path: Path, owner: Identity | None) -> None:
             os.chown(path, owner.uid, owner.gid)
 
 
-def _write(path: Path, content: bytes, owner: Identity | None) -> None:
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+def write_owned(path: Path, content: bytes, owner: Identity | None) -> None:
+    """Write a file that is `owner`'s alone, or ours, in place of whatever has its name; durable on return."""
+    path.unlink(missing_ok=True)
+    handle = os.open(path, CREATE, FILE_MODE)
     with os.fdopen(handle, "wb") as file:
         if owner is not None:
             os.fchown(handle, owner.uid, owner.gid)
         file.write(content)
         file.flush()
-        os.fsync(handle)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+        sync_file(handle)
+    sync_names(path.parent)
 
 
 def count_emptied(data: Path) -> int:

@@ -16,6 +16,7 @@ from backup_pipeline.engines.postgres.unpack import Places, plan_places
 from backup_pipeline.errors import Refused
 from backup_pipeline.process import Identity
 from backup_pipeline.spool import private_folder
+from backup_pipeline.storage.files import sync_names
 
 _LINKS = "pg_tblspc"
 
@@ -58,10 +59,10 @@ class Workplace:
                 link.symlink_to(place)
                 if self.owner is not None:
                     os.lchown(link, self.owner.uid, self.owner.gid)
-            _sync(self.inside.data / _LINKS)
+            sync_names(self.inside.data / _LINKS)
             self.inside.data.rename(self.final.data)
             for parent in {place.parent for place in self.final.all}:
-                _sync(parent)
+                sync_names(parent)
         except BaseException as error:
             for place in named:
                 shutil.rmtree(place, ignore_errors=True)
@@ -97,11 +98,3 @@ def workplace(manifest: BaseManifest, final: Places, *, owner: Identity | None) 
         (own / "cluster").mkdir(mode=0o700)
         inside = plan_places(own / "cluster" / "data", manifest.tablespaces, mapped)
         yield Workplace(own / "cluster", inside, final, owner, folders)
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

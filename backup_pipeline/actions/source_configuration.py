@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from backup_pipeline import process
+from backup_pipeline.actions.recovered_directory import write_owned
 from backup_pipeline.domain.server_configuration import (
     HEADER,
     Decision,
@@ -26,6 +27,7 @@ from backup_pipeline.domain.server_configuration import (
 from backup_pipeline.engines.postgres.recovery import CARRIED, SOURCE_SUFFIX
 from backup_pipeline.errors import ToolError
 from backup_pipeline.process import Command, Identity
+from backup_pipeline.storage.files import sync_names
 
 MAIN = "postgresql.conf"
 _AUTO = "postgresql.auto.conf"
@@ -155,15 +157,11 @@ def put_in_force(
     texts = {name: render_rules(rules) for name, rules in configuration.rules.items()}
     texts |= {_AUTO: auto, MAIN: render(configuration.decisions, configuration.notes)}
     for name, text in texts.items():
-        _write(data / f"{name}.new", text, owner)
+        write_owned(data / f"{name}.new", text.encode("utf-8", "surrogateescape"), owner)
     _check(postgres, data, owner)
     for name in texts:
         os.replace(data / f"{name}.new", data / name)
-    handle = os.open(data, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    sync_names(data)
 
 
 def check_argv(postgres: str, data: Path) -> tuple[str, ...]:
@@ -185,14 +183,3 @@ def _check(postgres: str, data: Path, owner: Identity | None) -> None:
 
 def _text(path: Path) -> str:
     return path.read_text(encoding="utf-8", errors="surrogateescape")
-
-
-def _write(path: Path, text: str, owner: Identity | None) -> None:
-    path.unlink(missing_ok=True)
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    with os.fdopen(handle, "w", encoding="utf-8", errors="surrogateescape") as file:
-        if owner is not None:
-            os.fchown(handle, owner.uid, owner.gid)
-        file.write(text)
-        file.flush()
-        os.fsync(handle)

@@ -9,12 +9,12 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from backup_pipeline.actions.fetch import verified
+from backup_pipeline.actions.fetch import fetch_backup_manifest, verified
 from backup_pipeline.actions.protected import Clock
 from backup_pipeline.actions.report import Report, timed
 from backup_pipeline.domain.backup import ObjectDigest, ObjectRole
 from backup_pipeline.domain.base_backup import BaseManifest
-from backup_pipeline.domain.file_list import MAX_BYTES, FileList, parse_file_list
+from backup_pipeline.domain.file_list import FileList, parse_file_list
 from backup_pipeline.engines.postgres.unpack import Places, unpacking
 from backup_pipeline.errors import Corrupt, Refused
 from backup_pipeline.process import Identity
@@ -62,9 +62,7 @@ def unpack(
 def fetch_file_list(store: Store, manifest: BaseManifest) -> FileList:
     """PostgreSQL's own list of the backup's files. Raises Corrupt, also when it is of another backup."""
     (item,) = manifest.of_role(ObjectRole.FILE_LIST)
-    if item.size_bytes > MAX_BYTES:
-        raise Corrupt(f"{item.key} is too long for a list of files: {show_bytes(item.size_bytes)}")
-    listed = parse_file_list(b"".join(verified(store, item)))
+    listed = parse_file_list(fetch_backup_manifest(store, manifest))
     ends = (listed.wal_ranges[0].start, listed.wal_ranges[-1].end) if listed.wal_ranges else None
     # The newest timeline's range comes first where there are several.
     several = len(listed.wal_ranges) > 1

@@ -15,7 +15,7 @@ from backup_pipeline.domain.base_backup import (
     base_from_json,
     base_to_json,
 )
-from backup_pipeline.domain.base_chain import chain_of
+from backup_pipeline.domain.base_chain import Chain, chain_of
 from backup_pipeline.domain.layout import (
     Beside,
     base_copy_key,
@@ -81,6 +81,14 @@ def missing_objects(store: Store, manifest: BaseManifest) -> str:
     """Which of a base backup's objects is not there, or of another size; "" when all are as recorded."""
     present = {info.key: info.size_bytes for info in store.list(base_prefix(manifest.id))}
     return catalog_publish.missing_objects(manifest.objects, present)
+
+
+def missing_link(store: Store, chain: Chain) -> tuple[BackupId, str] | None:
+    """The first link of a chain that is not whole in the store, and why; a listing for each."""
+    for link in chain.links:
+        if reason := missing_objects(store, link):
+            return link.id, f"{link.id}: {reason}"
+    return None
 
 
 def load(store: Store, backup: BackupId) -> BaseBackup:

@@ -1,6 +1,7 @@
 """Files and folders by descriptor: durable, and never through a symbolic link.
 
-directory.py is built on these. They raise OSError as it comes and know nothing of objects.
+directory.py is built on these, and recoveries lay out files by them. They raise OSError as it comes and know
+nothing of objects.
 """
 
 import contextlib
@@ -47,6 +48,12 @@ def folder_at(path: Path) -> Iterator[int]:
         yield folder
     finally:
         os.close(folder)
+
+
+def sync_names(folder: Path) -> None:
+    """Have the disk hold the names in a folder, symbolic links to it followed."""
+    with folder_at(folder) as handle:
+        sync_folder(handle)
 
 
 def open_below(parent: int, name: str, *, create: bool) -> int:
