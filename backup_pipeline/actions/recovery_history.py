@@ -6,7 +6,6 @@ cannot be read, never fails a recovery.
 
 import secrets
 from collections.abc import Sequence
-from datetime import timedelta
 
 from backup_pipeline.actions.report import Report
 from backup_pipeline.domain.backup import BackupId
@@ -52,11 +51,6 @@ def known_figures(store: Store, cluster: str) -> tuple[RecoveryFigures, ...]:
 def _keys(store: Store, cluster: str) -> list[str]:
     """Newest first: a key begins with the time."""
     return sorted((info.key for info in store.list(recoveries_prefix(cluster))), reverse=True)
-
-
-def expected_duration(store: Store, cluster: str, source_bytes: int, wal_bytes: int = 0) -> timedelta | None:
-    """How long a recovery of a base backup of that size, and that much WAL, may take; None when unknown."""
-    return estimate(known_figures(store, cluster), source_bytes=source_bytes, wal_bytes=wal_bytes)
 
 
 def duration_line(known: Sequence[RecoveryFigures], *, source_bytes: int, wal_bytes: int) -> str:

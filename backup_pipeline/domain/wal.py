@@ -15,8 +15,6 @@ from itertools import pairwise
 
 from backup_pipeline.errors import ConfigError, Corrupt
 
-DEFAULT_SEGMENT_BYTES = 16 * 1024 * 1024
-
 _LSN = re.compile(r"(?P<high>[0-9A-Fa-f]{1,8})/(?P<low>[0-9A-Fa-f]{1,8})")
 _NAME = re.compile(
     r"(?P<timeline>[0-9A-F]{8})(?:(?P<history>\.history)|(?P<log>[0-9A-F]{8})(?P<segment>[0-9A-F]{8})"

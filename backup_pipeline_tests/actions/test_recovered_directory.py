@@ -15,7 +15,7 @@ from backup_pipeline.actions.recovery_plan import RecoverRequest
 from backup_pipeline.config import Secret
 from backup_pipeline.domain.backup import BackupId
 from backup_pipeline.domain.layout import recoveries_prefix
-from backup_pipeline.domain.recovered import RECORD_NAME, RecoveryFigures, recovered_from_json
+from backup_pipeline.domain.recovered import RECORD_NAME, RecoveryFigures, estimate, recovered_from_json
 from backup_pipeline.domain.recovery_target import LATEST
 from backup_pipeline.engines.postgres import daemon
 from backup_pipeline.engines.postgres.cluster import free_port, server_identity, server_in
@@ -146,19 +146,23 @@ def test_a_plan_says_how_long_the_last_one_took(
     (known,) = (each for each in planned.known if each.took_s == pytest.approx(took, abs=0.01))
     assert (known.source_bytes, known.segments) == (planned.manifest.source_bytes, len(planned.judged.needed))
     assert any(line.startswith("takes: about ") for line in planned.lines)
-    expected = recovery_history.expected_duration(box.store, NAME, 2 * known.source_bytes)
+    all_known = recovery_history.known_figures(box.store, NAME)
+    expected = estimate(all_known, source_bytes=2 * known.source_bytes, wal_bytes=0)
     assert expected is not None
     assert expected.total_seconds() >= 2 * max(each.unpack_s for each in planned.known)
 
 
 def test_before_the_first_recovery_nobody_knows_how_long_it_takes(tmp_path: Path) -> None:
     store = DirectoryStore(tmp_path)
-    assert recovery_history.expected_duration(store, NAME, 10) is None
+    known = recovery_history.known_figures(store, NAME)
+    assert estimate(known, source_bytes=10, wal_bytes=0) is None
     said = recovery_history.duration_line((), source_bytes=1, wal_bytes=1)
     assert "not known" in said
 
 
-def test_a_store_that_may_not_be_written_fails_no_recovery(box: RecoveryBox) -> None:
+def test_a_store_that_may_not_be_written_fails_no_recovery(
+    box: RecoveryBox, finished: tuple[Path, recover.RecoverResult]
+) -> None:
     said = Said()
     figures = recovery_history.known_figures(box.store, NAME)[0]
     recovery_history.record_figures(ReadOnly(box.store), figures, said)

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from backup_pipeline.domain import layout
 from backup_pipeline.domain.wal import (
-    DEFAULT_SEGMENT_BYTES,
     HEADER_BYTES,
     Lsn,
     TimelineHistory,
@@ -55,7 +54,7 @@ def test_what_is_no_lsn_is_refused(text: str) -> None:
 )
 def test_names_are_read(text: str, kind: WalKind, number: int) -> None:
     name = parse_wal_name(text)
-    assert (name.text, name.kind, name.number(DEFAULT_SEGMENT_BYTES)) == (text, kind, number)
+    assert (name.text, name.kind, name.number(16 * MIB)) == (text, kind, number)
 
 
 def test_the_name_of_a_history_is_read() -> None:
@@ -97,7 +96,7 @@ def test_a_segment_s_name_is_read_back(timeline: int, number: int, size: int) ->
 
 def test_a_name_beyond_the_last_segment_of_a_log_names_none() -> None:
     with pytest.raises(ConfigError, match="names no segment"):
-        parse_wal_name("000000010000000000000100").number(DEFAULT_SEGMENT_BYTES)
+        parse_wal_name("000000010000000000000100").number(16 * MIB)
 
 
 def header(timeline: int = 1, start: int = 0x3000000, system: str = SYSTEM, size: int = 16 * MIB) -> bytes:

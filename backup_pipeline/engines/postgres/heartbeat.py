@@ -69,7 +69,7 @@ def set_up(session: Connection, endpoint: Endpoint, role: str = "") -> None:
 
 
 def beat(session: Connection, endpoint: Endpoint, keep: timedelta) -> datetime:
-    """Write one row, and delete those that are older than `keep`; returns its time.
+    """Write one row, and delete those that are older than `keep`, and than a day; returns its time.
 
     Raises ServerError, saying what to do where it was not set up.
     """
