@@ -57,6 +57,7 @@ class Plan:
     def lines(self) -> tuple[str, ...]:
         """The plan in words."""
         manifest, judged, target = self.manifest, self.judged, self.request.target
+        placed = self.places.tablespaces
         newest = show_moment(self.ending.newest) if self.ending.newest else "not known"
         # Which segment a moment is in is known by when each was archived, which may have been late.
         about = "" if judged.to_the_end else "about "
@@ -76,9 +77,9 @@ class Plan:
             f"into: {self.request.into}",
             *([f"then: runs on 127.0.0.1:{self.request.port}"] if self.request.port else []),
             *(
-                f"tablespace {item.oid}, once {item.location}: {self.places.tablespaces[item.oid]}"
+                f"tablespace {item.oid}, once {item.location}: {placed[item.oid]}"
                 for item in manifest.tablespaces
-                if item.oid in self.places.tablespaces
+                if item.oid in placed
             ),
             *self._remarks,
         )

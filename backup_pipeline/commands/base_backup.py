@@ -10,7 +10,7 @@ from backup_pipeline.actions import base_backup as taking
 from backup_pipeline.actions.protected_cluster import open_cluster
 from backup_pipeline.actions.windows import ClusterWindows, windows_of
 from backup_pipeline.commands import cluster_tables
-from backup_pipeline.commands.context import Context, now, pass_context
+from backup_pipeline.commands.context import Context, json_option, now, pass_context
 from backup_pipeline.domain.base_backup import BaseBackup, BaseListing
 from backup_pipeline.storage import base_backups
 
@@ -29,7 +29,7 @@ from backup_pipeline.storage import base_backups
 @click.option(
     "--parent", default="", metavar="ID", help="Only what has changed since this one; else it fails."
 )
-@click.option("--json", "as_json", is_flag=True, help="The result as JSON, for scripts.")
+@json_option
 @pass_context
 def base_backup(
     context: Context, cluster: str, fast: bool | None, incremental: bool, parent: str, as_json: bool

@@ -21,7 +21,7 @@ from backup_pipeline.actions.heartbeat import keep_beating
 from backup_pipeline.actions.protected_cluster import ProtectedCluster
 from backup_pipeline.actions.wal_look import wal_status
 from backup_pipeline.commands import cluster_tables, wal_receive
-from backup_pipeline.commands.context import Context, now, pass_context
+from backup_pipeline.commands.context import Context, json_option, now, pass_context
 from backup_pipeline.config import ClusterConfig
 from backup_pipeline.engines.postgres.archiving import (
     alter_system,
@@ -147,7 +147,7 @@ def _show_plan(plan: SetupPlan, cluster: str, *, applied: bool) -> None:
 
 @wal.command()
 @click.argument("cluster")
-@click.option("--json", "as_json", is_flag=True, help="The result as JSON, for scripts.")
+@json_option
 @pass_context
 def status(context: Context, cluster: str, as_json: bool) -> None:
     """Show whether WAL arrives in the archive, and how far behind it is; 5 when something is wrong."""

@@ -92,7 +92,7 @@ def listing_metadata(protected: Protected) -> words.Metadata:
         "total_bytes": sum(backup.size_bytes for backup in found),
         "total_size": show_bytes(sum(backup.size_bytes for backup in found)),
         "stored_in": protected.store.url,
-        "unreadable": "\n".join(f"{key}: {why}" for key, why in existing.unreadable) or "-",
+        "unreadable": "\n".join(f"{key}: {why}" for key, why in existing.unreadable) or words.NOTHING,
     }
 
 

@@ -86,7 +86,7 @@ def _gaps(found: WalLook) -> Found:
         False,
         f"MISSING: {found.missing[0]}{more}; {todo}",
         ERROR if found.status is not None else WARN,
-        {"missing": words.table(["missing"], [[each] for each in found.missing])},
+        words.list_tables(missing=found.missing),
     )
 
 
@@ -99,7 +99,7 @@ def _archiving(found: WalLook) -> Found:
             ARCHIVING,
             False,
             problems[0],
-            metadata={"problems": words.table(["problems"], [[each] for each in problems])},
+            metadata=words.list_tables(problems=problems),
         )
     lag = f"{show_seconds(found.lag_s)} behind the server" if found.lag_s else "nothing waits"
     return Found(ARCHIVING, True, lag)

@@ -118,14 +118,13 @@ def manifest_numbers(manifest: Manifest) -> Metadata:
 
 def proof_metadata(backup: Backup, proof: Proof) -> Metadata:
     """What a check shows of a proof. Lists are tables, because the page joins the lines of a text."""
-    lists = {"differences": proof.differences, "checked": proof.checked, "notes": proof.notes}
     times: Metadata = {"restore_s": round(proof.restore_s, 3), "compare_s": round(proof.compare_s, 3)}
     return {
         "backup_id": str(backup.id),
         "verdict": str(proof.verdict),
         **({**times, "restore_time": show_seconds(proof.restore_s)} if proof.restore_s else {}),
         "proven_on": proof.by,
-        **{name: table([name], [[line] for line in lines]) for name, lines in lists.items() if lines},
+        **list_tables(differences=proof.differences, checked=proof.checked, notes=proof.notes),
     }
 
 
@@ -181,6 +180,11 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> dg.TableMeta
         records=[dg.TableRecord(dict(zip(columns, row, strict=True))) for row in rows],
         schema=dg.TableSchema(columns=[dg.TableColumn(name=name, type="string") for name in columns]),
     )
+
+
+def list_tables(**lists: Sequence[str]) -> Metadata:
+    """Lists under their names, each a table of one column; an empty one is left out."""
+    return {name: table([name], [[line] for line in lines]) for name, lines in lists.items() if lines}
 
 
 def _kept_until(backups: Sequence[Backup], database: DatabaseConfig, now: datetime) -> dict[str, str]:
