@@ -11,7 +11,7 @@ from rich.text import Text
 
 from backup_pipeline.actions.windows import ClusterWindows
 from backup_pipeline.domain.base_backup import BaseBackup
-from backup_pipeline.domain.base_chain import by_id, chain_of
+from backup_pipeline.domain.base_chain import by_id, remarks
 from backup_pipeline.domain.layout import base_prefix
 from backup_pipeline.engines.postgres.slots import SlotLook
 from backup_pipeline.terminal import proof_values, show_age, show_verdict, two_columns
@@ -114,17 +114,7 @@ def bases_table(backups: Sequence[BaseBackup], now: datetime) -> Table:
     known = by_id(backup.manifest for backup in backups)
     for backup in backups:
         manifest = backup.manifest
-        broken = chain_of(manifest, known).broken
-        alarms = [
-            *(["DAMAGED PAGES IN THE SOURCE"] if manifest.page_checksums_wrong else []),
-            *([f"OF NO USE: {broken}"] if broken else []),
-        ]
-        notes = [
-            *(["pinned"] if backup.pinned else []),
-            *([f"what changed since {manifest.parent.stamp}"] if manifest.parent else []),
-            *(["from a standby"] if manifest.from_standby else []),
-            *alarms,
-        ]
+        notes, alarms = remarks(backup, known)
         table.add_row(
             Text(str(backup.id)),
             show_age(manifest.stopped_at, now),
@@ -132,7 +122,7 @@ def bases_table(backups: Sequence[BaseBackup], now: datetime) -> Table:
             show_bytes(manifest.combined_bytes),
             show_seconds(manifest.duration_s),
             show_verdict(backup.verdict),
-            Text(show_line(", ".join(notes)), style="bold red" if alarms else ""),
+            Text(show_line(", ".join(notes + alarms)), style="bold red" if alarms else ""),
         )
     return table
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from backup_pipeline.domain.backup import BackupId
-from backup_pipeline.domain.base_backup import BaseManifest
+from backup_pipeline.domain.base_backup import BaseBackup, BaseManifest
 from backup_pipeline.domain.wal import TimelineHistory
 
 OLDEST_MAJOR = 17
@@ -79,6 +79,22 @@ def _unfit(parent: BaseManifest, child: BaseManifest) -> str:
     elif parent.end.lsn > child.start.lsn or parent.end.timeline > child.end.timeline:
         what = f"ends at {parent.end}, after the beginning of {child.id}"
     return f"{parent.id}, which {child.id} builds on, {what}" if what else ""
+
+
+def remarks(backup: BaseBackup, known: Mapping[BackupId, BaseManifest]) -> tuple[list[str], list[str]]:
+    """What a listing says of a base backup beside its figures: what is good to know, and what is wrong."""
+    manifest = backup.manifest
+    broken = chain_of(manifest, known).broken
+    notes = [
+        *(["pinned"] if backup.pinned else []),
+        *([f"what changed since {manifest.parent.stamp}"] if manifest.parent else []),
+        *(["from a standby"] if manifest.from_standby else []),
+    ]
+    alarms = [
+        *(["DAMAGED PAGES IN THE SOURCE"] if manifest.page_checksums_wrong else []),
+        *([f"OF NO USE: {broken}"] if broken else []),
+    ]
+    return notes, alarms
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ As in words.py: metadata comes as numbers, which Dagster plots under labels that
 words.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
 import dagster as dg
@@ -14,10 +14,12 @@ from backup_pipeline.actions.wal_look import WalLook
 from backup_pipeline.actions.windows import ClusterWindows
 from backup_pipeline.config import ClusterConfig, StoreConfig
 from backup_pipeline.domain import layout
+from backup_pipeline.domain.backup import BackupId
 from backup_pipeline.domain.base_backup import BaseBackup, BaseManifest
+from backup_pipeline.domain.base_chain import by_id, remarks
 from backup_pipeline.domain.drill import Drill, summary
 from backup_pipeline.domain.recovery_target import show_moment
-from backup_pipeline.orchestration.words import MIB, NOTHING, Metadata, age, table, when
+from backup_pipeline.orchestration.words import MIB, NOTHING, Metadata, age, list_tables, table, when
 from backup_pipeline.units import show_bytes, show_seconds
 
 
@@ -75,14 +77,15 @@ def base_metadata(backup: BaseBackup, store_url: str) -> Metadata:
         "taken_at": dg.MetadataValue.timestamp(manifest.stopped_at),
         "size": show_bytes(manifest.size_bytes),
         "duration": show_seconds(manifest.duration_s),
-        "cluster_size": show_bytes(manifest.source_bytes),
+        "cluster_size": show_bytes(manifest.combined_bytes),
+        **({"incremental": f"what changed since {manifest.parent}"} if manifest.parent else {}),
         "server": _server(manifest),
         "wal": f"from {manifest.start} to {manifest.end}, in the archive",
         "page_checksums": _checksums(manifest),
         "stored_in": f"{store_url}/{layout.base_prefix(backup.id)}",
         "recover_with": f"backup-pipeline recover {backup.id.database} --base {backup.id} --to … --into …",
         **base_numbers(manifest),
-        **({"notes": table(["notes"], [[note] for note in manifest.notes])} if manifest.notes else {}),
+        **list_tables(notes=manifest.notes),
     }
 
 
@@ -110,28 +113,24 @@ def base_numbers(manifest: BaseManifest) -> Metadata:
 
 def bases_table(backups: Sequence[BaseBackup], now: datetime) -> dg.TableMetadataValue:
     """The base backups that exist, newest first."""
+    known = by_id(backup.manifest for backup in backups)
     rows = [
         (
             backup.id.stamp,
             age(now - backup.manifest.stopped_at),
             show_bytes(backup.manifest.size_bytes),
-            show_bytes(backup.manifest.source_bytes),
+            show_bytes(backup.manifest.combined_bytes),
             show_seconds(backup.manifest.duration_s),
-            _note(backup),
+            _note(backup, known),
         )
         for backup in backups
     ]
     return table(("base backup", "age", "size", "cluster size", "took", "note"), rows)
 
 
-def _note(backup: BaseBackup) -> str:
-    manifest = backup.manifest
-    said = [
-        *(["pinned"] if backup.pinned else []),
-        *(["from a standby"] if manifest.from_standby else []),
-        *(["DAMAGED PAGES"] if manifest.page_checksums_wrong else []),
-    ]
-    return ", ".join(said) or NOTHING
+def _note(backup: BaseBackup, known: Mapping[BackupId, BaseManifest]) -> str:
+    notes, alarms = remarks(backup, known)
+    return ", ".join(notes + alarms) or NOTHING
 
 
 def wal_metadata(found: WalLook) -> Metadata:
@@ -151,7 +150,7 @@ def wal_metadata(found: WalLook) -> Metadata:
         "segments": windows.segments,
         "stored_bytes": windows.stored_bytes,
         "gaps": len(found.missing),
-        **({"missing": table(["missing"], [[each] for each in found.missing])} if found.missing else {}),
+        **list_tables(missing=found.missing),
     }
 
 
@@ -212,7 +211,6 @@ def drill_numbers(drill: Drill) -> Metadata:
 
 def drill_metadata(drill: Drill) -> Metadata:
     """What a check, and a drill's run, show of a drill. Lists are tables, as of a proof."""
-    lists = {"differences": drill.differences, "checked": drill.checked, "notes": drill.notes}
     return {
         "drill": str(drill.id),
         "verdict": str(drill.verdict),
@@ -221,7 +219,7 @@ def drill_metadata(drill: Drill) -> Metadata:
         "segments": drill.segments,
         "drilled_on": drill.by,
         **drill_numbers(drill),
-        **{name: table([name], [[line] for line in lines]) for name, lines in lists.items() if lines},
+        **list_tables(differences=drill.differences, checked=drill.checked, notes=drill.notes),
     }
 
 
