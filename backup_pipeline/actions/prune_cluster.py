@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from backup_pipeline.actions.protected_cluster import ProtectedCluster
-from backup_pipeline.actions.prune import Pruned, clean_up
+from backup_pipeline.actions.prune import Pruned, by_the_store, clean_up
 from backup_pipeline.actions.report import Lines
 from backup_pipeline.actions.waiting_base_backup import finish_waiting
 from backup_pipeline.domain.backup import BackupId
@@ -184,6 +184,7 @@ def carry_out(
     """
     for line in planned.lines:
         log(line)
+    clock = by_the_store(cluster.store, cluster.name, clock=clock, log=log)
     finish_waiting(cluster, clock=clock, report=Lines(log))
     done, again = ClusterPruned(), plan(cluster, now=clock())
     done.survivors = {each.backup.id for each in again.plan.decisions}

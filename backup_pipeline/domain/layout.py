@@ -32,6 +32,7 @@ _CATALOG_KEY = re.compile(
     r"catalog/(?P<database>[^/]+)/(?P<stamp>[^/.]+)(?P<beside>\.json|\.verdict\.json|\.pin)"
 )
 _DATA_KEY = re.compile(r"databases/(?P<database>[^/]+)/dumps/(?P<tier>[^/]+)/(?P<stamp>[^/]+)/(?P<name>.+)")
+_CLOCK_KEY = re.compile(r"leases/[^/]+/clock\.[0-9a-f]+")
 _LEASE_KEY = re.compile(r"leases/(?P<database>[^/]+)/(?P<stamp>[^/.]+)\.(?P<token>[0-9a-f]+)\.json")
 
 
@@ -89,6 +90,16 @@ def lease_key(backup: BackupId, token: str) -> str:
 def lease_prefix(database: str) -> str:
     """What the lease keys of one database begin with."""
     return f"{LEASES}{database}/"
+
+
+def clock_key(database: str, token: str) -> str:
+    """What a prune writes to see the store's clock; no lease has such a key."""
+    return f"{lease_prefix(database)}clock.{token}"
+
+
+def parse_clock_key(key: str) -> bool:
+    """Whether a key is one that `clock_key` made."""
+    return _CLOCK_KEY.fullmatch(key) is not None
 
 
 def parse_lease_key(key: str) -> tuple[BackupId, str] | None:

@@ -111,7 +111,8 @@ def test_death_before_any_effect_leaves_no_base_backup_without_its_wal() -> None
         assert has_all_its_wal(made), counting.effects[number - 1]
         assert set(hours(made)) >= {7, 9}
         assert set(segments(made)) >= set(range(7, 12))
-        prune(made, after=timedelta(days=2), window=window)  # the leases of what died have ended
+        made.at += timedelta(days=2)
+        prune(made, window=window)  # the leases of what died have ended
         assert (hours(made), segments(made)) == ([7, 9], list(range(7, 12)))
         assert not [key for key in made.store.objects if key.startswith("leases/")]
 
@@ -163,7 +164,10 @@ def test_a_pin_that_comes_meanwhile_is_seen() -> None:
     made = an_archive()
     oldest = base_backups.list_base_backups(made.store, "main").backups[-1].id
     done = prune(
-        made, Interrupting(made.store, "leases/", lambda: base_backups.pin(made.store, oldest, at=made.at))
+        made,
+        Interrupting(
+            made.store, "leases/main/2026", lambda: base_backups.pin(made.store, oldest, at=made.at)
+        ),
     )
     assert [backup for backup, _ in done.kept_after_all] == [oldest]
     assert segments(made) == list(range(2, 120))
@@ -246,6 +250,18 @@ def test_a_clock_that_is_ahead_deletes_no_more() -> None:
     prune(made, after=timedelta(days=365), window=window)
     assert (hours(made), segments(made)) == ([26, 50, 74, 98], list(range(26, 120)))
     assert windows_of(made.cluster(window=window), now=made.at).is_met
+
+
+def test_a_clock_that_is_a_day_ahead_takes_nothing_that_is_in_use() -> None:
+    made = an_archive()
+    oldest = base_backups.list_base_backups(made.store, "main").backups[-1].id
+    young = BackupId("main", "20260305T230000Z-cccccc")
+    made.store.put(base_prefix(young) + "base.tar.zst", [b"half"])
+    held(made, oldest, "restore")
+    done = prune(made, after=timedelta(days=1, hours=2))
+    assert (hours(made), done.collected) == ([2, 74, 98], 0)
+    assert segments(made) == list(range(2, 120))
+    assert made.store.objects[base_prefix(young) + "base.tar.zst"]
 
 
 def test_a_lost_catalog_keeps_everything_until_it_is_rebuilt() -> None:
