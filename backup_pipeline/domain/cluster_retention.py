@@ -286,7 +286,7 @@ def _doubt(facts: Facts, system: str) -> str:
     sizes = {
         each.manifest.segment_bytes for each in facts.backups if each.manifest.system_identifier == system
     }
-    if sizes - {wal.archive.segment_bytes}:  # an earlier system's: the archive is counted in the current's
+    if sizes - {wal.archive.segment_bytes}:  # it was changed, and the system is the same
         return f"its WAL has segments of {max(sizes)} bytes, and is counted in {wal.archive.segment_bytes}"
     lost = [each for each in sorted({*wal.archive.segments, *timelines}) if wal.archive.history(each) is None]
     return f"the history of timeline {lost[0]} is not archived" if lost else ""
