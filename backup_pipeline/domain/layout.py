@@ -201,6 +201,11 @@ def wal_identity_key(cluster: str) -> str:
     return f"{wal_archive_prefix(cluster)}identity.json"
 
 
+def wal_slot_key(cluster: str, slot: str) -> str:
+    """What a receiver says of the replication slot that it made."""
+    return f"{wal_archive_prefix(cluster)}slot-{slot}.txt"
+
+
 def wal_system_prefix(cluster: str, system_identifier: str) -> str:
     """What the keys of one system's WAL begin with: histories, and segments of all timelines."""
     return f"{wal_archive_prefix(cluster)}{system_identifier}/"
