@@ -30,6 +30,7 @@ from backup_pipeline.errors import ConfigError, Corrupt
 from backup_pipeline.storage import base_backups, leases
 from backup_pipeline.storage.catalog_delete import Deletion
 from backup_pipeline.storage.store import ObjectInfo, Store
+from backup_pipeline.storage.waiting import read_waiting
 from backup_pipeline.units import show_bytes, show_count
 from backup_pipeline.wal.identity import read_identity
 from backup_pipeline.wal.listing import read_archive
@@ -114,6 +115,12 @@ def plan(cluster: ProtectedCluster, *, now: datetime) -> ClusterPrune:
     busy = {each.id for each in claims if each.purpose in (leases.BASE_BACKUP, leases.PRUNE)}
     lost = base_backups.lost_records(store, [each for each in loose if each not in busy])
     unreadable = (*listing.unreadable, *((catalog_key(each), _LOST) for each in lost))
+    under_way = {each.id for each in claims}
+    dead = {
+        each
+        for each in loose
+        if each not in under_way and each.taken_at < now - ORPHAN_AGE and not unreadable
+    }
     facts = Facts(
         backups=listing.backups,
         systems={system: _system_wal(each) for system, each in archives.items()},
@@ -123,10 +130,10 @@ def plan(cluster: ProtectedCluster, *, now: datetime) -> ClusterPrune:
         leases=[each for each in claims if each.id in listed],
         under_way={each.id for each in claims if each.id not in listed or each.purpose == leases.BASE_BACKUP},
         unlisted=loose,
+        waiting=read_waiting(store, [each for each in loose if each not in dead]).manifests,
         unreadable=unreadable,
     )
     judged = plan_cluster_prune(facts)
-    under_way = {each.id for each in claims}
     return ClusterPrune(
         name,
         judged,
@@ -134,11 +141,7 @@ def plan(cluster: ProtectedCluster, *, now: datetime) -> ClusterPrune:
             _sweep(store, name, each, archives[each.system_identifier].segment_bytes, before=facts.begins_at)
             for each in judged.wal
         ),
-        tuple(
-            (each, each not in under_way and each.taken_at < now - ORPHAN_AGE and not unreadable)
-            for each in loose
-            if each not in lost
-        ),
+        tuple((each, each in dead) for each in loose if each not in lost),
     )
 
 

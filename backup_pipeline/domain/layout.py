@@ -136,6 +136,11 @@ def base_copy_key(backup: BackupId, beside: Beside) -> str:
     return base_prefix(backup) + COPY_NAMES[beside]
 
 
+def base_waiting_key(backup: BackupId) -> str:
+    """What is said beside the objects of a base backup that waits for its WAL."""
+    return f"{base_prefix(backup)}waiting.json"
+
+
 def recoveries_prefix(cluster: str) -> str:
     """What the keys of the figures of a cluster's recoveries begin with."""
     return f"{CLUSTERS}{cluster}/recoveries/"
