@@ -10,11 +10,12 @@ from backup_pipeline.actions.protected_cluster import ProtectedCluster
 from backup_pipeline.actions.prune_cluster import ClusterPruned
 from backup_pipeline.actions.windows import windows_of
 from backup_pipeline.domain.backup import BackupId, Lease
-from backup_pipeline.domain.layout import Beside, base_prefix, catalog_key, lease_key
+from backup_pipeline.domain.layout import Beside, base_prefix, catalog_key, drill_key, lease_key
 from backup_pipeline.domain.manifest import lease_to_json
 from backup_pipeline.errors import BackupNotFound, StoreError
-from backup_pipeline.storage import base_backups, leases
+from backup_pipeline.storage import base_backups, drills, leases
 from backup_pipeline.storage.store import Store
+from backup_pipeline_tests.domain.values import drill
 from backup_pipeline_tests.storage.archives import BEGUN, FakeArchive
 from backup_pipeline_tests.storage.effects import CountingStore, Died, DyingStore
 
@@ -288,6 +289,25 @@ def test_a_lost_record_of_a_parent_keeps_what_was_taken_against_it() -> None:
     made.store.delete([catalog_key(parent.id)])
     assert prune(made).deleted == []
     assert base_backups.rebuild(made.store, "main")[0] == (parent.id,)
+
+
+def test_old_records_of_drills_go_and_what_cannot_be_read_stays() -> None:
+    made = an_archive()
+    days = (0, 300, 401, 402, 403)
+    found = [drill(at=made.at - day * DAY) for day in days]
+    for each in (*found, drill("other", at=made.at - 500 * DAY), drill("other", at=made.at - 501 * DAY)):
+        drills.put(made.store, each)
+    made.store.put(drill_key(found[-1].id), [b"damaged"])
+    planned = prune_cluster.plan(made.cluster(), now=made.at)
+    assert planned.drills == (found[3].id,)
+    assert planned.lines[-1].startswith(f"delete the record of drill {found[3].id}: older than 400 days")
+    assert prune_cluster.record(planned)["drills"] == [str(found[3].id)]
+    done = prune(made)
+    assert str(done).endswith("74 files of WAL, 1 record of drills deleted")
+    assert drills.drills(made.store, "main").drills == tuple(found[:3])
+    assert drill_key(found[-1].id) in made.store.objects
+    assert len(drills.drills(made.store, "other").drills) == 2
+    assert prune(made).drills == 0
 
 
 def test_without_an_archive_there_is_nothing_to_judge() -> None:
