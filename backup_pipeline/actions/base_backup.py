@@ -20,7 +20,7 @@ from backup_pipeline.actions.protected import Clock
 from backup_pipeline.actions.protected_cluster import ProtectedCluster
 from backup_pipeline.actions.report import Report, timed
 from backup_pipeline.actions.shared_dump import taken_away_on_failure
-from backup_pipeline.actions.waiting_base_backup import finish_waiting, forget_waiting, keep_waiting
+from backup_pipeline.actions.waiting_base_backup import finish_waiting
 from backup_pipeline.domain.backup import BackupId, ObjectDigest, ObjectRole
 from backup_pipeline.domain.base_backup import (
     BASE_OBJECT,
@@ -40,6 +40,7 @@ from backup_pipeline.engines.postgres.server import connect, server_errors
 from backup_pipeline.engines.postgres.source_cluster import server_clock
 from backup_pipeline.errors import BackupNotFound, Corrupt, ObjectNotFound, ServerError
 from backup_pipeline.storage import base_backups, leases
+from backup_pipeline.storage.waiting import forget_waiting, keep_waiting
 from backup_pipeline.units import show_bytes, show_seconds
 from backup_pipeline.zstd import compressed
 

@@ -44,7 +44,7 @@ from backup_pipeline.storage.catalog_delete import Deletion, collect, delete, de
 from backup_pipeline.storage.catalog_publish import missing_objects
 from backup_pipeline.storage.imported import list_imported, load_imported
 from backup_pipeline.storage.store import ObjectInfo, Store, read_all
-from backup_pipeline.units import show_bytes, show_count
+from backup_pipeline.units import show_bytes, show_count, show_seconds
 
 UPLOADS_MAY_LAST = timedelta(days=2)
 
@@ -154,6 +154,7 @@ def carry_out(
     """
     for line in planned.lines:
         log(line)
+    clock = by_the_store(store, planned.database, clock=clock, log=log)
     done = Pruned()
     again = _look(store, planned.database, planned.tiers, clock(), imports)
     for backup in reversed(planned.plan.delete):
@@ -170,6 +171,19 @@ def carry_out(
     clean_up(store, clock(), log)
     done.finish(planned.database, log)
     return done
+
+
+def by_the_store(
+    store: Store, name: str, *, clock: Callable[[], datetime], log: Callable[[str], object]
+) -> Callable[[], datetime]:
+    """The clock, put back to the store's where it is ahead: else what is in use would seem to have ended."""
+    ahead = leases.clock_ahead(store, name, clock=clock)
+    if ahead > leases.SKEW:
+        log(
+            f"warning: the clock of this machine is {show_seconds(ahead.total_seconds())} ahead of the "
+            "store's, and the prune goes by the store's: correct it"
+        )
+    return lambda: clock() - ahead
 
 
 def clean_up(store: Store, now: datetime, log: Callable[[str], object]) -> None:

@@ -1,7 +1,8 @@
 """Prune a cluster: gather what exists, let domain/cluster_retention.py decide, log it, then delete.
 
 Called by cli.py and by Dagster's ops. Base backups go first, each before what it was taken against; WAL goes
-last and oldest first, by a look that was taken after them: at any moment, what is listed has its WAL.
+last and oldest first, by a look that was taken after them: at any moment, what is listed has its WAL. Old
+records of drills go as well.
 """
 
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from backup_pipeline.actions.protected_cluster import ProtectedCluster
-from backup_pipeline.actions.prune import Pruned, clean_up
+from backup_pipeline.actions.prune import Pruned, by_the_store, clean_up
 from backup_pipeline.actions.report import Lines
 from backup_pipeline.actions.waiting_base_backup import finish_waiting
 from backup_pipeline.domain.backup import BackupId
@@ -21,15 +22,17 @@ from backup_pipeline.domain.cluster_retention import (
     WalDecision,
     plan_cluster_prune,
 )
+from backup_pipeline.domain.drill import KEPT_FOR, outdated
 from backup_pipeline.domain.layout import catalog_key, parse_wal_key, wal_system_prefix
 from backup_pipeline.domain.recovery_route import archive_of
 from backup_pipeline.domain.retention import ORPHAN_AGE
 from backup_pipeline.domain.wal import WalKind, WalSegment
 from backup_pipeline.domain.wal_archive import ArchiveListing
 from backup_pipeline.errors import ConfigError, Corrupt
-from backup_pipeline.storage import base_backups, leases
+from backup_pipeline.storage import base_backups, drills, leases
 from backup_pipeline.storage.catalog_delete import Deletion
 from backup_pipeline.storage.store import ObjectInfo, Store
+from backup_pipeline.storage.waiting import read_waiting
 from backup_pipeline.units import show_bytes, show_count
 from backup_pipeline.wal.identity import read_identity
 from backup_pipeline.wal.listing import read_archive
@@ -71,6 +74,7 @@ class ClusterPrune:
     plan: ClusterPlan
     sweeps: tuple[WalSweep, ...]
     unlisted: tuple[tuple[BackupId, bool], ...] = ()  # objects without a record, and whether they go
+    drills: tuple[BackupId, ...] = ()  # whose records go, newest first
 
     @property
     def lines(self) -> tuple[str, ...]:
@@ -85,6 +89,11 @@ class ClusterPrune:
                 for backup, goes in self.unlisted
             ),
             *map(str, self.sweeps),
+            *(
+                f"delete the record of drill {drill}: older than {KEPT_FOR.days} days, and not the newest "
+                "of its verdict"
+                for drill in self.drills
+            ),
         )
 
 
@@ -93,10 +102,12 @@ class ClusterPruned(Pruned):
     """What one prune did; `freed_bytes` is of base backups and WAL together."""
 
     wal_files: int = 0
+    drills: int = 0
     survivors: set[BackupId] = field(default_factory=set)
 
     def __str__(self) -> str:
-        return f"{super().__str__()}, {show_count(self.wal_files, 'file')} of WAL deleted"
+        drills = f", {show_count(self.drills, 'record')} of drills" if self.drills else ""
+        return f"{super().__str__()}, {show_count(self.wal_files, 'file')} of WAL{drills} deleted"
 
 
 def plan(cluster: ProtectedCluster, *, now: datetime) -> ClusterPrune:
@@ -114,6 +125,12 @@ def plan(cluster: ProtectedCluster, *, now: datetime) -> ClusterPrune:
     busy = {each.id for each in claims if each.purpose in (leases.BASE_BACKUP, leases.PRUNE)}
     lost = base_backups.lost_records(store, [each for each in loose if each not in busy])
     unreadable = (*listing.unreadable, *((catalog_key(each), _LOST) for each in lost))
+    under_way = {each.id for each in claims}
+    dead = {
+        each
+        for each in loose
+        if each not in under_way and each.taken_at < now - ORPHAN_AGE and not unreadable
+    }
     facts = Facts(
         backups=listing.backups,
         systems={system: _system_wal(each) for system, each in archives.items()},
@@ -123,10 +140,10 @@ def plan(cluster: ProtectedCluster, *, now: datetime) -> ClusterPrune:
         leases=[each for each in claims if each.id in listed],
         under_way={each.id for each in claims if each.id not in listed or each.purpose == leases.BASE_BACKUP},
         unlisted=loose,
+        waiting=read_waiting(store, [each for each in loose if each not in dead]).manifests,
         unreadable=unreadable,
     )
     judged = plan_cluster_prune(facts)
-    under_way = {each.id for each in claims}
     return ClusterPrune(
         name,
         judged,
@@ -134,11 +151,8 @@ def plan(cluster: ProtectedCluster, *, now: datetime) -> ClusterPrune:
             _sweep(store, name, each, archives[each.system_identifier].segment_bytes, before=facts.begins_at)
             for each in judged.wal
         ),
-        tuple(
-            (each, each not in under_way and each.taken_at < now - ORPHAN_AGE and not unreadable)
-            for each in loose
-            if each not in lost
-        ),
+        tuple((each, each in dead) for each in loose if each not in lost),
+        outdated(drills.drills_before(store, name, now - KEPT_FOR).drills, now=now),
     )
 
 
@@ -184,6 +198,7 @@ def carry_out(
     """
     for line in planned.lines:
         log(line)
+    clock = by_the_store(cluster.store, cluster.name, clock=clock, log=log)
     finish_waiting(cluster, clock=clock, report=Lines(log))
     done, again = ClusterPruned(), plan(cluster, now=clock())
     done.survivors = {each.backup.id for each in again.plan.decisions}
@@ -199,6 +214,10 @@ def carry_out(
             log(f"deleted {backup.id}, {show_bytes(outcome.freed_bytes)}")
     _collect(cluster.store, planned, again, done, clock, log)
     _delete_wal(cluster, planned, done, clock, log)
+    gone = [each for each in planned.drills if each in again.drills]
+    denied = drills.delete(cluster.store, gone)
+    done.note(Deletion(denied=denied))
+    done.drills = len(gone) - len(denied)
     done.note(Deletion(denied=leases.remove_ended(cluster.store, cluster.name, clock())))
     clean_up(cluster.store, clock(), log)
     done.finish(cluster.name, log)
@@ -301,6 +320,7 @@ def record(planned: ClusterPrune) -> dict[str, object]:
             for each in planned.plan.decisions
         ],
         "unreadable": [{"key": key, "reason": reason} for key, reason in planned.plan.unreadable],
+        "drills": [str(each) for each in planned.drills],
         "unlisted": [{"id": str(backup), "keep": not goes} for backup, goes in planned.unlisted],
         "wal": [
             {

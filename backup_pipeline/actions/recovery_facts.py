@@ -134,11 +134,21 @@ def read_facts(
     no such base backup; Refused, StoreError.
     """
     found = base_backups.list_base_backups(cluster.store, cluster.name)
-    system = base_backups.load(cluster.store, base).manifest.system_identifier if base else ""
+    wanted = base_backups.load(cluster.store, base).manifest if base else None
+    system = wanted.system_identifier if wanted else ""
     read = partial(read_settled_archive, pause=pause) if pause else read_archive
     listing = read(cluster.store, cluster.name, system_identifier=system)
+    if wanted and wanted.segment_bytes != listing.segment_bytes:
+        raise Refused(
+            f"{base} was taken with WAL segments of {wanted.segment_bytes} bytes, and those of its system, "
+            f"{system}, are counted in {listing.segment_bytes}",
+            hint="The size was changed, as by pg_resetwal: choose a base backup that was taken since.",
+        )
     mine = [each for each in found.backups if each.manifest.system_identifier == listing.system_identifier]
     notes = [f"{key} cannot be read: {reason}" for key, reason in (*found.unreadable, *listing.odd)]
+    other_size = [each for each in mine if each.manifest.segment_bytes != listing.segment_bytes]
+    notes += [f"{each.id} is not looked at: its WAL has segments of another size" for each in other_size]
+    mine = [each for each in mine if each not in other_size]
     others = sorted({each.manifest.system_identifier for each in found.backups} - {listing.system_identifier})
     if others and not mine:
         raise Refused(

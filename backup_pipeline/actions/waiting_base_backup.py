@@ -4,7 +4,6 @@ Called by base_backup.py and prune_cluster.py. What was uploaded for an hour is 
 archiver was behind. A prune collects what nobody finished, as it does what a killed one left.
 """
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 from backup_pipeline.actions.needed_wal import needed_names, not_archived
@@ -12,36 +11,27 @@ from backup_pipeline.actions.protected import Clock
 from backup_pipeline.actions.protected_cluster import ProtectedCluster
 from backup_pipeline.actions.report import Report
 from backup_pipeline.domain.backup import BackupId
-from backup_pipeline.domain.base_backup import BaseManifest, base_from_json, base_to_json
-from backup_pipeline.domain.layout import Beside, base_copy_key, base_prefix, wal_system_prefix
+from backup_pipeline.domain.base_backup import BaseManifest, base_from_json
+from backup_pipeline.domain.layout import Beside, base_copy_key, wal_system_prefix
 from backup_pipeline.domain.wal import TimelineHistory, parse_history
-from backup_pipeline.errors import BackupError, Corrupt, StoreError
+from backup_pipeline.errors import BackupError, StoreError
 from backup_pipeline.storage import base_backups, leases
 from backup_pipeline.storage.catalog_publish import read_or_none
 from backup_pipeline.storage.store import Store
-
-_WAITING = "waiting.json"
-
-
-def keep_waiting(store: Store, manifest: BaseManifest) -> None:
-    """Say beside the objects what they are, before their WAL is there; durable on return."""
-    store.put(base_prefix(manifest.id) + _WAITING, [base_to_json(manifest)])
-
-
-def forget_waiting(store: Store, backup: BackupId) -> None:
-    """It is listed: what was said meanwhile goes, where this process may delete."""
-    store.delete([base_prefix(backup) + _WAITING])
+from backup_pipeline.storage.waiting import forget_waiting, read_waiting
 
 
 def finish_waiting(cluster: ProtectedCluster, *, clock: Clock, report: Report) -> tuple[BackupId, ...]:
     """List those whose WAL is in the archive by now. What cannot be finished is told, and waits on."""
     finished: list[BackupId] = []
     try:
-        waiting = tuple(_waiting(cluster, report))
+        waiting = read_waiting(cluster.store, base_backups.unlisted(cluster.store, cluster.name))
     except StoreError as error:
         report.say(f"whether base backups wait for their WAL is not known: {error.message}")
         return ()
-    for manifest in waiting:
+    for key, reason in waiting.unreadable:
+        report.say(f"{key}: {reason}")
+    for manifest in waiting.manifests:
         try:
             with leases.claim(cluster.store, manifest.id, clock=clock) as others:
                 if others:
@@ -57,18 +47,6 @@ def finish_waiting(cluster: ProtectedCluster, *, clock: Clock, report: Report) -
         except BackupError as error:
             report.say(f"{manifest.id} cannot be finished: {error.message}")
     return tuple(finished)
-
-
-def _waiting(cluster: ProtectedCluster, report: Report) -> Iterator[BaseManifest]:
-    for backup in base_backups.unlisted(cluster.store, cluster.name):
-        key = base_prefix(backup) + _WAITING
-        data = read_or_none(cluster.store, key)
-        if data is None:
-            continue
-        try:
-            yield base_from_json(data, base_copy_key(backup, Beside.MANIFEST))
-        except Corrupt as error:
-            report.say(f"{key}: {error.message}")
 
 
 def _finished(store: Store, manifest: BaseManifest, clock: Clock) -> BaseManifest:

@@ -7,7 +7,7 @@ actions/prune_cluster.py gathers the facts and carries the plan out. When in dou
 - A base backup that ended within the window stays, and of those before it, per timeline that reaches into
   the window, the newest one whose WAL is whole: any moment of the window can be recovered then.
 - So do the two newest good ones, the two newest whole ones, the newest proven one, whatever is pinned, in
-  use or dated in the future; and what an incremental one that stays was taken against.
+  use or dated in the future; and what an incremental one that stays, or waits for its WAL, was taken against.
 - One whose proof failed, or that holds pages which its source had damaged, is not good: nothing goes for it.
 - WAL goes below the first segment of the oldest base backup that stays, on every timeline, and nowhere else.
   One that stays only because another needs its files holds no WAL. Histories never go.
@@ -21,7 +21,7 @@ from datetime import datetime, timedelta
 from functools import cached_property
 
 from backup_pipeline.domain.backup import BackupId, Lease, Verdict
-from backup_pipeline.domain.base_backup import BaseBackup
+from backup_pipeline.domain.base_backup import BaseBackup, BaseManifest
 from backup_pipeline.domain.base_chain import by_id, chain_of
 from backup_pipeline.domain.replayable_wal import Archive, BasePoint, Route, routes
 from backup_pipeline.domain.retention import LAST_GOOD, SKEW
@@ -96,6 +96,7 @@ class Facts:
     leases: Sequence[Lease] = ()
     under_way: Collection[BackupId] = ()  # base backups that are being taken
     unlisted: Collection[BackupId] = ()  # objects of base backups without a record
+    waiting: Sequence[BaseManifest] = ()  # those of them that are listed once their WAL is archived
     unreadable: tuple[tuple[str, str], ...] = ()
 
     @cached_property
@@ -202,12 +203,14 @@ class _Judge:
                 break
 
     def keep_parents(self) -> None:
-        """What those that stay were taken against."""
-        for kept in list(self.stay):
-            seen, parent = {kept}, self.parents.get(kept)
+        """What those that stay were taken against, and those that are not listed yet."""
+        waiting = {each.id: each.parent for each in self.facts.waiting}
+        for kept in [*self.stay, *waiting]:
+            seen, parent = {kept}, waiting.get(kept) or self.parents.get(kept)
+            reason = f"{kept}{', which waits for its WAL,' if kept in waiting else ''} was taken against it"
             while parent is not None and parent not in seen:
                 seen.add(parent)
-                self.for_files.setdefault(parent, []).append(f"{kept} was taken against it")
+                self.for_files.setdefault(parent, []).append(reason)
                 parent = self.parents.get(parent)
 
     def decision(self, backup: BaseBackup) -> BaseDecision:
@@ -286,7 +289,7 @@ def _doubt(facts: Facts, system: str) -> str:
     sizes = {
         each.manifest.segment_bytes for each in facts.backups if each.manifest.system_identifier == system
     }
-    if sizes - {wal.archive.segment_bytes}:  # an earlier system's: the archive is counted in the current's
+    if sizes - {wal.archive.segment_bytes}:  # it was changed, and the system is the same
         return f"its WAL has segments of {max(sizes)} bytes, and is counted in {wal.archive.segment_bytes}"
     lost = [each for each in sorted({*wal.archive.segments, *timelines}) if wal.archive.history(each) is None]
     return f"the history of timeline {lost[0]} is not archived" if lost else ""

@@ -20,6 +20,9 @@ from backup_pipeline.units import show_seconds
 
 DRILL_KIND = "backup-pipeline drill"
 
+KEPT_FOR = timedelta(days=400)
+"""So long a record is kept: a year can be compared with the one before."""
+
 _ABOUT = (
     "One drill: a recovery of this cluster to target_at, into scratch, and what was found there. The seed "
     "modulo the seconds in the spans says which second; without a seed it was given. recovery is what it "
@@ -116,6 +119,17 @@ class DrillListing:
 
     drills: tuple[Drill, ...]
     unreadable: tuple[tuple[str, str], ...] = ()
+
+
+def outdated(drills: Sequence[Drill], *, now: datetime) -> tuple[BackupId, ...]:
+    """The drills whose records are given up: of those older than KEPT_FOR, all but the newest
+    of each verdict.
+
+    `drills` is newest first.
+    """
+    old = [each for each in drills if each.id.taken_at < now - KEPT_FOR]
+    newest = {each.verdict: each.id for each in reversed(old)}
+    return tuple(each.id for each in old if each.id != newest[each.verdict])
 
 
 def drillable(windows: Windows, timeline: int, *, since: datetime, newest: datetime) -> tuple[Span, ...]:

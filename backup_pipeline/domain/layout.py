@@ -32,6 +32,7 @@ _CATALOG_KEY = re.compile(
     r"catalog/(?P<database>[^/]+)/(?P<stamp>[^/.]+)(?P<beside>\.json|\.verdict\.json|\.pin)"
 )
 _DATA_KEY = re.compile(r"databases/(?P<database>[^/]+)/dumps/(?P<tier>[^/]+)/(?P<stamp>[^/]+)/(?P<name>.+)")
+_CLOCK_KEY = re.compile(r"leases/[^/]+/clock\.[0-9a-f]+")
 _LEASE_KEY = re.compile(r"leases/(?P<database>[^/]+)/(?P<stamp>[^/.]+)\.(?P<token>[0-9a-f]+)\.json")
 
 
@@ -91,6 +92,16 @@ def lease_prefix(database: str) -> str:
     return f"{LEASES}{database}/"
 
 
+def clock_key(database: str, token: str) -> str:
+    """What a prune writes to see the store's clock; no lease has such a key."""
+    return f"{lease_prefix(database)}clock.{token}"
+
+
+def parse_clock_key(key: str) -> bool:
+    """Whether a key is one that `clock_key` made."""
+    return _CLOCK_KEY.fullmatch(key) is not None
+
+
 def parse_lease_key(key: str) -> tuple[BackupId, str] | None:
     """(backup, token) of a lease's key; None for a key that we did not make."""
     match = _LEASE_KEY.fullmatch(key)
@@ -123,6 +134,11 @@ def base_prefix(backup: BackupId) -> str:
 def base_copy_key(backup: BackupId, beside: Beside) -> str:
     """The copy, beside the objects, of a base backup's record or verdict."""
     return base_prefix(backup) + COPY_NAMES[beside]
+
+
+def base_waiting_key(backup: BackupId) -> str:
+    """What is said beside the objects of a base backup that waits for its WAL."""
+    return f"{base_prefix(backup)}waiting.json"
 
 
 def recoveries_prefix(cluster: str) -> str:
@@ -188,6 +204,11 @@ def wal_archive_prefix(cluster: str) -> str:
 def wal_identity_key(cluster: str) -> str:
     """The record of the one cluster that may archive here."""
     return f"{wal_archive_prefix(cluster)}identity.json"
+
+
+def wal_slot_key(cluster: str, slot: str) -> str:
+    """What a receiver says of the replication slot that it made."""
+    return f"{wal_archive_prefix(cluster)}slot-{slot}.txt"
 
 
 def wal_system_prefix(cluster: str, system_identifier: str) -> str:

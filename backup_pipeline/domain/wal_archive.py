@@ -148,8 +148,13 @@ def list_archive(
     objects: Iterable[ListedWal],
     histories: Mapping[int, TimelineHistory],
     unreadable: Sequence[tuple[str, str]] = (),
+    *,
+    segment_bytes: int,
 ) -> ArchiveListing:
-    """What the `objects` under one system's prefix come to; `histories` were read, or were `unreadable`."""
+    """What the `objects` under one system's prefix come to; `histories` were read, or were `unreadable`.
+
+    `segment_bytes` is that system's; the `identity` tells it of the one that archives now.
+    """
     seen: dict[str, int] = {}
     names: list[tuple[WalName, ListedWal, str]] = []
     odd = list(unreadable)
@@ -167,7 +172,7 @@ def list_archive(
         if name.kind not in (WalKind.SEGMENT, WalKind.PARTIAL) or conflicts:
             continue
         try:
-            segment = WalSegment(name.timeline, name.number(identity.segment_bytes))
+            segment = WalSegment(name.timeline, name.number(segment_bytes))
         except ConfigError as error:
             odd.append((each.key, error.message))
             continue
@@ -180,7 +185,7 @@ def list_archive(
     return ArchiveListing(
         cluster=identity.cluster,
         system_identifier=system_identifier,
-        segment_bytes=identity.segment_bytes,
+        segment_bytes=segment_bytes,
         segments={
             timeline: tuple(sorted(found, key=lambda one: one.segment))
             for timeline, found in segments.items()

@@ -29,6 +29,7 @@ from backup_pipeline.storage import catalog, catalog_index, catalog_publish, lea
 from backup_pipeline.storage.catalog_delete import Deletion, in_use
 from backup_pipeline.storage.catalog_publish import publish_record, read_or_none
 from backup_pipeline.storage.store import Store, read_all
+from backup_pipeline.storage.waiting import read_waiting
 
 Clock = Callable[[], datetime]
 
@@ -288,9 +289,12 @@ def _speaks_against(store: Store, backup: BaseBackup, now: datetime) -> str:
         return "it was pinned meanwhile"
     if marks.unreadable_verdict or (marks.record and marks.record.standing) != backup.proof:
         return "its verdict changed meanwhile"
-    # After the leases: a child lets go of its parent's only when it is listed.
+    # After the leases: a child lets go of its parent's once it is listed, or waits for its WAL. What waits
+    # before what is listed: the one becomes the other.
+    waiting = read_waiting(store, unlisted(store, backup.id.database)).manifests
     listing = list_base_backups(store, backup.id.database, fresh=True)
-    children = [each.id for each in listing.backups if each.manifest.parent == backup.id != each.id]
+    known = (*waiting, *(each.manifest for each in listing.backups))
+    children = [each.id for each in known if each.parent == backup.id != each.id]
     if children:
         return f"{children[0]} was taken against it meanwhile"
     return f"{listing.unreadable[0][0]} cannot be read" if listing.unreadable else ""

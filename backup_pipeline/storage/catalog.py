@@ -242,7 +242,8 @@ def pin(store: Store, backup: BackupId, *, at: datetime, note: str = "") -> None
     _put_beside(store, backup, tier, Beside.PIN, f"pinned at {at:%Y-%m-%dT%H:%M:%SZ}\n{note}\n".encode())
     # Looking after putting is what makes prune and us see one another; see leases.py.
     if backup.imported:
-        if any(lease.purpose == leases.PRUNE for lease in leases.others(store, backup, now=at)):
+        now = leases.written_at(store, catalog_key(backup, Beside.PIN), at)
+        if any(lease.purpose == leases.PRUNE for lease in leases.others(store, backup, now=now)):
             store.delete([catalog_key(backup, Beside.PIN)])
             raise Busy(f"{backup} is being pruned", hint="`backup-pipeline list` shows what is left.")
     elif not exists(store, catalog_key(backup)):

@@ -29,9 +29,10 @@ def publish_record(
     has this id, Busy when a prune is collecting the objects.
     """
     _refuse_missing(store, backup, objects, prefix)
-    _put_once(store, prefix + COPY_NAMES[Beside.MANIFEST], data)
+    copy = prefix + COPY_NAMES[Beside.MANIFEST]
+    _put_once(store, copy, data)
     # From here on a prune that collects unlisted objects sees the copy; see leases.py.
-    for lease in leases.others(store, backup, now=at):
+    for lease in leases.others(store, backup, now=leases.written_at(store, copy, at)):
         if lease.purpose == leases.PRUNE:
             raise Busy(f"{backup} is being collected by a prune, as objects that nobody published")
     _refuse_missing(store, backup, objects, prefix)

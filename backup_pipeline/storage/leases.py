@@ -16,7 +16,8 @@ lose, the restore refuses although the backup stays; it may be started again.) P
 put the pin, then look for the manifest.
 
 Clocks only tell which leases have ended: one lives until its holder's clock says so, and for as long
-after the store saw it written. A holder whose clock is far behind is shielded by the second.
+after the store saw it written. A holder whose clock is far behind is shielded by the second; and whoever
+looks goes by the store's clock where his own is ahead of it, as what he has just written there tells.
 
 An imported dump has no manifest of ours that could be deleted first. There, and where objects
 without a manifest are collected, prune puts a lease of its own and then looks for others, and the
@@ -32,7 +33,15 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from backup_pipeline.domain.backup import BackupId, Lease
-from backup_pipeline.domain.layout import LEASES, catalog_key, lease_key, lease_prefix, parse_lease_key
+from backup_pipeline.domain.layout import (
+    LEASES,
+    catalog_key,
+    clock_key,
+    lease_key,
+    lease_prefix,
+    parse_clock_key,
+    parse_lease_key,
+)
 from backup_pipeline.domain.manifest import MAX_RECORD_BYTES, lease_from_json, lease_to_json
 from backup_pipeline.errors import BackupNotFound, Busy, Corrupt, ObjectNotFound, StoreError
 from backup_pipeline.storage.store import ObjectInfo, Store, read_all
@@ -135,9 +144,27 @@ def claim(
     held = Held(backup, PRUNE, secrets.token_hex(8), clock, clock() + ttl)
     _put(store, held)
     try:
-        yield others(store, held.id, now=clock(), token=held.token)
+        now = written_at(store, lease_key(held.id, held.token), clock())
+        yield others(store, held.id, now=now, token=held.token)
     finally:
         _remove(store, held)
+
+
+def written_at(store: Store, key: str, now: datetime) -> datetime:
+    """When the store saw the object written that was written just now, at `now` at the latest."""
+    return min(now, store.head(key).modified_at)
+
+
+def clock_ahead(store: Store, database: str, *, clock: Callable[[], datetime]) -> timedelta:
+    """By how much a clock is ahead of the store's, nothing when it is behind; writes a small object."""
+    key = clock_key(database, secrets.token_hex(8))
+    store.put(key, [b"what time is it here?"])
+    try:
+        now = clock()
+        return now - written_at(store, key, now)
+    finally:
+        with suppress(StoreError):  # a later prune takes it away
+            store.delete([key])
 
 
 def others(store: Store, backup: BackupId, *, now: datetime, token: str = "") -> tuple[Lease, ...]:
@@ -156,13 +183,14 @@ def live_leases(store: Store, database: str, now: datetime) -> tuple[Lease, ...]
 
 def remove_ended(store: Store, database: str, now: datetime) -> dict[str, str]:
     """Remove what crashed runs left: leases that ended a day ago. Returns what was denied, and why."""
+    before = now - UNREADABLE_FOR
     old = [
         info.key
         for info in store.list(lease_prefix(database))
-        if parse_lease_key(info.key)
-        and info.modified_at < now - UNREADABLE_FOR
-        and (lease := _read(store, info)) is not None
-        and lease.until < now - UNREADABLE_FOR
+        if info.modified_at < before
+        and (
+            parse_clock_key(info.key) or ((lease := _read(store, info)) is not None and lease.until < before)
+        )
     ]
     return store.delete(old) if old else {}
 
@@ -213,7 +241,10 @@ def _remove(store: Store, held: Held) -> None:
 
 def _refuse_deleted(store: Store, held: Held) -> None:
     if held.id.imported:
-        pruning = [lease for lease in others(store, held.id, now=held._clock()) if lease.purpose == PRUNE]
+        now = held._clock()
+        if not held.unshielded:
+            now = written_at(store, lease_key(held.id, held.token), now)
+        pruning = [lease for lease in others(store, held.id, now=now) if lease.purpose == PRUNE]
         if pruning:
             raise Busy(
                 f"{held.id} is being pruned", hint="Choose another backup; `backup-pipeline list` shows them."

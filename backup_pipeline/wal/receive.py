@@ -1,8 +1,9 @@
 """Receive a cluster's WAL through a replication slot of ours, and archive it: without an archive_command.
 
 Called by `backup-pipeline wal receive`. The server forgets nothing that is not durable in the store: the slot
-is told no more. So this process keeps nothing between two lives, and may be killed at any moment. What is
-done with the segments is shipping.py's; the protocol, engines/postgres/wal_stream.py's.
+is told no more. So this process keeps nothing between two lives, but that its slot is a new one (new_slot.py,
+in the store), and may be killed at any moment. What is done with the segments is shipping.py's; the protocol,
+engines/postgres/wal_stream.py's.
 """
 
 import threading
@@ -20,6 +21,7 @@ from backup_pipeline.engines.postgres.endpoint import Endpoint
 from backup_pipeline.engines.postgres.replication import Session, replication_session
 from backup_pipeline.engines.postgres.wal_stream import WalRemoved, WalStream, begin_stream
 from backup_pipeline.errors import BackupError, BackupNotFound, Busy, ServerError, StoreError
+from backup_pipeline.wal import new_slot
 from backup_pipeline.wal.archive import WalArchive
 from backup_pipeline.wal.listing import read_archive
 from backup_pipeline.wal.shipping import AHEAD, WORKERS, Shipping
@@ -55,7 +57,9 @@ class Receiver:
     log: Callable[[str], object]
     _streamed: bool = field(default=False, init=False)
     _shipped: bool = field(default=True, init=False)  # all that was read of the last server that went away
-    _made_slot: bool = field(default=False, init=False)
+    _new_until: Lsn | None = field(
+        default=None, init=False
+    )  # archived up to here, a new slot is none any more
 
     def run(self, stop: threading.Event) -> None:
         """Receive until `stop` is set; then ship what was read, and return.
@@ -96,11 +100,14 @@ class Receiver:
             server = slots.identify(session)
             self.archive.enter(server.system_identifier)
             segment_bytes = slots.read_segment_bytes(session)
+            self._new_until = None
             found = self._beginnings(session, server, segment_bytes)
             beginning = found[-1] if behind_gap else found[0]
             shipping = Shipping(
                 self.archive, server.system_identifier, segment_bytes, self.options.ship_every_s, self.log
             )
+            if behind_gap:
+                self.confirm_slot(server.lsn)
             if beginning.gap:
                 self.log(f"WARNING: {beginning.gap} missing in the archive of {cluster}, which was accepted")
             try:
@@ -129,8 +136,11 @@ class Receiver:
             hole = lowest_hole(listing, history, within=AHEAD + WORKERS)
         position = self._position(session, is_new=archived is None)
         confirmed = WalSegment.holding(position.timeline, position.lsn or NOWHERE, segment_bytes)
-        # Of a slot that was there, all before it is archived, or is a gap that was accepted.
-        hole = hole if self._made_slot else None
+        # Of a slot that is not new, all before it is archived, or is a gap that was accepted.
+        if new_slot.is_new(self.archive.store, self.archive.cluster, self.options.slot):
+            self._new_until = server.lsn  # a server that crashes has its slot fall back, not beyond this
+        else:
+            hole = None
         return beginnings(confirmed, archived, segment_bytes=segment_bytes, hole=hole)
 
     def _position(self, session: Session, *, is_new: bool) -> slots.SlotPosition:
@@ -144,13 +154,19 @@ class Receiver:
             slots.drop(session, slot)
             found = None
         if found is None:
+            new_slot.begin(self.archive.store, self.archive.cluster, slot)
             slots.create(session, slot)
-            self._made_slot = True
             self.log(f"made the replication slot {slot}")
             found = slots.read_position(session, slot)
         if found is None or found.lsn is None:
             raise ServerError(f"the server made the slot {slot}, and it holds nothing")
         return found
+
+    def confirm_slot(self, durable: Lsn) -> None:
+        """A slot that was new is none any more, once all that was there when it was made is archived."""
+        if self._new_until is not None and durable >= self._new_until:
+            new_slot.confirm(self.archive.store, self.archive.cluster, self.options.slot)
+            self._new_until = None
 
     def _archive_history(self, session: Session, timeline: int, system: str) -> None:
         """Where a timeline came from goes first: without it none of its segments can be recovered."""
@@ -235,6 +251,7 @@ class _Pump:
                     return message
                 self._take(message)
             self._tell()
+            self.receiver.confirm_slot(self.shipping.durable)
             self._look_after()
         self._finish()
         return None

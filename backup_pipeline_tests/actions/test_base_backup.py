@@ -23,7 +23,7 @@ from backup_pipeline_tests.actions.box import Meddling, Said, ask, execute, now
 from backup_pipeline_tests.actions.cluster_box import NAME, ClusterBox, a_cluster
 from backup_pipeline_tests.servers import postgres as servers
 from backup_pipeline_tests.servers.s3 import rclone_s3
-from backup_pipeline_tests.storage.effects import CountingStore, Died, DyingStore
+from backup_pipeline_tests.storage.effects import CountingStore, DatedStore, Died, DyingStore
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +142,7 @@ def test_dying_before_any_effect_lists_nothing_that_is_not_whole(box: ClusterBox
     assert len(base_backups.rebuild(box.store, NAME)[0]) == 1  # the one whose record's copy was there
     listed(box.store)
     for each in base_backups.unlisted(box.store, NAME):
-        base_backups.collect(box.store, each, clock=tomorrow)
+        assert not base_backups.collect(DatedStore(box.store, at=tomorrow()), each, clock=tomorrow).kept
 
 
 def test_an_upload_that_fails_is_taken_away(box: ClusterBox) -> None:

@@ -43,7 +43,7 @@ from backup_pipeline_tests.actions.box import DUE, Box, Meddling, Said, ask, now
 from backup_pipeline_tests.domain.values import manifest, proof
 from backup_pipeline_tests.servers.s3 import rclone_s3
 from backup_pipeline_tests.storage.backups import put_backup
-from backup_pipeline_tests.storage.effects import CountingStore
+from backup_pipeline_tests.storage.effects import CountingStore, DatedStore
 
 # More than the pipe and a chunk hold, so that pg_dump still writes when the first chunk is stored.
 BULK = """CREATE TABLE public.bulk AS
@@ -314,7 +314,7 @@ def test_a_manual_backup_expires(box: Box) -> None:
         then = now() + timedelta(days=days)
         plan = prune.plan(box.store, protected.config, now=then)
         assert (backup.id in {item.id for item in plan.plan.delete}) is goes
-        prune.carry_out(box.store, plan, clock=at(then), log=box.said.say)
+        prune.carry_out(DatedStore(box.store, at=then), plan, clock=at(then), log=box.said.say)
         assert (not [key for key in stored(box.store) if backup.id.stamp in key]) is goes
 
 

@@ -32,7 +32,7 @@ from backup_pipeline_tests.actions import worker
 from backup_pipeline_tests.actions.box import DUE, Box, a_box, ask, now, stored, swap_back
 from backup_pipeline_tests.domain.values import manifest
 from backup_pipeline_tests.storage.backups import put_backup
-from backup_pipeline_tests.storage.effects import CountingStore, Died, DyingStore
+from backup_pipeline_tests.storage.effects import CountingStore, DatedStore, Died, DyingStore
 
 CONTENT = """
 CREATE TABLE public.orders (id serial PRIMARY KEY, item text);
@@ -67,7 +67,8 @@ def all_whole(store: Store) -> int:
 
 def pruned(box: Box, store: Store, *, keep: int, at: datetime) -> None:
     config = replace(box.protected.config, tiers=(TierConfig("daily", "0 2 * * *", keep),))
-    prune.carry_out(store, prune.plan(store, config, now=at), clock=lambda: at, log=box.said.say)
+    planned = prune.plan(store, config, now=at)
+    prune.carry_out(DatedStore(store, at=at), planned, clock=lambda: at, log=box.said.say)
 
 
 def nothing_is_left_behind(box: Box) -> None:

@@ -18,7 +18,7 @@ from backup_pipeline.storage.directory import DirectoryStore
 from backup_pipeline.storage.store import ObjectInfo, Store
 from backup_pipeline_tests.domain.values import NOW, manifest, proof
 from backup_pipeline_tests.storage.backups import contents, put_backup, put_objects
-from backup_pipeline_tests.storage.effects import CountingStore, Died, DyingStore
+from backup_pipeline_tests.storage.effects import CountingStore, DatedStore, Died, DyingStore
 from backup_pipeline_tests.storage.memory import MemoryStore
 
 CONFIG = DatabaseConfig(
@@ -40,10 +40,14 @@ def store() -> MemoryStore:
     return store
 
 
-def run(store: Store, *, imports: Store | None = None, now: datetime = NOW) -> tuple[prune.Pruned, list[str]]:
+def run(
+    store: Store, *, imports: Store | None = None, now: datetime = NOW, ahead: timedelta = timedelta()
+) -> tuple[prune.Pruned, list[str]]:
+    """A prune at `now` by a machine whose clock is `ahead` of the store's."""
     log: list[str] = []
-    planned = prune.plan(store, CONFIG, now=now, imports=imports)
-    return prune.carry_out(store, planned, clock=lambda: now, log=log.append, imports=imports), log
+    planned = prune.plan(store, CONFIG, now=now + ahead, imports=imports)
+    dated = DatedStore(store, at=now)
+    return prune.carry_out(dated, planned, clock=lambda: now + ahead, log=log.append, imports=imports), log
 
 
 def days(store: Store) -> list[int]:
@@ -59,7 +63,7 @@ def test_every_decision_is_logged_before_anything_is_deleted(store: MemoryStore)
             return super().delete(keys)
 
     planned = prune.plan(store, CONFIG, now=NOW)
-    done = prune.carry_out(Watching(store), planned, clock=lambda: NOW, log=log.append)
+    done = prune.carry_out(Watching(DatedStore(store, at=NOW)), planned, clock=lambda: NOW, log=log.append)
     assert log[:7] == [str(decision) for decision in planned.plan.decisions]
     assert log.index("DELETE") == 7
     assert days(store) == [2, 5, 6, 7]
@@ -102,7 +106,7 @@ def test_a_plan_that_is_no_longer_right_is_not_carried_out(store: MemoryStore) -
     catalog.pin(store, manifest(at=day(1)).id, at=NOW)
     catalog.record_proof(store, manifest(at=day(7)).id, proof(Verdict.FAILED))
     log: list[str] = []
-    done = prune.carry_out(store, planned, clock=lambda: NOW, log=log.append)
+    done = prune.carry_out(DatedStore(store, at=NOW), planned, clock=lambda: NOW, log=log.append)
     assert days(store) == [1, 2, 4, 5, 6, 7]
     assert [reason for _, reason in done.kept_after_all] == ["pinned", "number 3 of the 3 newest of daily"]
     assert f"kept after all {manifest(at=day(1)).id}: pinned" in log
@@ -115,7 +119,7 @@ def test_a_floor_that_breaks_while_others_are_deleted_stops_the_rest(store: Memo
                 catalog.record_proof(store, manifest(at=day(2)).id, proof(Verdict.FAILED))
             return super().delete(keys)
 
-    racing = Racing(store)
+    racing = Racing(DatedStore(store, at=NOW))
     planned = prune.plan(racing, CONFIG, now=NOW)
     done = prune.carry_out(racing, planned, clock=lambda: NOW, log=lambda _: None)
     assert [backup.taken_at.day for backup in done.deleted] == [1]
@@ -130,6 +134,25 @@ def test_a_backup_in_use_is_kept(store: MemoryStore) -> None:
     assert days(store) == [1, 2, 5, 6, 7]
     run(store)
     assert days(store) == [2, 5, 6, 7]
+
+
+def test_a_clock_that_is_a_day_ahead_takes_nothing_that_is_in_use() -> None:
+    """Held by a restore, by a proof on a machine whose clock is behind, and what is just being uploaded."""
+    store = MemoryStore(lambda: NOW)
+    for number in range(1, 8):
+        put_backup(store, manifest(at=day(number)))
+    uploaded = manifest(at=NOW - timedelta(hours=1))
+    put_objects(store, uploaded)
+    with (
+        leases.hold(store, manifest(at=day(1)).id, "restore", clock=lambda: NOW),
+        leases.hold(store, manifest(at=day(3)).id, "proof", clock=lambda: NOW - timedelta(days=2)),
+    ):
+        done, log = run(store, ahead=timedelta(days=1, hours=2))
+    assert days(store) == [1, 3, 5, 6, 7]
+    assert done.collected == 0
+    assert all(item.key in store.objects for item in uploaded.objects)
+    assert any("is 1 d 2 h ahead of the store's" in line for line in log)
+    assert not list(store.list("leases/"))
 
 
 def test_a_backup_that_lost_an_object_counts_for_nothing(store: MemoryStore) -> None:
@@ -194,7 +217,7 @@ def test_two_prunes_at_once_delete_no_more_than_one(store: MemoryStore) -> None:
     """A second prune runs as a whole before each request of the first."""
     want: dict[str, bytes] = {}
     for before in range(1, 1000):
-        fresh = MemoryStore()
+        fresh = MemoryStore(lambda: NOW)
         fresh.objects = dict(store.objects)
 
         class Stepping(CountingStore):
@@ -287,7 +310,7 @@ class TestLeftovers:
 
         class Racing(CountingStore):
             def _note(self, effect: str, key: str) -> None:
-                if key.startswith("leases/") and effect == "put":
+                if key.startswith(f"leases/app/{record.id.stamp}") and effect == "put":
                     catalog.publish(store, record)
 
         record = self.M
@@ -373,7 +396,8 @@ class TestImported:
                 return super().delete(keys)
 
         planned = prune.plan(store, CONFIG, now=NOW, imports=imports)
-        done = prune.carry_out(store, planned, clock=clock, log=lambda _: None, imports=Racing(imports))
+        dated = DatedStore(store, at=NOW)
+        done = prune.carry_out(dated, planned, clock=clock, log=lambda _: None, imports=Racing(imports))
         assert refused == done.deleted
         assert len(refused) > 1
 
@@ -386,7 +410,7 @@ class TestImported:
     def test_without_their_store_they_are_not_touched(self, imports: MemoryStore) -> None:
         store = MemoryStore()
         planned = prune.plan(store, CONFIG, now=NOW, imports=imports)
-        done = prune.carry_out(store, planned, clock=lambda: NOW, log=lambda _: None)
+        done = prune.carry_out(DatedStore(store, at=NOW), planned, clock=lambda: NOW, log=lambda _: None)
         assert not done.deleted
         assert len(imports.objects) == 5
 

@@ -10,11 +10,12 @@ from backup_pipeline.actions.protected_cluster import ProtectedCluster
 from backup_pipeline.actions.prune_cluster import ClusterPruned
 from backup_pipeline.actions.windows import windows_of
 from backup_pipeline.domain.backup import BackupId, Lease
-from backup_pipeline.domain.layout import Beside, base_prefix, catalog_key, lease_key
+from backup_pipeline.domain.layout import Beside, base_prefix, catalog_key, drill_key, lease_key
 from backup_pipeline.domain.manifest import lease_to_json
 from backup_pipeline.errors import BackupNotFound, StoreError
-from backup_pipeline.storage import base_backups, leases
+from backup_pipeline.storage import base_backups, drills, leases
 from backup_pipeline.storage.store import Store
+from backup_pipeline_tests.domain.values import drill
 from backup_pipeline_tests.storage.archives import BEGUN, FakeArchive
 from backup_pipeline_tests.storage.effects import CountingStore, Died, DyingStore
 
@@ -111,7 +112,8 @@ def test_death_before_any_effect_leaves_no_base_backup_without_its_wal() -> None
         assert has_all_its_wal(made), counting.effects[number - 1]
         assert set(hours(made)) >= {7, 9}
         assert set(segments(made)) >= set(range(7, 12))
-        prune(made, after=timedelta(days=2), window=window)  # the leases of what died have ended
+        made.at += timedelta(days=2)
+        prune(made, window=window)  # the leases of what died have ended
         assert (hours(made), segments(made)) == ([7, 9], list(range(7, 12)))
         assert not [key for key in made.store.objects if key.startswith("leases/")]
 
@@ -163,7 +165,10 @@ def test_a_pin_that_comes_meanwhile_is_seen() -> None:
     made = an_archive()
     oldest = base_backups.list_base_backups(made.store, "main").backups[-1].id
     done = prune(
-        made, Interrupting(made.store, "leases/", lambda: base_backups.pin(made.store, oldest, at=made.at))
+        made,
+        Interrupting(
+            made.store, "leases/main/2026", lambda: base_backups.pin(made.store, oldest, at=made.at)
+        ),
     )
     assert [backup for backup, _ in done.kept_after_all] == [oldest]
     assert segments(made) == list(range(2, 120))
@@ -248,6 +253,18 @@ def test_a_clock_that_is_ahead_deletes_no_more() -> None:
     assert windows_of(made.cluster(window=window), now=made.at).is_met
 
 
+def test_a_clock_that_is_a_day_ahead_takes_nothing_that_is_in_use() -> None:
+    made = an_archive()
+    oldest = base_backups.list_base_backups(made.store, "main").backups[-1].id
+    young = BackupId("main", "20260305T230000Z-cccccc")
+    made.store.put(base_prefix(young) + "base.tar.zst", [b"half"])
+    held(made, oldest, "restore")
+    done = prune(made, after=timedelta(days=1, hours=2))
+    assert (hours(made), done.collected) == ([2, 74, 98], 0)
+    assert segments(made) == list(range(2, 120))
+    assert made.store.objects[base_prefix(young) + "base.tar.zst"]
+
+
 def test_a_lost_catalog_keeps_everything_until_it_is_rebuilt() -> None:
     made = an_archive()
     made.store.delete([key for key in made.store.objects if key.startswith("catalog/main/")])
@@ -272,6 +289,25 @@ def test_a_lost_record_of_a_parent_keeps_what_was_taken_against_it() -> None:
     made.store.delete([catalog_key(parent.id)])
     assert prune(made).deleted == []
     assert base_backups.rebuild(made.store, "main")[0] == (parent.id,)
+
+
+def test_old_records_of_drills_go_and_what_cannot_be_read_stays() -> None:
+    made = an_archive()
+    days = (0, 300, 401, 402, 403)
+    found = [drill(at=made.at - day * DAY) for day in days]
+    for each in (*found, drill("other", at=made.at - 500 * DAY), drill("other", at=made.at - 501 * DAY)):
+        drills.put(made.store, each)
+    made.store.put(drill_key(found[-1].id), [b"damaged"])
+    planned = prune_cluster.plan(made.cluster(), now=made.at)
+    assert planned.drills == (found[3].id,)
+    assert planned.lines[-1].startswith(f"delete the record of drill {found[3].id}: older than 400 days")
+    assert prune_cluster.record(planned)["drills"] == [str(found[3].id)]
+    done = prune(made)
+    assert str(done).endswith("74 files of WAL, 1 record of drills deleted")
+    assert drills.drills(made.store, "main").drills == tuple(found[:3])
+    assert drill_key(found[-1].id) in made.store.objects
+    assert len(drills.drills(made.store, "other").drills) == 2
+    assert prune(made).drills == 0
 
 
 def test_without_an_archive_there_is_nothing_to_judge() -> None:

@@ -4,8 +4,10 @@ from datetime import timedelta
 
 import pytest
 
+from backup_pipeline.actions.recovery_facts import read_facts
 from backup_pipeline.actions.windows import windows_of
-from backup_pipeline_tests.storage.archives import BEGUN, FakeArchive
+from backup_pipeline.errors import Refused
+from backup_pipeline_tests.storage.archives import BEGUN, SEGMENT_BYTES, FakeArchive
 
 DAY = timedelta(hours=24)
 
@@ -64,6 +66,19 @@ def test_without_an_archive_or_a_base_backup_nothing_can_be_recovered(begun: boo
     assert found.lines[0] == "no moment yet"
     said = "there is no base backup" if begun else "there is no WAL archive of main"
     assert said in found.problems[0]
+
+
+def test_a_base_backup_of_another_segment_size_is_not_planned_with() -> None:
+    """As after `pg_resetwal --wal-segsize`, which leaves the system what it was."""
+    made = FakeArchive()
+    made.segments(*range(10))
+    made.base(2)
+    old = made.base(4, segment_bytes=4 * SEGMENT_BYTES)
+    facts = read_facts(made.cluster())
+    assert [each.segment_bytes for each in facts.manifests] == [SEGMENT_BYTES]
+    assert f"{old.id} is not looked at: its WAL has segments of another size" in facts.notes
+    with pytest.raises(Refused, match="was taken with WAL segments of 67108864 bytes"):
+        read_facts(made.cluster(), base=old.id)
 
 
 def test_after_a_promote_each_timeline_has_its_window_and_the_newest_is_first() -> None:

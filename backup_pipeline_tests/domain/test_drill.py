@@ -16,6 +16,7 @@ from backup_pipeline.domain.drill import (
     drill_from_json,
     drill_to_json,
     drillable,
+    outdated,
     summary,
 )
 from backup_pipeline.domain.layout import drill_key, parse_drill_key
@@ -30,6 +31,14 @@ MIB = 1 << 20
 
 def at(second: float) -> datetime:
     return NOW + timedelta(seconds=second)
+
+
+def test_the_records_of_a_year_stay_and_before_it_the_newest_of_each_verdict() -> None:
+    failed, proven = Verdict.FAILED, Verdict.PROVEN
+    verdicts = {0: proven, 399: proven, 401: proven, 402: failed, 403: proven, 404: failed, 900: failed}
+    made = [drill(at=NOW - timedelta(days=days), verdict=verdict) for days, verdict in verdicts.items()]
+    assert outdated(made, now=NOW) == tuple(each.id for each in made[4:])
+    assert outdated(made[:4], now=NOW) == ()
 
 
 moments = st.floats(0, 100_000).map(at)

@@ -51,7 +51,13 @@ class FakeArchive:
         self.store.put(key, ["".join(lines).encode()])
 
     def base(
-        self, first: int, last: int = 0, *, timeline: int = 1, parent: BackupId | None = None
+        self,
+        first: int,
+        last: int = 0,
+        *,
+        timeline: int = 1,
+        parent: BackupId | None = None,
+        segment_bytes: int = SEGMENT_BYTES,
     ) -> BaseManifest:
         """Publish a base backup that needs the segments `first` to `last`, taken while they were written."""
         last = last or first
@@ -63,7 +69,7 @@ class FakeArchive:
             finished_at=BEGUN + timedelta(hours=last, minutes=2),
             start=WalPoint(timeline, _lsn(first, 0.1)),
             end=WalPoint(timeline, _lsn(last, 0.2)),
-            segment_bytes=SEGMENT_BYTES,
+            segment_bytes=segment_bytes,
             parent=parent,
         )
         for item in manifest.objects:

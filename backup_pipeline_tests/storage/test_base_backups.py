@@ -14,7 +14,7 @@ from backup_pipeline.storage.store import Store, read_all
 from backup_pipeline_tests.domain.values import base_manifest, content_of, proof
 from backup_pipeline_tests.domain.values import manifest as dump_manifest
 from backup_pipeline_tests.storage.backups import put_backup
-from backup_pipeline_tests.storage.effects import CountingStore, Died, DyingStore
+from backup_pipeline_tests.storage.effects import CountingStore, DatedStore, Died, DyingStore
 from backup_pipeline_tests.storage.memory import MemoryStore
 
 AT = datetime(2026, 3, 1, 2, tzinfo=UTC)
@@ -160,7 +160,8 @@ def test_dying_before_any_effect_of_deleting_leaves_it_whole_or_unlisted() -> No
             keys = {info.key for info in store.list(base_prefix(each))}
             assert {item.key for item in manifest.objects} <= keys
         for each in list(base_backups.unlisted(store, "main")):
-            assert not base_backups.collect(store, each, clock=lambda: clock() + LATE).kept
+            late = DatedStore(store, at=clock() + LATE)
+            assert not base_backups.collect(late, each, clock=lambda: clock() + LATE).kept
         left = [info.key for info in store.list(base_prefix(manifest.id))]
         assert bool(left) is bool(listed(store))
 

@@ -26,7 +26,7 @@ from backup_pipeline.storage.catalog_rebuild import rebuild
 from backup_pipeline.storage.store import ObjectInfo, read_all
 from backup_pipeline_tests.domain.values import NOW, manifest, proof
 from backup_pipeline_tests.storage.backups import contents, packed, put_backup, put_objects
-from backup_pipeline_tests.storage.effects import CountingStore, Died, DyingStore
+from backup_pipeline_tests.storage.effects import CountingStore, DatedStore, Died, DyingStore
 from backup_pipeline_tests.storage.memory import MemoryStore
 
 M = manifest()
@@ -353,6 +353,7 @@ class TestDelete:
         catalog_delete.delete(counting, backup, clock=lambda: NOW)
         deletes = [effect.split()[1] for effect in counting.effects if effect.startswith("delete")]
         assert deletes[:3] == [COPY, KEY, VERDICT]
+        later = NOW + timedelta(hours=1)
         for before in range(1, len(counting.effects) + 1):
             store = prepared()
             with pytest.raises(Died):
@@ -362,7 +363,7 @@ class TestDelete:
                 sizes = {info.key: info.size_bytes for info in store.list("databases/")}
                 assert not missing_objects(found.manifest.objects, sizes)
             still = listed(store) == [M.id]
-            again = catalog_delete.delete(store, backup, clock=lambda: NOW + timedelta(hours=1))
+            again = catalog_delete.delete(DatedStore(store, at=later), backup, clock=lambda: later)
             assert (not again.kept) == still, "what is no longer listed is left to the collector"
             assert listed(store) == []
             assert rebuild(store).backups == ()

@@ -14,6 +14,7 @@ from backup_pipeline.storage.catalog_rebuild import rebuild
 from backup_pipeline.storage.store import Store
 from backup_pipeline_tests.domain.values import NOW, manifest, proof
 from backup_pipeline_tests.storage.backups import contents, put_backup, put_objects
+from backup_pipeline_tests.storage.effects import DatedStore
 
 CONFIG = DatabaseConfig(
     name="app", dsn=Secret("postgresql:///app"), tiers=(TierConfig("daily", "0 2 * * *", 2),)
@@ -56,7 +57,8 @@ def test_backups_live_and_die(store: Store) -> None:
     store.put(imports, [b"PGDMP"])
     planned = prune.plan(store, CONFIG, now=now, imports=store)
     with leases.hold(store, records[2].id, "restore", clock=lambda: now):
-        done = prune.carry_out(store, planned, clock=lambda: now, log=lambda _: None, imports=store)
+        dated = DatedStore(store, at=now)
+        done = prune.carry_out(dated, planned, clock=lambda: now, log=lambda _: None, imports=store)
     assert [str(backup) for backup in done.deleted] == [
         "app/20260101T020000Z-imported-daily",
         str(records[3].id),

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -14,8 +15,8 @@ from backup_pipeline.errors import BackupNotFound, Busy, StoreError
 from backup_pipeline.storage import catalog, catalog_delete, leases
 from backup_pipeline.storage.store import read_all
 from backup_pipeline_tests.domain.values import NOW, manifest
-from backup_pipeline_tests.storage.backups import put_backup
-from backup_pipeline_tests.storage.effects import CountingStore
+from backup_pipeline_tests.storage.backups import put_backup, put_objects
+from backup_pipeline_tests.storage.effects import CountingStore, Died, DyingStore
 from backup_pipeline_tests.storage.memory import MemoryStore
 
 M = manifest()
@@ -194,6 +195,42 @@ def test_an_imported_dump_is_not_restored_while_it_is_pruned(store: MemoryStore)
         leases.claim(store, IMPORTED, clock=clock) as others,
     ):
         assert [lease.purpose for lease in others] == ["restore"]
+
+
+def test_a_clock_that_is_ahead_sees_what_the_store_says_is_held(store: MemoryStore) -> None:
+    """Of a restore by a prune, of a prune by a restore, and by whoever publishes or pins."""
+
+    def ahead() -> datetime:
+        return NOW + timedelta(days=1)
+
+    assert leases.clock_ahead(store, "app", clock=ahead) == timedelta(days=1)
+    assert leases.clock_ahead(store, "app", clock=lambda: NOW - timedelta(days=1)) == timedelta()
+    with (
+        leases.hold(store, M.id, "restore", clock=clock),
+        leases.claim(store, M.id, clock=ahead) as others,
+    ):
+        assert [lease.purpose for lease in others] == ["restore"]
+    with leases.claim(store, IMPORTED, clock=clock):
+        with pytest.raises(Busy), leases.hold(store, IMPORTED, "restore", clock=ahead):
+            raise AssertionError
+        with pytest.raises(Busy):
+            catalog.pin(store, IMPORTED, at=ahead())
+    late = replace(manifest(suffix="aaaaaa"), finished_at=ahead())
+    put_objects(store, late)
+    with leases.claim(store, late.id, clock=clock), pytest.raises(Busy):
+        catalog.publish(store, late)
+
+
+def test_what_a_prune_that_died_wrote_to_see_the_time_is_removed(store: MemoryStore) -> None:
+    with pytest.raises(Died):
+        leases.clock_ahead(DyingStore(store, before=2), "app", clock=clock)
+    (left,) = (info.key for info in store.list("leases/"))
+    assert left.startswith("leases/app/clock.")
+    assert live(store) == []
+    leases.remove_ended(store, "app", NOW + timedelta(hours=23))
+    assert [info.key for info in store.list("leases/")] == [left]
+    leases.remove_ended(store, "app", NOW + timedelta(hours=25))
+    assert not list(store.list("leases/"))
 
 
 def test_of_two_prunes_at_least_one_draws_back(store: MemoryStore) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from backup_pipeline.domain.layout import parse_wal_key, wal_identity_key, wal_key
-from backup_pipeline.domain.wal import WalGap, WalKind, parse_wal_name
+from backup_pipeline.domain.wal import WalGap, WalKind, WalSegment, parse_wal_name
 from backup_pipeline.errors import (
     BackupError,
     BackupNotFound,
@@ -578,6 +578,31 @@ def test_a_listing_tells_segments_gaps_and_timelines(archive: WalArchive, data: 
     assert listed.newest(3) is None
     assert 0 < listed.stored_bytes < 5 * SEGMENT_BYTES
     assert (listed.conflicts, listed.odd) == ((), ())
+
+
+def test_an_earlier_systems_segments_are_counted_in_their_own_size(store: Store, tmp_path: Path) -> None:
+    """256 of 16 MiB to a log, and 1024 of 4 MiB: one name is another number of each."""
+    large, numbers = 4 * SEGMENT_BYTES, (1026, 1027)
+    claim(store, "main", System(SYSTEM, large), at=AT)
+    earlier, now = DataDirectory(tmp_path / "earlier"), DataDirectory(tmp_path / "now", OTHER)
+    keys = [
+        archive_in(store)
+        .push(earlier.put(WalSegment(1, number).name(large), segment(number, size_bytes=large)))
+        .key
+        for number in numbers
+    ]
+    adopt(store, "main", System(OTHER, SEGMENT_BYTES), at=AT)
+    archive_in(store).push(now.put("000000010000000100000002", segment(4098, system=OTHER)))
+    found = read_archive(store, "main", system_identifier=SYSTEM)
+    assert (found.segment_bytes, found.numbers(1)) == (large, numbers)
+    listed = read_archive(store, "main")
+    assert (listed.segment_bytes, listed.numbers(1)) == (SEGMENT_BYTES, (4098,))
+
+    store.put(keys[0], [b"damaged"])  # the others tell
+    assert read_archive(store, "main", system_identifier=SYSTEM).numbers(1) == numbers
+    store.put(keys[1], [b"damaged"])
+    with pytest.raises(Corrupt, match=f"how large the segments of system {SYSTEM} are"):
+        read_archive(store, "main", system_identifier=SYSTEM)
 
 
 def test_a_listing_passes_over_what_is_not_ours(filled: DirectoryStore) -> None:

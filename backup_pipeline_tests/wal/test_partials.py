@@ -177,5 +177,6 @@ def test_of_several_objects_the_newest_says_when_it_was_archived(minutes: tuple[
         ListedWal(wal_key("main", SYSTEM, name, digest * 64), 10 + minute, AT + timedelta(minutes=minute))
         for digest, minute in zip("ab", minutes, strict=True)
     ]
-    (found,) = list_archive(ArchiveIdentity("main", SYSTEM, MIB, AT), SYSTEM, listed, {}).partials
+    identity = ArchiveIdentity("main", SYSTEM, MIB, AT)
+    (found,) = list_archive(identity, SYSTEM, listed, {}, segment_bytes=MIB).partials
     assert (found.archived_at, found.stored_bytes, found.objects) == (AT + timedelta(minutes=1), 11, 2)

@@ -8,20 +8,24 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from backup_pipeline.domain.wal import Lsn
+from backup_pipeline.engines.postgres import slots
 from backup_pipeline.engines.postgres.cluster import LocalCluster
 from backup_pipeline.engines.postgres.server import connect
 from backup_pipeline.errors import Busy, Refused, StoreError
 from backup_pipeline.storage.directory import DirectoryStore
+from backup_pipeline.wal import new_slot
 from backup_pipeline.wal.archive import WalArchive
 from backup_pipeline.wal.receive import ReceiveOptions, Receiver
 from backup_pipeline.wal.shipping import AHEAD
 from backup_pipeline_tests.actions.box import ask, execute, now
 from backup_pipeline_tests.actions.cluster_box import give
 from backup_pipeline_tests.servers import postgres as servers
+from backup_pipeline_tests.storage.effects import Died
 from backup_pipeline_tests.wal.box import wait_for
 from backup_pipeline_tests.wal.receive_box import SEGMENT_BYTES, SLOT, ReceiveBox, a_receive_box
 
@@ -207,6 +211,46 @@ def test_a_slot_that_was_dropped_costs_nothing_while_the_server_has_the_wal() ->
             server.await_archived()
         assert server.listing().gaps() == ()
         server.assert_acknowledged_is_there()
+
+
+@pytest.mark.parametrize("moment", ["made", "begun"])
+def test_a_receiver_that_is_killed_once_it_made_its_slot_hides_no_hole(
+    moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = slots.create
+    place, done = {"made": (slots, "create"), "begun": (Receiver, "_follow_or_ship")}[moment]
+
+    def dies(*given: Any) -> None:
+        if moment == "made":
+            create(*given)
+        raise Died
+
+    with a_receive_box(servers.bin_dir_17()) as server:
+        with server.receiver():
+            server.write(4)
+            server.await_archived()
+            wait_for(lambda: not new_slot.is_new(server.store, "main", SLOT))
+        name = server.listing().segments[1][-2].segment.name(SEGMENT_BYTES)
+        assert not server.store.delete([info.key for info in server.store.list("") if name in info.key])
+        server.drop_slot()
+        server.write(3)
+        server.execute("CHECKPOINT")
+        receiver = Receiver(
+            WalArchive(server.store, "main"),
+            server.cluster.endpoint,
+            ReceiveOptions(SLOT, 0.2),
+            now,
+            server.said.append,
+        )
+        with monkeypatch.context() as patch:
+            patch.setattr(place, done, dies)
+            with pytest.raises(Died):
+                receiver.run(threading.Event())
+        assert server.slot() is not None
+        with server.receiver():
+            server.await_archived()
+            wait_for(lambda: not new_slot.is_new(server.store, "main", SLOT))
+        assert server.listing().gaps() == ()
 
 
 def test_a_slot_that_was_idle_for_too_long_is_to_be_dropped_and_is_no_gap() -> None:

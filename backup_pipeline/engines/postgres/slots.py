@@ -21,10 +21,11 @@ LOST = "lost"
 
 @dataclass(frozen=True)
 class ServerPosition:
-    """Which system a server is of, and the timeline that it writes, or replays."""
+    """Which system a server is of, and the timeline that it writes, or replays, up to `lsn`."""
 
     system_identifier: str
     timeline: int
+    lsn: Lsn
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,8 @@ class SlotLook:
 
 def identify(session: Session) -> ServerPosition:
     """Which server this is. Raises ServerError."""
-    ((system, timeline, *_),) = session.ask("IDENTIFY_SYSTEM")
-    return ServerPosition(system or "", int(timeline or 0))
+    ((system, timeline, lsn, *_),) = session.ask("IDENTIFY_SYSTEM")
+    return ServerPosition(system or "", int(timeline or 0), Lsn.parse(lsn or ""))
 
 
 def read_setting(session: Session, name: str) -> str:
