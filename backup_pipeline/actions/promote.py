@@ -47,6 +47,7 @@ from backup_pipeline.errors import BackupError, Refused, ServerError
 from backup_pipeline.process import Identity
 from backup_pipeline.storage import base_backups
 from backup_pipeline.units import show_line
+from backup_pipeline.wal.listing import read_archive
 
 PROGRAMS = ("postgres", "pg_ctl", "pg_controldata")
 _WAL_LEVELS = ("replica", "logical")
@@ -124,8 +125,7 @@ def plan(cluster: ProtectedCluster, request: PromoteRequest, *, clock: Clock) ->
     listing = system_in_archive(cluster, record, data)
     warnings = refuse_doubt(cluster, record, listing, data, gone=request.source_is_gone, at=clock())
     configured = is_configured(data)
-    if not configured:
-        refuse_taken(listing, record, data)
+    refuse_taken(listing, record, data, has_archived=configured)
     configuration = None if configured else read_source_configuration(data, allowed=request.allowed)
     archiving = {} if configuration is None else _archiving(cluster, request, configuration)
     running = server_in(data) is not None
@@ -161,6 +161,8 @@ def carry_out(cluster: ProtectedCluster, planned: Plan, *, clock: Clock, report:
         error.detail["meanwhile"] = f"the server of {data} runs, {_shown(address)}; nothing has to be undone"
         error.detail["to go on"] = f"run this again: backup-pipeline promote {cluster.name} {data}"
         raise
+    # Since the plan a twin may have begun to archive: what waits for WAL sees only that a name is there.
+    refuse_taken(read_archive(cluster.store, cluster.name), record, data, has_archived=True)
     os.replace(data / RECORD_NAME, data / PROMOTED_NAME)
     return Result(backup, address, _result_lines(cluster, planned, backup, address))
 

@@ -5,9 +5,10 @@ other's archive: whoever is first with a name has it.
 """
 
 import contextlib
+import hashlib
 import os
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from backup_pipeline.domain.recovered import (
     recovered_from_json,
 )
 from backup_pipeline.domain.recovery_target import show_moment
-from backup_pipeline.domain.wal_archive import ArchiveListing
+from backup_pipeline.domain.wal_archive import ArchivedSegment, ArchiveListing
 from backup_pipeline.engines.postgres.cluster import server_in
 from backup_pipeline.engines.postgres.server import connect
 from backup_pipeline.errors import BackupError, ConfigError, ObjectNotFound, Refused
@@ -120,17 +121,35 @@ def system_in_archive(cluster: ProtectedCluster, record: RecoveredRecord, data: 
     return listing
 
 
-def refuse_taken(listing: ArchiveListing, record: RecoveredRecord, data: Path) -> None:
-    """Raise Refused for a directory that never archived while its timeline has WAL: its twin was promoted.
+def refuse_taken(listing: ArchiveListing, record: RecoveredRecord, data: Path, *, has_archived: bool) -> None:
+    """Raise Refused where the timeline's WAL in the archive is not this directory's: its twin was promoted.
 
-    Two recoveries to one target have the same timeline and the same history.
+    Two recoveries to one target have the same timeline and the same history. What `has_archived`, or may
+    have, still has in its pg_wal what it archived last, and a twin all that the archive refused it.
     """
-    if listing.newest(record.timeline) is not None:
-        raise Refused(
-            f"timeline {record.timeline} of {record.cluster} has WAL in the archive already, and {data} has "
-            "archived none: another directory that was recovered to the same target was promoted",
-            hint="Recover again: the new directory takes the next timeline. Is the other one production?",
-        )
+    found = listing.segments.get(record.timeline, ())
+    if not has_archived and found:
+        why = f"{data} has archived none"
+    elif (other := _another(found, listing.segment_bytes, data)) is not None:
+        why = f"{other} is another one in {data}"
+    else:
+        return
+    raise Refused(
+        f"timeline {record.timeline} of {record.cluster} has WAL in the archive already, and {why}: another "
+        "directory that was recovered to the same target was promoted",
+        hint="Stop the server of this one, if it runs, and recover again: the new directory takes the next "
+        "timeline. Is the other one production?",
+    )
+
+
+def _another(found: Sequence[ArchivedSegment], segment_bytes: int, data: Path) -> str | None:
+    """The newest segment that lies in both places, where it is not the same."""
+    for each in reversed(found):
+        name = each.segment.name(segment_bytes)
+        with contextlib.suppress(FileNotFoundError), (data / "pg_wal" / name).open("rb") as file:
+            same = hashlib.file_digest(file, "sha256").hexdigest() == each.sha256
+            return None if same else name
+    return None
 
 
 def refuse_doubt(

@@ -30,7 +30,7 @@ from backup_pipeline.engines.postgres.daemon import Address
 from backup_pipeline.engines.postgres.endpoint import Endpoint
 from backup_pipeline.engines.postgres.scratch import private_folder
 from backup_pipeline.errors import Refused, ServerError, ToolError
-from backup_pipeline.process import Completed
+from backup_pipeline.process import Command, Completed
 from backup_pipeline.storage import base_backups
 from backup_pipeline.storage.directory import DirectoryStore
 from backup_pipeline.wal.setup import archive_command
@@ -66,6 +66,7 @@ class Site:
     planted: Path
     sockets: Path
     port: int
+    planned_early: promote.Plan | None = None  # before the first was promoted
 
     def run(self, *words: str) -> Completed:
         """The command line, as the server's user."""
@@ -91,6 +92,19 @@ class Site:
     def twin(self) -> Path:
         """Another directory, recovered to the same target."""
         return self.data.with_name("twin")
+
+    @property
+    def early(self) -> Path:
+        """A third one, whose promotion was broken off before the first began."""
+        return self.data.with_name("early")
+
+    @property
+    def early_cluster(self) -> ProtectedCluster:
+        config = replace(self.cluster.config, data_directory=str(self.early))
+        return replace(self.cluster, config=config)
+
+    def plan_early(self) -> promote.Plan:
+        return promote.plan(self.early_cluster, self.request(data=self.early), clock=now)
 
     @property
     def new(self) -> Endpoint:
@@ -129,6 +143,8 @@ def site(request: pytest.FixtureRequest) -> Iterator[Site]:
             old.stop()
             with contextlib.suppress(ToolError):
                 daemon.stop(f"{old.bin_dir}/pg_ctl", made.data, owner=identity)
+            with contextlib.suppress(ToolError):
+                daemon.stop(f"{old.bin_dir}/pg_ctl", made.early, owner=identity)
 
 
 def give_all(place: Path) -> None:
@@ -145,7 +161,14 @@ def prepare(site: Site) -> None:
     switch(site.old.endpoint())
     site.must("recover", "main", "--to", "latest", "--into", str(site.data), "--port", str(free_port()))
     site.must("recover", "main", "--to", "latest", "--into", str(site.twin))
+    process.run(Command(("cp", "-a", str(site.twin), str(site.early))), timeout_s=60)
+    conf = site.early / "postgresql.conf.source"
+    conf.write_text(conf.read_text() + f"port = {free_port()}\n")
     site.box = replace(site.box, data_directory=str(site.data))
+    dying = Said(dying_at("configuration is in force"))
+    with contextlib.suppress(Died):
+        promote.carry_out(site.early_cluster, site.plan_early(), clock=now, report=dying)
+    site.planned_early = site.plan_early()
 
 
 def switch(endpoint: Endpoint) -> None:
@@ -241,23 +264,44 @@ def test_whatever_dies_it_is_gone_on_with_until_it_is_production(site: Site) -> 
         site.plan()
 
 
-def test_what_is_committed_afterwards_can_be_recovered(site: Site) -> None:
-    execute(site.new, "INSERT INTO public.kept VALUES (3)")
-    switch(site.new)
-    into, port = site.box.folder / "third", free_port()
-    site.must("recover", "main", "--to", "latest", "--into", str(into), "--port", str(port))
+@pytest.fixture
+def promoted(site: Site) -> Site:
+    """The same as production: here, where the test before this one ran in another process."""
+    if (site.data / RECORD_NAME).exists():
+        site.old.stop()
+        site.must("promote", "main", str(site.data), "--source-is-gone", "--confirm", "main")
+    return site
+
+
+def test_what_is_committed_afterwards_can_be_recovered(promoted: Site) -> None:
+    execute(promoted.new, "INSERT INTO public.kept VALUES (3)")
+    switch(promoted.new)
+    into, port = promoted.box.folder / "third", free_port()
+    promoted.must("recover", "main", "--to", "latest", "--into", str(into), "--port", str(port))
     try:
         third = Endpoint(f"host={into} port={port} user=postgres dbname=postgres")
         assert ask(third, "SELECT array_agg(number) FROM public.kept") == [1, 2, 3]
         assert not (into / PROMOTED_NAME).exists()
     finally:
-        daemon.stop(f"{site.old.bin_dir}/pg_ctl", into, owner=server_identity())
+        daemon.stop(f"{promoted.old.bin_dir}/pg_ctl", into, owner=server_identity())
 
 
-def test_another_directory_that_was_recovered_to_the_same_target_is_refused(site: Site) -> None:
-    config = replace(site.cluster.config, data_directory=str(site.twin))
+def test_another_directory_that_was_recovered_to_the_same_target_is_refused(promoted: Site) -> None:
+    config = replace(promoted.cluster.config, data_directory=str(promoted.twin))
     with pytest.raises(Refused, match="timeline 2 of main has WAL in the archive already"):
-        promote.plan(replace(site.cluster, config=config), site.request(data=site.twin), clock=now)
+        promote.plan(
+            replace(promoted.cluster, config=config), promoted.request(data=promoted.twin), clock=now
+        )
+
+
+def test_another_that_was_configured_before_is_refused_as_well(promoted: Site) -> None:
+    """Also when the first archived only after the plan: its base backup counts for nothing here."""
+    with pytest.raises(Refused, match=r"has WAL in the archive already, and \w{24} is another one in"):
+        promoted.plan_early()
+    assert promoted.planned_early is not None
+    with pytest.raises(Refused, match=r"is another one in .*/early: another directory"):
+        promote.carry_out(promoted.early_cluster, promoted.planned_early, clock=now, report=Said())
+    assert (promoted.early / RECORD_NAME).exists()
 
 
 def test_the_new_server_is_asked_at_its_own_address_by_tcp_where_its_socket_lets_nobody_in(
