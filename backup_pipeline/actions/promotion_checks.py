@@ -7,6 +7,7 @@ other's archive: whoever is first with a name has it.
 import contextlib
 import hashlib
 import os
+import re
 import shlex
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
@@ -23,8 +24,8 @@ from backup_pipeline.domain.recovered import (
 from backup_pipeline.domain.recovery_target import show_moment
 from backup_pipeline.domain.wal_archive import ArchivedSegment, ArchiveListing
 from backup_pipeline.engines.postgres.cluster import server_in
-from backup_pipeline.engines.postgres.server import connect
-from backup_pipeline.errors import BackupError, ConfigError, ObjectNotFound, Refused
+from backup_pipeline.engines.postgres.server import connect, server_errors
+from backup_pipeline.errors import ConfigError, ObjectNotFound, Refused, ServerError
 from backup_pipeline.process import Identity
 from backup_pipeline.storage.store import read_all
 from backup_pipeline.units import show_seconds
@@ -32,6 +33,11 @@ from backup_pipeline.wal.listing import read_archive
 
 QUIET = timedelta(minutes=10)
 """A source whose newest WAL is younger may be alive."""
+
+_GONE = re.compile(
+    r'failed: Connection refused|on socket "[^"]*" failed: No such file'
+    r"|could not translate host|failed to resolve host"
+)
 
 
 def read_record(cluster: ProtectedCluster, data: Path) -> RecoveredRecord:
@@ -163,7 +169,7 @@ def refuse_doubt(
 ) -> list[str]:
     """Why the source may be alive, as warnings where a person said that it is gone.
 
-    Raises Refused where nobody did.
+    Raises Refused where nobody did; ConfigError.
     """
     doubts = [*_of_archive(record, listing, at), *_of_server(cluster, record, data)]
     if doubts and not gone:
@@ -191,17 +197,29 @@ def _of_server(cluster: ProtectedCluster, record: RecoveredRecord, data: Path) -
         return
     try:
         source = cluster.source()
-        with contextlib.closing(connect(source, purpose="promote", statement_timeout_s=10.0)) as session:
+        with (
+            contextlib.closing(connect(source, purpose="promote", statement_timeout_s=10.0)) as session,
+            server_errors(source, "cannot ask the server what it is"),
+        ):
             row = session.execute(
                 "SELECT system_identifier::text,"
                 " CASE WHEN NOT pg_catalog.pg_is_in_recovery() THEN"
                 " substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8) END"
                 " FROM pg_catalog.pg_control_system()"
             ).fetchone()
-    except BackupError:
-        return  # nobody answers there, or nobody whom this role may ask
+    except ServerError as error:
+        if not _says_gone(error):
+            yield f"a server could not be asked whether it is the old one: {error.message}"
+        return
     ours = (record.system_identifier, f"{record.timeline:08X}")
     if row is not None and row[0] == ours[0] and row[1] is not None and row[1] != ours[1]:
         yield f"a server of its system answers at {source.shown}, on timeline {int(str(row[1]), 16)}"
     elif row is not None and tuple(row) == ours and server_in(data) is None:
         yield f"a server of its system answers at {source.shown}, on this timeline, and is not that of {data}"
+
+
+def _says_gone(error: ServerError) -> bool:
+    """Whether nobody listens there, at none of the addresses: all else may come from a server that lives."""
+    said = str(error.__cause__)
+    attempts = said.split("\n- ")[1:] or [said]  # psycopg's list, where there was more than one
+    return all(_GONE.search(each) and "Temporary failure" not in each for each in attempts)

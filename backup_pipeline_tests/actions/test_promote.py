@@ -12,12 +12,16 @@ import pytest
 from backup_pipeline import process
 from backup_pipeline.actions import promote
 from backup_pipeline.actions.promote import PromoteRequest
+from backup_pipeline.actions.promotion_checks import refuse_doubt
 from backup_pipeline.actions.protected_cluster import ProtectedCluster, open_cluster
 from backup_pipeline.actions.source_configuration import is_configured
 from backup_pipeline.config import ClusterConfig, Secret, StoreConfig
 from backup_pipeline.config_file import parse
+from backup_pipeline.domain.backup import BackupId
 from backup_pipeline.domain.layout import wal_system_prefix
-from backup_pipeline.domain.recovered import PROMOTED_NAME, RECORD_NAME
+from backup_pipeline.domain.recovered import PROMOTED_NAME, RECORD_NAME, RecoveredRecord
+from backup_pipeline.domain.wal import DEFAULT_SEGMENT_BYTES, Lsn
+from backup_pipeline.domain.wal_archive import ArchiveListing
 from backup_pipeline.engines.postgres import daemon
 from backup_pipeline.engines.postgres.cluster import (
     FREE_PORT,
@@ -304,26 +308,75 @@ def test_another_that_was_configured_before_is_refused_as_well(promoted: Site) -
     assert (promoted.early / RECORD_NAME).exists()
 
 
-def test_the_new_server_is_asked_at_its_own_address_by_tcp_where_its_socket_lets_nobody_in(
-    tmp_path: Path,
-) -> None:
+@pytest.fixture(scope="module")
+def by_password() -> Iterator[LocalCluster]:
+    """A server that listens by TCP, and asks for the password `known`."""
     with private_folder() as folder:
-        password = Secret("known")
+        known = Secret("known")
         server = LocalCluster(
-            servers.bin_dir_17(), folder / "cluster", relaxed=True, port=FREE_PORT, password=password
+            servers.bin_dir_17(), folder / "cluster", relaxed=True, port=FREE_PORT, password=known
         )
         server.create()
         server.start()
         try:
-            config = ClusterConfig("main", Secret("host=old.example user=postgres password=known"))
-            cluster = ProtectedCluster(config, DirectoryStore(tmp_path))
-            address = Address(server.port or 0, str(tmp_path), "*")
-            found = promote.at_its_own_address(cluster, address)
-            assert ask(found.source(), "SELECT inet_server_port()") == server.port
-            with pytest.raises(ServerError):
-                promote.at_its_own_address(cluster, replace(address, host=""))
+            yield server
         finally:
             server.stop()
+
+
+def test_the_new_server_is_asked_at_its_own_address_by_tcp_where_its_socket_lets_nobody_in(
+    by_password: LocalCluster, tmp_path: Path
+) -> None:
+    config = ClusterConfig("main", Secret("host=old.example user=postgres password=known"))
+    cluster = ProtectedCluster(config, DirectoryStore(tmp_path))
+    address = Address(by_password.port or 0, str(tmp_path), "*")
+    found = promote.at_its_own_address(cluster, address)
+    assert ask(found.source(), "SELECT inet_server_port()") == by_password.port
+    with pytest.raises(ServerError):
+        promote.at_its_own_address(cluster, replace(address, host=""))
+
+
+def doubts_about(source: str, folder: Path) -> list[str]:
+    """Of a directory that was recovered from a system which is no server's here."""
+    cluster = ProtectedCluster(ClusterConfig("main", Secret(source)), DirectoryStore(folder))
+    base = BackupId.make("main", now(), "abcdef")
+    record = RecoveredRecord("main", "7", base, "latest", 1, 2, Lsn(1), now())
+    listing = ArchiveListing("main", "7", DEFAULT_SEGMENT_BYTES)
+    return refuse_doubt(cluster, record, listing, folder, gone=True, at=now())
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("host=127.0.0.1 port={port} user=postgres password=wrong", "authentication failed"),
+        ("host=127.0.0.1,127.0.0.1 port={free},{port} user=postgres password=wrong", "authentication failed"),
+        ("host=127.0.0.1,127.0.0.1 port={port},{free} user=postgres password=wrong", "could not be asked"),
+        ("host=127.0.0.1 port={port} user=postgres password=known dbname=none", "does not exist"),
+    ],
+)
+def test_a_server_that_answers_and_cannot_be_asked_is_not_taken_for_gone(
+    by_password: LocalCluster, tmp_path: Path, source: str, said: str
+) -> None:
+    place = source.format(port=by_password.port, free=free_port())
+    (doubt,) = doubts_about(place, tmp_path)
+    assert "could not be asked whether it is the old one" in doubt
+    assert said in doubt
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "host=127.0.0.1 port={free}",
+        "host={folder} port={free}",
+        "host=127.0.0.1,{folder} port={free}",
+        "host=127.0.0.1 port={port} user=postgres password=known",  # of another system
+    ],
+)
+def test_where_nobody_listens_or_another_system_does_there_is_no_doubt(
+    by_password: LocalCluster, tmp_path: Path, source: str
+) -> None:
+    place = source.format(port=by_password.port, free=free_port(), folder=tmp_path)
+    assert doubts_about(place, tmp_path) == []
 
 
 class dying_at:  # noqa: N801 - reads as the verb that it is
