@@ -7,6 +7,7 @@ until the first base backup on the new timeline is there.
 
 import contextlib
 import os
+import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from backup_pipeline.actions.report import Report
 from backup_pipeline.actions.source_configuration import (
     SourceConfiguration,
     is_configured,
+    left_out_before,
     put_in_force,
     read_source_configuration,
 )
@@ -159,7 +161,7 @@ def carry_out(cluster: ProtectedCluster, planned: Plan, *, clock: Clock, report:
         backup = _taken(cluster, record) or _back_up(local, clock, report)
     except BackupError as error:
         error.detail["meanwhile"] = f"the server of {data} runs, {_shown(address)}; nothing has to be undone"
-        error.detail["to go on"] = f"run this again: backup-pipeline promote {cluster.name} {data}"
+        error.detail["to go on"] = f"run this again: {_again(request, cluster.name)}"
         raise
     # Since the plan a twin may have begun to archive: what waits for WAL sees only that a name is there.
     refuse_taken(read_archive(cluster.store, cluster.name), record, data, has_archived=True)
@@ -246,6 +248,11 @@ def _back_up(local: ProtectedCluster, clock: Clock, report: Report) -> BackupId:
     return base_backup.take(local, clock=clock, report=report, fast=True).id
 
 
+def _again(request: PromoteRequest, cluster: str) -> str:
+    gone = " --source-is-gone" if request.source_is_gone else ""
+    return f"backup-pipeline promote {cluster} {shlex.quote(str(request.data))}{gone}"
+
+
 def _shown(address: Address) -> str:
     by_tcp = f"on {address.host}:{address.port}" if address.host else f"by no TCP, port {address.port}"
     return f"{by_tcp}, its socket in {address.socket_folder or 'no folder'}"
@@ -255,7 +262,7 @@ def _result_lines(
     cluster: ProtectedCluster, planned: Plan, backup: BackupId, address: Address
 ) -> tuple[str, ...]:
     data, name, timeline = planned.request.data, cluster.name, planned.record.timeline
-    left = planned.configuration.left_out if planned.configuration else ()
+    left = planned.configuration.left_out if planned.configuration else left_out_before(data)
     lines = (
         f"{data} is the production of {name} now, on timeline {timeline}; it archives, and {backup} is taken",
         f"it runs, {_shown(address)}",

@@ -17,6 +17,9 @@ TRUST = "trust"
 HEADER = "# Made by `backup-pipeline promote` from the configuration of the cluster's source."
 """The first line of what is written: so a directory is known whose configuration is done."""
 
+LEFT_OUT = "# left out: "
+"""So begins a line that names what is left out; also a later run tells it by this."""
+
 _LINE = re.compile(
     r"\s*(?P<name>[A-Za-z_\u0080-\uffff][\w$]*(?:\.[A-Za-z_\u0080-\uffff][\w$]*)?)(?:\s*=\s*|\s+)"
     r"(?P<value>'(?:[^'\\\n]|\\.|'')*'|[^\s#']+)\s*(?:#.*)?"
@@ -81,7 +84,7 @@ class Decision:
         """As postgresql.conf has it; what is left out, as a comment without its value."""
         if self.kept:
             return setting_line(self.setting.name, self.setting.value)
-        return f"# left out: {self._named}"
+        return f"{LEFT_OUT}{self._named}"
 
     @property
     def shown(self) -> str:
@@ -206,8 +209,7 @@ def _decide_rule(line: str, allowed: Collection[str]) -> Rule:
 def render_rules(rules: Iterable[Rule]) -> str:
     """The file again, with what is left out as comments."""
     return (
-        "\n".join([HEADER, *(rule.text if rule.kept else f"# left out: {rule.shown}" for rule in rules)])
-        + "\n"
+        "\n".join([HEADER, *(rule.text if rule.kept else f"{LEFT_OUT}{rule.shown}" for rule in rules)]) + "\n"
     )
 
 

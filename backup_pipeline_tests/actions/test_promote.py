@@ -45,6 +45,11 @@ from backup_pipeline_tests.storage.effects import Died
 from backup_pipeline_tests.wal.box import WalBox, python_for, wait_for
 
 SETTINGS = {"archive_mode": "on", "wal_level": "replica", "max_wal_senders": "5", "fsync": "off"}
+LEFT_OUT_RULE = "host all all 127.0.0.8/32 trust"
+RULES = f"""
+host all all 127.0.0.9/32 reject # ldapbindpasswd=hunter
+{LEFT_OUT_RULE}
+"""
 CONFIGURATION = """
 port = {port}
 listen_addresses = ''
@@ -130,7 +135,7 @@ def site(request: pytest.FixtureRequest) -> Iterator[Site]:
         added = CONFIGURATION.format(port=port, sockets=place / "sockets", planted=planted)
         conf.write_text(conf.read_text() + added)
         rules = old.data / "pg_hba.conf"
-        rules.write_text(rules.read_text() + "host all all 127.0.0.9/32 reject # ldapbindpasswd=hunter\n")
+        rules.write_text(rules.read_text() + RULES)
         # Those would keep this very server from starting, or its commits from ending.
         hindering = ("archive_cleanup_command", "synchronous_standby_names")
         old.settings = {**SETTINGS, **dict.fromkeys(hindering, "")}
@@ -239,20 +244,26 @@ def test_a_timeline_that_another_branch_took_is_refused(site: Site) -> None:
 
 def test_whatever_dies_it_is_gone_on_with_until_it_is_production(site: Site) -> None:
     site.old.stop()
-    for words in (
-        "configuration is in force",
-        "the server runs",
-        "taking the first base backup",
-        "published",
-    ):
+    for words in ("configuration is in force", "the server runs", "taking the first base backup"):
         with pytest.raises(Died):
             promote.carry_out(site.cluster, site.plan(), clock=now, report=Said(dying_at(words)))
         assert (site.data / RECORD_NAME).exists()
+    losing = Said(dying_at("taking the first base backup", ServerError("the server is lost")))
+    with pytest.raises(ServerError) as lost:
+        promote.carry_out(site.cluster, site.plan(), clock=now, report=losing)
+    again = f"run this again: backup-pipeline promote main {site.data} --source-is-gone"
+    assert lost.value.detail["to go on"] == again
+    with pytest.raises(Died):
+        promote.carry_out(site.cluster, site.plan(), clock=now, report=Said(dying_at("published")))
+    assert (site.data / RECORD_NAME).exists()
     give_all(site.box.folder / "store")
     done = site.must("promote", "main", str(site.data), "--source-is-gone", "--confirm", "main", "--json")
     answer = json.loads(done.stdout)
     assert (answer["timeline"], answer["port"]) == (2, site.port)
     assert any("never start the old server again" in line for line in answer["lines"])
+    (left,) = [line for line in answer["lines"] if "look at what was left out" in line]
+    assert "; shared_preload_libraries; " in left
+    assert f"; pg_hba.conf: {LEFT_OUT_RULE}" in left
     assert not (site.data / RECORD_NAME).exists()
     assert (site.data / PROMOTED_NAME).exists()
     assert ask(site.new, "SELECT array_agg(number) FROM public.kept") == [1, 2]
@@ -380,11 +391,11 @@ def test_where_nobody_listens_or_another_system_does_there_is_no_doubt(
 
 
 class dying_at:  # noqa: N801 - reads as the verb that it is
-    """Dies when a line with these words is said."""
+    """Dies, or fails, when a line with these words is said."""
 
-    def __init__(self, words: str) -> None:
-        self.words = words
+    def __init__(self, words: str, error: BaseException | None = None) -> None:
+        self.words, self.error = words, error or Died()
 
     def __call__(self, line: str) -> None:
         if self.words in line:
-            raise Died
+            raise self.error
