@@ -64,6 +64,7 @@ class PromoteRequest:
     allowed: frozenset[str] = frozenset()  # names of settings that may run commands or load libraries
     source_is_gone: bool = False
     confirm: str = ""  # the cluster's name
+    as_nobody: bool = False  # for tests: production runs as a user of its own
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ def plan(cluster: ProtectedCluster, request: PromoteRequest, *, clock: Clock) ->
     data = request.data
     record = read_record(cluster, data)
     tools = find_tools(cluster.config.bin_dir, exactly=major_of(data), needs=PROGRAMS)
-    owner = owner_of(data)
+    owner = owner_of(data, as_nobody=request.as_nobody)
     control = recovery.read_control_file(tools.path("pg_controldata"), data)
     if control.system_identifier != record.system_identifier:
         raise Refused(

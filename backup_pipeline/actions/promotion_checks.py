@@ -23,7 +23,7 @@ from backup_pipeline.domain.recovered import (
 )
 from backup_pipeline.domain.recovery_target import show_moment
 from backup_pipeline.domain.wal_archive import ArchivedSegment, ArchiveListing
-from backup_pipeline.engines.postgres.cluster import server_in
+from backup_pipeline.engines.postgres.cluster import is_nobodys, server_in
 from backup_pipeline.engines.postgres.server import connect, server_errors
 from backup_pipeline.errors import ConfigError, ObjectNotFound, Refused, ServerError
 from backup_pipeline.process import Identity
@@ -84,10 +84,10 @@ def major_of(data: Path) -> int:
         raise ConfigError(f"{data} has no PG_VERSION that can be read: {error}") from error
 
 
-def owner_of(data: Path) -> Identity | None:
+def owner_of(data: Path, *, as_nobody: bool) -> Identity | None:
     """Who the server runs as: the directory's owner, who is us, or whom we, as root, may become.
 
-    Raises Refused.
+    Raises Refused, also where `recover`, run as root, left it to nobody: unless `as_nobody`.
     """
     found = data.stat()
     if found.st_uid == os.getuid() != 0:
@@ -95,9 +95,22 @@ def owner_of(data: Path) -> Identity | None:
     if os.getuid() != 0 or found.st_uid == 0:
         raise Refused(
             f"{data} belongs to another user, and its server runs as that one",
-            hint=f"Run this as that user; or, as root, first `chown -R postgres {shlex.quote(str(data))}`.",
+            hint=f"Run this as that user; or, as root, first `{_chown(data)}`.",
         )
-    return Identity(found.st_uid, found.st_gid)
+    owner = Identity(found.st_uid, found.st_gid)
+    if is_nobodys(owner) and not as_nobody:
+        pid = server_in(data)
+        raise Refused(
+            f"{data} belongs to nobody still, whom `recover` ran its server as, and so would production's",
+            hint=(f"End its server: `kill -INT {pid}`. Then" if pid else "First")
+            + f" give it to PostgreSQL's user: `{_chown(data)}`.",
+        )
+    return owner
+
+
+def _chown(data: Path) -> str:
+    links = sorted(path for path in (data / "pg_tblspc").glob("*") if path.is_symlink())
+    return shlex.join(["chown", "-R", "postgres:", str(data), *(str(link.resolve()) for link in links)])
 
 
 def system_in_archive(cluster: ProtectedCluster, record: RecoveredRecord, data: Path) -> ArchiveListing:

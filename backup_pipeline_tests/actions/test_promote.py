@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from backup_pipeline import process
 from backup_pipeline.actions import promote
 from backup_pipeline.actions.promote import PromoteRequest
-from backup_pipeline.actions.promotion_checks import refuse_doubt
+from backup_pipeline.actions.promotion_checks import owner_of, refuse_doubt
 from backup_pipeline.actions.protected_cluster import ProtectedCluster, open_cluster
 from backup_pipeline.actions.source_configuration import is_configured
 from backup_pipeline.config import ClusterConfig, Secret, StoreConfig
@@ -34,7 +35,7 @@ from backup_pipeline.engines.postgres.daemon import Address
 from backup_pipeline.engines.postgres.endpoint import Endpoint
 from backup_pipeline.engines.postgres.scratch import private_folder
 from backup_pipeline.errors import Refused, ServerError, ToolError
-from backup_pipeline.process import Command, Completed
+from backup_pipeline.process import Command, Completed, Identity
 from backup_pipeline.storage import base_backups
 from backup_pipeline.storage.directory import DirectoryStore
 from backup_pipeline.wal.setup import archive_command
@@ -92,7 +93,8 @@ class Site:
 
     def request(self, **changes: Any) -> PromoteRequest:
         command = archive_command(self.cluster.config, self.box.path, python=self.box.python)
-        return replace(PromoteRequest(self.data, command, source_is_gone=True, confirm="main"), **changes)
+        given = PromoteRequest(self.data, command, source_is_gone=True, confirm="main", as_nobody=True)
+        return replace(given, **changes)
 
     def plan(self, **changes: Any) -> promote.Plan:
         return promote.plan(self.cluster, self.request(**changes), clock=now)
@@ -229,6 +231,28 @@ def test_what_is_not_a_finished_recovery_is_refused(site: Site, tmp_path: Path) 
     another = replace(site.cluster, config=replace(site.cluster.config, name="other"))
     with pytest.raises(Refused, match="was recovered from cluster main, not from other"):
         promote.plan(another, site.request(), clock=now)
+
+
+def test_production_does_not_run_as_nobody(site: Site, tmp_path: Path) -> None:
+    """Run as root, `recover` leaves its directory to nobody, in a group of our own."""
+    if (identity := server_identity()) is None:
+        assert site.plan(as_nobody=False).owner is None
+        return
+    assert site.plan().owner == identity
+    with pytest.raises(Refused, match="belongs to nobody still") as refused:
+        site.plan(as_nobody=False)
+    then = f"Then give it to PostgreSQL's user: `chown -R postgres: {site.data}`."
+    assert refused.value.hint == f"End its server: `kill -INT {server_in(site.data)}`. {then}"
+    tablespace = tmp_path / "its space"
+    (tmp_path / "pg_tblspc").mkdir()
+    (tmp_path / "pg_tblspc" / "1").symlink_to(tablespace)
+    os.chown(tmp_path, 1, identity.gid)
+    with pytest.raises(Refused) as refused:
+        owner_of(tmp_path, as_nobody=False)
+    chown = f"`chown -R postgres: {tmp_path} '{tablespace}'`"
+    assert refused.value.hint == f"First give it to PostgreSQL's user: {chown}."
+    os.chown(tmp_path, 1, 1)
+    assert owner_of(tmp_path, as_nobody=False) == Identity(1, 1)
 
 
 def test_a_timeline_that_another_branch_took_is_refused(site: Site) -> None:
