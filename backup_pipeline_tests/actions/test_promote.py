@@ -122,15 +122,15 @@ class Site:
         return Endpoint(f"host={self.sockets} port={self.port} user=postgres dbname=postgres")
 
 
-@pytest.fixture(scope="module", params=[servers.bin_dir_15, servers.bin_dir_17], ids=["15", "17"])
-def site(request: pytest.FixtureRequest) -> Iterator[Site]:
+@contextlib.contextmanager
+def a_site(bin_dir: str) -> Iterator[Site]:
     """A cluster that archives by the real client, a base backup, a row behind it; recovered, and running."""
     identity = server_identity()
     with private_folder() as folder:
         place = folder / "box"
         for name in ("store", "sockets"):
             (place / name).mkdir(parents=True, mode=0o711)
-        old = LocalCluster(request.param(), folder / "cluster", settings=SETTINGS)
+        old = LocalCluster(bin_dir, folder / "cluster", settings=SETTINGS)
         old.create()
         planted, port = place / "planted", free_port()
         conf = old.data / "postgresql.conf"
@@ -151,11 +151,27 @@ def site(request: pytest.FixtureRequest) -> Iterator[Site]:
             prepare(made)
             yield made
         finally:
-            old.stop()
+            old.stop(grace_s=0.0)
             with contextlib.suppress(ToolError):
                 daemon.stop(f"{old.bin_dir}/pg_ctl", made.data, owner=identity)
             with contextlib.suppress(ToolError):
                 daemon.stop(f"{old.bin_dir}/pg_ctl", made.early, owner=identity)
+
+
+@pytest.fixture(scope="module", params=[servers.bin_dir_15, servers.bin_dir_17], ids=["15", "17"])
+def shared(request: pytest.FixtureRequest) -> Iterator[Site]:
+    with a_site(request.param()) as made:
+        yield made
+
+
+@pytest.fixture
+def site(shared: Site) -> Iterator[Site]:
+    """One that is not promoted: another than the shared one, where a test that came first promoted that."""
+    if (shared.data / RECORD_NAME).exists():
+        yield shared
+    else:
+        with a_site(shared.old.bin_dir) as made:
+            yield made
 
 
 def give_all(place: Path) -> None:
@@ -195,7 +211,7 @@ def test_while_the_source_may_be_alive_nothing_is_done(site: Site) -> None:
     assert refused.returncode == 6
     assert "may be alive" in refused.stderr
     assert "answers at" in refused.stderr
-    site.old.stop()
+    site.old.stop(grace_s=0.0)
     refused = site.run(*told)
     assert (refused.returncode, "it archived WAL at" in refused.stderr) == (6, True), refused.stderr
     assert "answers at" not in refused.stderr
@@ -267,7 +283,7 @@ def test_a_timeline_that_another_branch_took_is_refused(site: Site) -> None:
 
 
 def test_whatever_dies_it_is_gone_on_with_until_it_is_production(site: Site) -> None:
-    site.old.stop()
+    site.old.stop(grace_s=0.0)
     for words in ("configuration is in force", "the server runs", "taking the first base backup"):
         with pytest.raises(Died):
             promote.carry_out(site.cluster, site.plan(), clock=now, report=Said(dying_at(words)))
@@ -304,12 +320,12 @@ def test_whatever_dies_it_is_gone_on_with_until_it_is_production(site: Site) -> 
 
 
 @pytest.fixture
-def promoted(site: Site) -> Site:
-    """The same as production: here, where the test before this one ran in another process."""
-    if (site.data / RECORD_NAME).exists():
-        site.old.stop()
-        site.must("promote", "main", str(site.data), "--source-is-gone", "--confirm", "main")
-    return site
+def promoted(shared: Site) -> Site:
+    """The shared one as production: promoted here, where the test before this one ran in another process."""
+    if (shared.data / RECORD_NAME).exists():
+        shared.old.stop(grace_s=0.0)
+        shared.must("promote", "main", str(shared.data), "--source-is-gone", "--confirm", "main")
+    return shared
 
 
 def test_what_is_committed_afterwards_can_be_recovered(promoted: Site) -> None:
@@ -325,16 +341,12 @@ def test_what_is_committed_afterwards_can_be_recovered(promoted: Site) -> None:
         daemon.stop(f"{promoted.old.bin_dir}/pg_ctl", into, owner=server_identity())
 
 
-def test_another_directory_that_was_recovered_to_the_same_target_is_refused(promoted: Site) -> None:
+def test_other_directories_that_were_recovered_to_the_same_target_are_refused(promoted: Site) -> None:
+    """Also one that was configured before, and where the first archived only after the plan."""
     config = replace(promoted.cluster.config, data_directory=str(promoted.twin))
+    twin, request = replace(promoted.cluster, config=config), promoted.request(data=promoted.twin)
     with pytest.raises(Refused, match="timeline 2 of main has WAL in the archive already"):
-        promote.plan(
-            replace(promoted.cluster, config=config), promoted.request(data=promoted.twin), clock=now
-        )
-
-
-def test_another_that_was_configured_before_is_refused_as_well(promoted: Site) -> None:
-    """Also when the first archived only after the plan: its base backup counts for nothing here."""
+        promote.plan(twin, request, clock=now)
     with pytest.raises(Refused, match=r"has WAL in the archive already, and \w{24} is another one in"):
         promoted.plan_early()
     assert promoted.planned_early is not None
