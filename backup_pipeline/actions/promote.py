@@ -7,6 +7,7 @@ until the first base backup on the new timeline is there.
 
 import contextlib
 import os
+import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from backup_pipeline.actions.report import Report
 from backup_pipeline.actions.source_configuration import (
     SourceConfiguration,
     is_configured,
+    left_out_before,
     put_in_force,
     read_source_configuration,
 )
@@ -47,6 +49,7 @@ from backup_pipeline.errors import BackupError, Refused, ServerError
 from backup_pipeline.process import Identity
 from backup_pipeline.storage import base_backups
 from backup_pipeline.units import show_line
+from backup_pipeline.wal.listing import read_archive
 
 PROGRAMS = ("postgres", "pg_ctl", "pg_controldata")
 _WAL_LEVELS = ("replica", "logical")
@@ -61,6 +64,7 @@ class PromoteRequest:
     allowed: frozenset[str] = frozenset()  # names of settings that may run commands or load libraries
     source_is_gone: bool = False
     confirm: str = ""  # the cluster's name
+    as_nobody: bool = False  # for tests: production runs as a user of its own
 
 
 @dataclass(frozen=True)
@@ -114,7 +118,7 @@ def plan(cluster: ProtectedCluster, request: PromoteRequest, *, clock: Clock) ->
     data = request.data
     record = read_record(cluster, data)
     tools = find_tools(cluster.config.bin_dir, exactly=major_of(data), needs=PROGRAMS)
-    owner = owner_of(data)
+    owner = owner_of(data, as_nobody=request.as_nobody)
     control = recovery.read_control_file(tools.path("pg_controldata"), data)
     if control.system_identifier != record.system_identifier:
         raise Refused(
@@ -124,8 +128,7 @@ def plan(cluster: ProtectedCluster, request: PromoteRequest, *, clock: Clock) ->
     listing = system_in_archive(cluster, record, data)
     warnings = refuse_doubt(cluster, record, listing, data, gone=request.source_is_gone, at=clock())
     configured = is_configured(data)
-    if not configured:
-        refuse_taken(listing, record, data)
+    refuse_taken(listing, record, data, has_archived=configured)
     configuration = None if configured else read_source_configuration(data, allowed=request.allowed)
     archiving = {} if configuration is None else _archiving(cluster, request, configuration)
     running = server_in(data) is not None
@@ -159,8 +162,10 @@ def carry_out(cluster: ProtectedCluster, planned: Plan, *, clock: Clock, report:
         backup = _taken(cluster, record) or _back_up(local, clock, report)
     except BackupError as error:
         error.detail["meanwhile"] = f"the server of {data} runs, {_shown(address)}; nothing has to be undone"
-        error.detail["to go on"] = f"run this again: backup-pipeline promote {cluster.name} {data}"
+        error.detail["to go on"] = f"run this again: {_again(request, cluster.name)}"
         raise
+    # Since the plan a twin may have begun to archive: what waits for WAL sees only that a name is there.
+    refuse_taken(read_archive(cluster.store, cluster.name), record, data, has_archived=True)
     os.replace(data / RECORD_NAME, data / PROMOTED_NAME)
     return Result(backup, address, _result_lines(cluster, planned, backup, address))
 
@@ -244,6 +249,11 @@ def _back_up(local: ProtectedCluster, clock: Clock, report: Report) -> BackupId:
     return base_backup.take(local, clock=clock, report=report, fast=True).id
 
 
+def _again(request: PromoteRequest, cluster: str) -> str:
+    gone = " --source-is-gone" if request.source_is_gone else ""
+    return f"backup-pipeline promote {cluster} {shlex.quote(str(request.data))}{gone}"
+
+
 def _shown(address: Address) -> str:
     by_tcp = f"on {address.host}:{address.port}" if address.host else f"by no TCP, port {address.port}"
     return f"{by_tcp}, its socket in {address.socket_folder or 'no folder'}"
@@ -253,7 +263,7 @@ def _result_lines(
     cluster: ProtectedCluster, planned: Plan, backup: BackupId, address: Address
 ) -> tuple[str, ...]:
     data, name, timeline = planned.request.data, cluster.name, planned.record.timeline
-    left = planned.configuration.left_out if planned.configuration else ()
+    left = planned.configuration.left_out if planned.configuration else left_out_before(data)
     lines = (
         f"{data} is the production of {name} now, on timeline {timeline}; it archives, and {backup} is taken",
         f"it runs, {_shown(address)}",

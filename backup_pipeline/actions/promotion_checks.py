@@ -5,9 +5,11 @@ other's archive: whoever is first with a name has it.
 """
 
 import contextlib
+import hashlib
 import os
+import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -20,10 +22,10 @@ from backup_pipeline.domain.recovered import (
     recovered_from_json,
 )
 from backup_pipeline.domain.recovery_target import show_moment
-from backup_pipeline.domain.wal_archive import ArchiveListing
-from backup_pipeline.engines.postgres.cluster import server_in
-from backup_pipeline.engines.postgres.server import connect
-from backup_pipeline.errors import BackupError, ConfigError, ObjectNotFound, Refused
+from backup_pipeline.domain.wal_archive import ArchivedSegment, ArchiveListing
+from backup_pipeline.engines.postgres.cluster import is_nobodys, server_in
+from backup_pipeline.engines.postgres.server import connect, server_errors
+from backup_pipeline.errors import ConfigError, ObjectNotFound, Refused, ServerError
 from backup_pipeline.process import Identity
 from backup_pipeline.storage.store import read_all
 from backup_pipeline.units import show_seconds
@@ -31,6 +33,11 @@ from backup_pipeline.wal.listing import read_archive
 
 QUIET = timedelta(minutes=10)
 """A source whose newest WAL is younger may be alive."""
+
+_GONE = re.compile(
+    r'failed: Connection refused|on socket "[^"]*" failed: No such file'
+    r"|could not translate host|failed to resolve host"
+)
 
 
 def read_record(cluster: ProtectedCluster, data: Path) -> RecoveredRecord:
@@ -77,10 +84,10 @@ def major_of(data: Path) -> int:
         raise ConfigError(f"{data} has no PG_VERSION that can be read: {error}") from error
 
 
-def owner_of(data: Path) -> Identity | None:
+def owner_of(data: Path, *, as_nobody: bool) -> Identity | None:
     """Who the server runs as: the directory's owner, who is us, or whom we, as root, may become.
 
-    Raises Refused.
+    Raises Refused, also where `recover`, run as root, left it to nobody: unless `as_nobody`.
     """
     found = data.stat()
     if found.st_uid == os.getuid() != 0:
@@ -88,9 +95,22 @@ def owner_of(data: Path) -> Identity | None:
     if os.getuid() != 0 or found.st_uid == 0:
         raise Refused(
             f"{data} belongs to another user, and its server runs as that one",
-            hint=f"Run this as that user; or, as root, first `chown -R postgres {shlex.quote(str(data))}`.",
+            hint=f"Run this as that user; or, as root, first `{_chown(data)}`.",
         )
-    return Identity(found.st_uid, found.st_gid)
+    owner = Identity(found.st_uid, found.st_gid)
+    if is_nobodys(owner) and not as_nobody:
+        pid = server_in(data)
+        raise Refused(
+            f"{data} belongs to nobody still, whom `recover` ran its server as, and so would production's",
+            hint=(f"End its server: `kill -INT {pid}`. Then" if pid else "First")
+            + f" give it to PostgreSQL's user: `{_chown(data)}`.",
+        )
+    return owner
+
+
+def _chown(data: Path) -> str:
+    links = sorted(path for path in (data / "pg_tblspc").glob("*") if path.is_symlink())
+    return shlex.join(["chown", "-R", "postgres:", str(data), *(str(link.resolve()) for link in links)])
 
 
 def system_in_archive(cluster: ProtectedCluster, record: RecoveredRecord, data: Path) -> ArchiveListing:
@@ -120,17 +140,35 @@ def system_in_archive(cluster: ProtectedCluster, record: RecoveredRecord, data: 
     return listing
 
 
-def refuse_taken(listing: ArchiveListing, record: RecoveredRecord, data: Path) -> None:
-    """Raise Refused for a directory that never archived while its timeline has WAL: its twin was promoted.
+def refuse_taken(listing: ArchiveListing, record: RecoveredRecord, data: Path, *, has_archived: bool) -> None:
+    """Raise Refused where the timeline's WAL in the archive is not this directory's: its twin was promoted.
 
-    Two recoveries to one target have the same timeline and the same history.
+    Two recoveries to one target have the same timeline and the same history. What `has_archived`, or may
+    have, still has in its pg_wal what it archived last, and a twin all that the archive refused it.
     """
-    if listing.newest(record.timeline) is not None:
-        raise Refused(
-            f"timeline {record.timeline} of {record.cluster} has WAL in the archive already, and {data} has "
-            "archived none: another directory that was recovered to the same target was promoted",
-            hint="Recover again: the new directory takes the next timeline. Is the other one production?",
-        )
+    found = listing.segments.get(record.timeline, ())
+    if not has_archived and found:
+        why = f"{data} has archived none"
+    elif (other := _another(found, listing.segment_bytes, data)) is not None:
+        why = f"{other} is another one in {data}"
+    else:
+        return
+    raise Refused(
+        f"timeline {record.timeline} of {record.cluster} has WAL in the archive already, and {why}: another "
+        "directory that was recovered to the same target was promoted",
+        hint="Stop the server of this one, if it runs, and recover again: the new directory takes the next "
+        "timeline. Is the other one production?",
+    )
+
+
+def _another(found: Sequence[ArchivedSegment], segment_bytes: int, data: Path) -> str | None:
+    """The newest segment that lies in both places, where it is not the same."""
+    for each in reversed(found):
+        name = each.segment.name(segment_bytes)
+        with contextlib.suppress(FileNotFoundError), (data / "pg_wal" / name).open("rb") as file:
+            same = hashlib.file_digest(file, "sha256").hexdigest() == each.sha256
+            return None if same else name
+    return None
 
 
 def refuse_doubt(
@@ -144,7 +182,7 @@ def refuse_doubt(
 ) -> list[str]:
     """Why the source may be alive, as warnings where a person said that it is gone.
 
-    Raises Refused where nobody did.
+    Raises Refused where nobody did; ConfigError.
     """
     doubts = [*_of_archive(record, listing, at), *_of_server(cluster, record, data)]
     if doubts and not gone:
@@ -172,17 +210,29 @@ def _of_server(cluster: ProtectedCluster, record: RecoveredRecord, data: Path) -
         return
     try:
         source = cluster.source()
-        with contextlib.closing(connect(source, purpose="promote", statement_timeout_s=10.0)) as session:
+        with (
+            contextlib.closing(connect(source, purpose="promote", statement_timeout_s=10.0)) as session,
+            server_errors(source, "cannot ask the server what it is"),
+        ):
             row = session.execute(
                 "SELECT system_identifier::text,"
                 " CASE WHEN NOT pg_catalog.pg_is_in_recovery() THEN"
                 " substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8) END"
                 " FROM pg_catalog.pg_control_system()"
             ).fetchone()
-    except BackupError:
-        return  # nobody answers there, or nobody whom this role may ask
+    except ServerError as error:
+        if not _says_gone(error):
+            yield f"a server could not be asked whether it is the old one: {error.message}"
+        return
     ours = (record.system_identifier, f"{record.timeline:08X}")
     if row is not None and row[0] == ours[0] and row[1] is not None and row[1] != ours[1]:
         yield f"a server of its system answers at {source.shown}, on timeline {int(str(row[1]), 16)}"
     elif row is not None and tuple(row) == ours and server_in(data) is None:
         yield f"a server of its system answers at {source.shown}, on this timeline, and is not that of {data}"
+
+
+def _says_gone(error: ServerError) -> bool:
+    """Whether nobody listens there, at none of the addresses: all else may come from a server that lives."""
+    said = str(error.__cause__)
+    attempts = said.split("\n- ")[1:] or [said]  # psycopg's list, where there was more than one
+    return all(_GONE.search(each) and "Temporary failure" not in each for each in attempts)

@@ -13,6 +13,7 @@ from backup_pipeline import process
 from backup_pipeline.actions.recovered_directory import write_owned
 from backup_pipeline.domain.server_configuration import (
     HEADER,
+    LEFT_OUT,
     Decision,
     Rule,
     Setting,
@@ -139,6 +140,17 @@ def is_configured(data: Path) -> bool:
     """Whether `put_in_force` came to its end here."""
     main = data / MAIN
     return main.exists() and _text(main).startswith(HEADER)
+
+
+def left_out_before(data: Path) -> tuple[str, ...]:
+    """What `put_in_force` left out here in an earlier run, as SourceConfiguration says it."""
+    names = [each.partition(" (")[0] for each in _left_out(data / MAIN)]
+    return (*names, *(f"{name}: {each}" for name in _RULES for each in _left_out(data / name)))
+
+
+def _left_out(path: Path) -> list[str]:
+    lines = _text(path).split("\n") if path.exists() else []
+    return [line.removeprefix(LEFT_OUT) for line in lines if line.startswith(LEFT_OUT)]
 
 
 def put_in_force(

@@ -23,8 +23,8 @@ from backup_pipeline.wal.setup import archive_command, refuse_unreadable
     "--allow",
     multiple=True,
     metavar="NAME",
-    help="Bring back this setting of the source's, though it runs a command or loads a library; or trust, "
-    "for rules of pg_hba.conf that ask for no password.",
+    help="Bring back this setting of the source's, though it runs a command or loads a library; or the rules "
+    "of pg_hba.conf of this method: trust, ident, ldap, radius, pam, oauth.",
 )
 @click.option(
     "--source-is-gone", is_flag=True, help="The old server has ended for good, whatever it looks like."

@@ -8,14 +8,23 @@ Source: PostgreSQL, "Setting Parameters", "The pg_hba.conf File".
 """
 
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-TRUST = "trust"
-"""Allows, by this name, rules of pg_hba.conf that let in by TCP without a password."""
+_ANYWHERE = {
+    "ldap": "it has another server say who may come in",
+    "radius": "it has another server say who may come in",
+    "oauth": "it has another server say who may come in",
+    "pam": "it has PAM say who may come in",
+}
+_BY_TCP = {"trust": "it lets in without a password", "ident": "it believes the client's machine"}
+"""Methods of pg_hba.conf that ask for nothing of the cluster's own, and why each has to be allowed."""
 
 HEADER = "# Made by `backup-pipeline promote` from the configuration of the cluster's source."
 """The first line of what is written: so a directory is known whose configuration is done."""
+
+LEFT_OUT = "# left out: "
+"""So begins a line that names what is left out; also a later run tells it by this."""
 
 _LINE = re.compile(
     r"\s*(?P<name>[A-Za-z_\u0080-\uffff][\w$]*(?:\.[A-Za-z_\u0080-\uffff][\w$]*)?)(?:\s*=\s*|\s+)"
@@ -81,7 +90,7 @@ class Decision:
         """As postgresql.conf has it; what is left out, as a comment without its value."""
         if self.kept:
             return setting_line(self.setting.name, self.setting.value)
-        return f"# left out: {self._named}"
+        return f"{LEFT_OUT}{self._named}"
 
     @property
     def shown(self) -> str:
@@ -185,7 +194,7 @@ class Rule:
 
 
 def decide_rules(text: str, *, allowed: Collection[str]) -> tuple[Rule, ...]:
-    """The rules in order. Those that let anybody in by TCP, and includes, come back only when allowed."""
+    """The rules in order. Those whose method has to be allowed come back when it is; includes never do."""
     joined = re.sub(r"\\\n", " ", text)
     lines = (line.strip() for line in joined.split("\n"))
     return tuple(_decide_rule(line, allowed) for line in lines if line and not line.startswith("#"))
@@ -198,16 +207,28 @@ def _decide_rule(line: str, allowed: Collection[str]) -> Rule:
     first = words[0].lower() if words else ""
     if first in _INCLUDES or any(re.search(r"(^|,)@", word) for word in words):
         return Rule(line, False, "it includes another file: write here what that said")
-    if first.startswith("host") and TRUST in (word.lower() for word in words[4:]) and TRUST not in allowed:
-        return Rule(line, False, f"it lets in without a password (--allow {TRUST} brings it back)")
+    for method, reason in _to_be_allowed(words):
+        if method not in allowed:
+            return Rule(line, False, f"{reason} (--allow {method} brings it back)")
     return Rule(line, True)
+
+
+def _to_be_allowed(words: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Of a rule's words the methods that have to be allowed, wherever its lists end, and why."""
+    kind = words[0].lower() if words else ""
+    if kind.startswith("host"):
+        methods, rest = _ANYWHERE | _BY_TCP, words[4:]
+    elif kind == "local":  # there ident is peer
+        methods, rest = _ANYWHERE, words[3:]
+    else:
+        return
+    yield from ((word.lower(), methods[word.lower()]) for word in rest if word.lower() in methods)
 
 
 def render_rules(rules: Iterable[Rule]) -> str:
     """The file again, with what is left out as comments."""
     return (
-        "\n".join([HEADER, *(rule.text if rule.kept else f"# left out: {rule.shown}" for rule in rules)])
-        + "\n"
+        "\n".join([HEADER, *(rule.text if rule.kept else f"{LEFT_OUT}{rule.shown}" for rule in rules)]) + "\n"
     )
 
 

@@ -7,7 +7,6 @@ import pytest
 
 from backup_pipeline.domain.server_configuration import (
     HEADER,
-    TRUST,
     Decision,
     Rule,
     decide,
@@ -179,6 +178,18 @@ def test_a_rule_is_shown_without_its_passwords(options: str, shown: str) -> None
         ("hostssl all all 0.0.0.0 0.0.0.0 Trust", False),
         ('"host" "a # b" "all" all "trust"', False),
         ("host all, postgres all all trust", False),
+        ("host all all 0.0.0.0/0 ldap ldapserver=evil", False),
+        ('"host" all all 0.0.0.0/0 "LDAP" ldapserver=evil', False),
+        ("hostssl all all 0.0.0.0 0.0.0.0 radius radiusservers=evil radiussecrets=known", False),
+        ("hostnossl all all all pam pamservice=evil", False),
+        ("hostgssenc all all all ident map=evil", False),
+        ("host all all all oauth issuer=https://evil.example scope=openid", False),
+        ("local all all ldap ldapserver=evil", False),
+        ("local all, postgres all radius", False),
+        ("local all all ident", True),
+        ("local ldap pam peer", True),
+        ("host ldap pam ident scram-sha-256", True),
+        ("hosts /^(.*)$ ldap", True),  # of pg_ident.conf
         ("host all @admins all scram-sha-256", False),
         ("include other.conf", False),
         ("include_if_exists /etc/evil", False),
@@ -188,12 +199,16 @@ def test_rules_that_let_anybody_in_or_lead_elsewhere_stay_out(line: str, kept: b
     (rule,) = decide_rules(f"# comment\n\n{line}\n", allowed=[])
     assert rule.kept is kept
     lines = render_rules([rule]).splitlines()
-    assert lines == [HEADER, line if kept else f"# left out: {line}"]
+    assert lines == [HEADER, line if kept else f"# left out: {rule.shown}"]
 
 
-def test_trust_by_tcp_can_be_allowed() -> None:
-    (rule,) = decide_rules("host all all all trust", allowed=[TRUST])
+@pytest.mark.parametrize("method", ["trust", "ident", "ldap", "radius", "pam", "oauth"])
+def test_a_method_that_is_held_back_can_be_allowed(method: str) -> None:
+    line = f"host all all all {method}"
+    (rule,) = decide_rules(line, allowed=[method])
     assert rule.kept
+    (rule,) = decide_rules(line, allowed=["another"])
+    assert f"(--allow {method} brings it back)" in rule.reason
 
 
 def test_a_rule_that_goes_on_in_the_next_line_is_one() -> None:

@@ -326,6 +326,14 @@ def server_identity() -> Identity | None:
     return Identity(uid, next(gid for gid in _PRIVATE_GIDS if gid not in taken))
 
 
+def is_nobodys(owner: Identity) -> bool:
+    """Whether `owner` is whom servers of ours may run as when we are root, and no user of its own."""
+    with contextlib.suppress(KeyError):
+        if owner.uid == pwd.getpwnam("nobody").pw_uid:
+            return True
+    return owner.gid in _PRIVATE_GIDS
+
+
 def runs_as(
     program: Path,
     identity: Identity | None,
