@@ -21,7 +21,7 @@ from backup_pipeline.config_file import parse
 from backup_pipeline.domain.backup import BackupId
 from backup_pipeline.domain.layout import wal_system_prefix
 from backup_pipeline.domain.recovered import PROMOTED_NAME, RECORD_NAME, RecoveredRecord
-from backup_pipeline.domain.wal import DEFAULT_SEGMENT_BYTES, Lsn
+from backup_pipeline.domain.wal import Lsn
 from backup_pipeline.domain.wal_archive import ArchiveListing
 from backup_pipeline.engines.postgres import daemon
 from backup_pipeline.engines.postgres.cluster import (
@@ -388,7 +388,7 @@ def doubts_about(source: str, folder: Path) -> list[str]:
     cluster = ProtectedCluster(ClusterConfig("main", Secret(source)), DirectoryStore(folder))
     base = BackupId.make("main", now(), "abcdef")
     record = RecoveredRecord("main", "7", base, "latest", 1, 2, Lsn(1), now())
-    listing = ArchiveListing("main", "7", DEFAULT_SEGMENT_BYTES)
+    listing = ArchiveListing("main", "7", 16 * 1024 * 1024)
     return refuse_doubt(cluster, record, listing, folder, gone=True, at=now())
 
 
