@@ -34,7 +34,7 @@ from backup_pipeline_tests.actions.box import Box, a_box, ask, drop_all, stored
 from backup_pipeline_tests.domain.values import proof
 from backup_pipeline_tests.servers import postgres as servers
 from backup_pipeline_tests.servers.s3 import rclone_s3
-from backup_pipeline_tests.wal.box import wait_for
+from backup_pipeline_tests.waiting import wait_until
 
 SECRET = "hunter2-and-more"
 TEXT = """
@@ -138,7 +138,7 @@ def only(place: Path) -> str:
 def back_up_later(run: Run, first: str, *, times: int) -> None:
     """Back up again, not in the same second, where the ids' random suffixes would decide which is older."""
     next_second = BackupId.parse(first).taken_at + timedelta(seconds=1)
-    wait_for(lambda: datetime.now(UTC) >= next_second)
+    wait_until(lambda: datetime.now(UTC) >= next_second)
     for _ in range(times):
         assert run("--quiet", "backup", "app", "--tier", "daily", "--no-prove").code == 0
 

@@ -25,6 +25,7 @@ from backup_pipeline.storage.store import Store
 from backup_pipeline.wal.archive import WalArchive
 from backup_pipeline.wal.identity import System, claim, read_system_identifier
 from backup_pipeline_tests.actions.box import Said, ask, now
+from backup_pipeline_tests.waiting import wait_until
 
 NAME = "main"
 SETTINGS = {
@@ -145,11 +146,7 @@ class RecoveryBox:
         self.name_point("a record, so that there is something to switch from")
         name = str(ask(self.cluster.endpoint(), "SELECT pg_walfile_name(pg_switch_wal())"))
         done = self.cluster.data / "pg_wal" / "archive_status" / f"{name}.done"
-        pause, waited_s = threading.Event(), 0.0
-        while not done.exists():
-            assert waited_s < WITHIN_S, f"{name} was not handed over"
-            pause.wait(0.02)
-            waited_s += 0.02
+        wait_until(done.exists, within_s=WITHIN_S)
         self.ship()
 
     def take(

@@ -42,7 +42,7 @@ from backup_pipeline_tests.actions.recovery_box import NAME, RecoveryBox, a_reco
 from backup_pipeline_tests.servers import postgres as servers
 from backup_pipeline_tests.servers.s3 import rclone_s3
 from backup_pipeline_tests.storage.effects import CountingStore, Died, DyingStore
-from backup_pipeline_tests.wal.box import wait_for
+from backup_pipeline_tests.waiting import wait_until
 
 BEFORE = """
 CREATE TABLE public.big AS
@@ -533,7 +533,7 @@ def test_what_the_server_did_not_summarize_is_refused_or_taken_whole(tmp_path: P
         # Its checkpoint ends what is summarized, and what was summarized until it began is taken away.
         began = base_backups.load(box.store, box.take()).manifest.start.lsn
         summarized = f"SELECT bool_or(end_lsn >= '{began}') FROM pg_available_wal_summaries()"
-        wait_for(lambda: bool(ask(box.cluster.endpoint(), summarized)))
+        wait_until(lambda: bool(ask(box.cluster.endpoint(), summarized)))
         for path in (box.cluster.data / "pg_wal" / "summaries").glob("[0-9A-F]*.summary"):
             path.unlink()
         with pytest.raises(engine.NotSinceParent, match="WAL summaries are required") as unknown:
@@ -628,12 +628,12 @@ def test_from_a_standby(tmp_path: Path) -> None:
 
 def await_equal(standby: ClusterBox, redo: str) -> None:
     """Until the standby has a restart point at the primary's checkpoint."""
-    for _ in range(1500):
+
+    def is_there() -> bool:
         execute(standby.cluster.endpoint(), "CHECKPOINT")
-        if str(ask(standby.cluster.endpoint(), "SELECT redo_lsn FROM pg_control_checkpoint()")) == redo:
-            return
-        threading.Event().wait(0.02)
-    raise AssertionError(f"the standby did not come to {redo}")
+        return str(ask(standby.cluster.endpoint(), "SELECT redo_lsn FROM pg_control_checkpoint()")) == redo
+
+    wait_until(is_there)
 
 
 def switching(primary: ClusterBox, standby: ClusterBox, parent: BackupId) -> BaseManifest:

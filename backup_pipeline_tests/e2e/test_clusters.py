@@ -20,6 +20,7 @@ from backup_pipeline_tests.actions.recovery_box import RecoveryBox, a_recovery_b
 from backup_pipeline_tests.e2e.dagster_box import DagsterBox, Run, running_dagster
 from backup_pipeline_tests.servers import postgres as servers
 from backup_pipeline_tests.servers.s3 import rclone_s3
+from backup_pipeline_tests.waiting import wait_until
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -143,10 +144,7 @@ def test_a_recovery_that_is_terminated_leaves_nothing(site: Site, tick: Run) -> 
     site.dagster.wait(lambda: told_to_stop(site.box.folder) or None, "PostgreSQL to be told")
     os.kill(replaying, signal.SIGCONT)
     assert site.dagster.wait_for_run(run_id).status == "CANCELED"
-    gone_by = time.monotonic() + 20
-    while Path(f"/proc/{replaying}").exists() and time.monotonic() < gone_by:
-        time.sleep(0.1)
-    assert not Path(f"/proc/{replaying}").exists()
+    wait_until(lambda: not Path(f"/proc/{replaying}").exists(), within_s=20)
     assert [path.name for path in site.box.folder.iterdir() if path.name != "recovered"] == []
 
 

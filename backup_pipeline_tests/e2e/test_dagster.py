@@ -9,7 +9,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from backup_pipeline.engines.postgres.server import connect
 from backup_pipeline_tests.e2e.dagster_box import CHECKOUT, DagsterBox, Event, Run, running_dagster
 from backup_pipeline_tests.servers.postgres import fresh_database
 from backup_pipeline_tests.servers.s3 import S3Server, rclone_s3
+from backup_pipeline_tests.waiting import wait_until
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -246,10 +246,7 @@ def test_a_terminated_run_leaves_nothing_behind(site: Site, noise: None) -> None
     site.dagster.terminate(run_id)
     run = site.dagster.wait_for_run(run_id)
     assert run.status == "CANCELED"
-    gone_by = time.monotonic() + 10
-    while children_of(site.big.database) and time.monotonic() < gone_by:
-        time.sleep(0.1)
-    assert children_of(site.big.database) == []
+    wait_until(lambda: children_of(site.big.database) == [], within_s=10)
     assert site.objects("big") == []
 
 

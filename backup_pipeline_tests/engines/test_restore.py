@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,7 @@ from backup_pipeline.engines.postgres.tools import Tools, find_tools
 from backup_pipeline.errors import Refused, ServerError, ToolError
 from backup_pipeline.process import Command
 from backup_pipeline_tests.servers import postgres as servers
+from backup_pipeline_tests.waiting import wait_until
 
 HOSTILE = '= "it\'s" -d\n\\x;é'
 
@@ -105,13 +106,6 @@ def source_of(endpoint: Endpoint, tools: Tools) -> Source:
 def plain(endpoint: Endpoint) -> DatabaseProperties:
     with contextlib.closing(connect(endpoint)) as session:
         return read_properties(session, endpoint.database)
-
-
-def until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 @pytest.fixture
@@ -584,7 +578,7 @@ def test_a_killed_pg_restore_leaves_no_database(
     admin: Endpoint, slow: tuple[DatabaseProperties, Path], tools: Tools
 ) -> None:
     def shoot() -> None:
-        until(lambda: bool(restoring_sessions(admin)))
+        wait_until(lambda: bool(restoring_sessions(admin)))
         os.kill(own_tool(os.getpid()), signal.SIGKILL)
 
     shooter = threading.Thread(target=shoot)
@@ -705,15 +699,15 @@ def test_a_restore_that_is_killed_leaves_no_name_taken_and_the_next_one_cleans_u
     admin: Endpoint, slow: tuple[DatabaseProperties, Path], tools: Tools
 ) -> None:
     with restoring(admin, *slow, tools) as child:
-        until(lambda: bool(restoring_sessions(admin)))
+        wait_until(lambda: bool(restoring_sessions(admin)))
         tool = own_tool(child.pid)
         (running,) = (each for each in database_names(admin) if is_temporary(each))
         assert restore.drop_stale(admin) == ()  # it is at work
         child.kill()
-    until(lambda: tool not in tool_pids())
-    until(lambda: not restoring_sessions(admin))  # pg_restore told the server, too
+    wait_until(lambda: tool not in tool_pids(), within_s=20)
+    wait_until(lambda: not restoring_sessions(admin), within_s=20)  # pg_restore told the server, too
     assert "target" not in database_names(admin)
-    until(lambda: restore.drop_stale(admin) == (running,))
+    wait_until(lambda: restore.drop_stale(admin) == (running,), within_s=20)
     assert not any(is_temporary(each) for each in database_names(admin))
 
 
@@ -778,7 +772,7 @@ def test_what_a_dead_restore_was_making_is_dropped_and_told(
     said: list[str] = []
     with contextlib.closing(connect(admin.with_database(name))):
         assert restore.drop_stale(admin, said.append) == ()  # somebody is in it
-    until(lambda: restore.drop_stale(admin, said.append) == (name,))
+    wait_until(lambda: restore.drop_stale(admin, said.append) == (name,), within_s=20)
     assert said[-1] == f"dropped database {name}, which a killed restore left unfinished"
 
 
@@ -814,9 +808,8 @@ def test_a_restore_killed_at_any_moment_is_all_or_nothing(
             child.wait(delay_ms / 1000)
         child.kill()
     # The server ends what it was at, such as a CREATE DATABASE.
-    until(
-        lambda: not fetch(admin, "SELECT FROM pg_stat_activity WHERE application_name ~ ' (restore|rename)$'")
-    )
+    busy = "SELECT FROM pg_stat_activity WHERE application_name ~ ' (restore|rename)$'"
+    wait_until(lambda: not fetch(admin, busy), within_s=20)
     restore.drop_stale(admin)
     assert not any(is_temporary(each) for each in database_names(admin))
     if "target" in database_names(admin):

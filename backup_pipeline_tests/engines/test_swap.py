@@ -7,8 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
@@ -33,6 +32,7 @@ from backup_pipeline.engines.postgres.swap import (
     swap,
 )
 from backup_pipeline.errors import BackupNotFound, Busy, Refused, ServerError
+from backup_pipeline_tests.waiting import wait_until
 
 AT = datetime(2026, 3, 1, 2, 0, 0, tzinfo=UTC)
 
@@ -262,11 +262,8 @@ class Clients:
                 self.errors.add(str(error))
 
     def await_sight_of(self, which: str) -> None:
-        deadline = time.monotonic() + 10
         start = len(self.seen)
-        while which not in self.seen[start:]:
-            assert time.monotonic() < deadline, (which, self.errors)
-            time.sleep(0.01)
+        wait_until(lambda: which in self.seen[start:], within_s=10)
 
 
 def test_reconnecting_clients_see_the_old_database_or_the_new_one(pair: Pair) -> None:
@@ -452,13 +449,6 @@ def swapping(pair: Pair) -> Iterator["subprocess.Popen[bytes]"]:
         yield child
 
 
-def until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 def lock_is_held(pair: Pair, name: str) -> bool:
     row = pair.session.execute(
         "SELECT count(*) FROM pg_locks l JOIN pg_database d ON d.oid = l.objid WHERE l.locktype = 'object'"
@@ -483,13 +473,13 @@ def test_a_swap_killed_while_it_holds_its_locks_changes_nothing(pair: Pair, step
     os.kill(session.info.backend_pid, signal.SIGSTOP)  # it will not leave
     try:
         with swapping(pair) as child:
-            until(lambda: lock_is_held(pair, name))
+            wait_until(lambda: lock_is_held(pair, name))
             child.kill()
     finally:
         os.kill(session.info.backend_pid, signal.SIGCONT)
     with contextlib.suppress(psycopg.Error):
         session.close()
-    until(lambda: nobody_renames(pair))
+    wait_until(lambda: nobody_renames(pair), within_s=20)
     assert pair.names() == {pair.live, pair.new}
     assert pair.content(pair.live) == "[('old',)]"
     swap(pair.admin, pair.live, pair.new, pair.kept)  # nothing was left in the way
@@ -504,7 +494,7 @@ def test_a_swap_killed_at_any_moment_leaves_one_whole_database(pair: Pair, delay
         with contextlib.suppress(subprocess.TimeoutExpired):
             child.wait(delay_ms / 1000)
         child.kill()
-    until(lambda: nobody_renames(pair))
+    wait_until(lambda: nobody_renames(pair), within_s=20)
     client.close()
     if pair.names() == {pair.live, pair.new}:
         assert pair.content(pair.live) == "[('old',)]"
@@ -536,7 +526,7 @@ def test_a_renaming_session_that_is_lost_is_asked_about(pair: Pair) -> None:
     os.kill(session.info.backend_pid, signal.SIGSTOP)
 
     def shoot() -> None:
-        until(lambda: lock_is_held(pair, pair.new))
+        wait_until(lambda: lock_is_held(pair, pair.new))
         with contextlib.closing(connect(pair.admin)) as other:
             other.execute(
                 "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'object'"

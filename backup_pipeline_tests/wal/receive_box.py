@@ -30,7 +30,8 @@ from backup_pipeline.wal.identity import System, claim, read_system_identifier
 from backup_pipeline.wal.listing import read_archive
 from backup_pipeline.wal.receive import ReceiveOptions, Receiver
 from backup_pipeline_tests.actions.box import Said, ask, execute, now
-from backup_pipeline_tests.wal.box import WalBox, wait_for
+from backup_pipeline_tests.waiting import wait_until
+from backup_pipeline_tests.wal.box import WalBox
 
 SLOT = "backup_pipeline_main"
 SEGMENT_BYTES = 16 * 1024 * 1024
@@ -107,7 +108,7 @@ class ReceiveBox:
         thread = threading.Thread(target=run)
         thread.start()
         try:
-            wait_for(lambda: bool(problems) or any("receiving" in line for line in self.said[before:]))
+            wait_until(lambda: bool(problems) or any("receiving" in line for line in self.said[before:]))
             yield stop
         finally:
             stop.set()
@@ -129,7 +130,7 @@ class ReceiveBox:
 
     def drop_slot(self) -> None:
         """Once the server has let go of it: its sender outlives a receiver by a moment."""
-        wait_for(lambda: (found := self.slot()) is not None and not found.active)
+        wait_until(lambda: (found := self.slot()) is not None and not found.active)
         self.execute(f"SELECT pg_drop_replication_slot('{SLOT}')")
 
     def confirmed(self) -> Lsn:
@@ -143,7 +144,7 @@ class ReceiveBox:
     def await_archived(self, lsn: Lsn | None = None) -> None:
         """Wait until what was written by now is acknowledged."""
         wanted = lsn or self.position()
-        wait_for(lambda: self.confirmed() >= wanted)
+        wait_until(lambda: self.confirmed() >= wanted)
 
     def write(self, rounds: int = 1) -> None:
         """Make so many segments, each with rows in it."""

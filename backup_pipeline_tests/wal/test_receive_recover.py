@@ -19,7 +19,7 @@ from backup_pipeline_tests.actions.box import Said, ask, now
 from backup_pipeline_tests.actions.recovery_box import started
 from backup_pipeline_tests.servers import postgres as servers
 from backup_pipeline_tests.servers.s3 import S3Server
-from backup_pipeline_tests.wal.box import wait_for
+from backup_pipeline_tests.waiting import wait_until
 from backup_pipeline_tests.wal.receive_box import ReceiveBox, a_receive_box
 
 WITHIN_S = 3.0  # ship_every is 0.2 s here; the rest is for a machine that others use too
@@ -69,8 +69,8 @@ def test_what_was_committed_seconds_before_the_end_is_recovered(server: ReceiveB
         server.await_archived()
         server.take()  # with archive_mode off
         writer.start()
-        wait_for(lambda: len(committed) > 200)
-        wait_for(lambda: bool(committed) and time.monotonic() - committed[0] > 2 * WITHIN_S)
+        wait_until(lambda: len(committed) > 200)
+        wait_until(lambda: bool(committed) and time.monotonic() - committed[0] > 2 * WITHIN_S)
         pid = int((server.cluster.data / "postmaster.pid").read_text().split()[0])
         for each in server_processes(pid):
             kill(each)
