@@ -6,6 +6,7 @@ import os
 import shutil
 import threading
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
@@ -25,6 +26,7 @@ from backup_pipeline.storage.directory import DirectoryStore
 from backup_pipeline.storage.store import Store
 from backup_pipeline.zstd import compressed
 from backup_pipeline_tests.actions.box import Said, ask, execute, now
+from backup_pipeline_tests.background import meanwhile
 
 NAME = "main"
 SETTINGS = {
@@ -91,26 +93,15 @@ class ClusterBox:
                     self.store.put(key, compressed([plain]) if key.endswith(".zst") else [plain])
                     self.shipped.add(path.name)
 
-    @contextlib.contextmanager
-    def shipping(self) -> Iterator[None]:
+    def shipping(self) -> AbstractContextManager[object]:
         """`ship` again and again, until the block ends."""
-        ended, system, problems = threading.Event(), self.system, []
+        system = self.system
 
-        def follow() -> None:
-            try:
-                while not ended.wait(0.05):
-                    self.ship(system)
-            except BaseException as error:
-                problems.append(error)
+        def follow(ended: threading.Event) -> None:
+            while not ended.wait(0.05):
+                self.ship(system)
 
-        thread = threading.Thread(target=follow)
-        thread.start()
-        try:
-            yield
-        finally:
-            ended.set()
-            thread.join()
-        assert not problems, problems
+        return meanwhile(follow)
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 import contextlib
 import threading
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -25,6 +26,7 @@ from backup_pipeline.storage.store import Store
 from backup_pipeline.wal.archive import WalArchive
 from backup_pipeline.wal.identity import System, claim, read_system_identifier
 from backup_pipeline_tests.actions.box import Said, ask, now
+from backup_pipeline_tests.background import meanwhile
 from backup_pipeline_tests.waiting import wait_until
 
 NAME = "main"
@@ -64,30 +66,18 @@ class RecoveryBox:
     first: int = 0  # how many were committed when the first base backup was finished
     last: int = 0  # and the last
 
-    @contextlib.contextmanager
-    def load(self) -> Iterator[None]:
+    def load(self) -> AbstractContextManager[object]:
         """Others write meanwhile, all the time, to tables of their own."""
-        ended, problems = threading.Event(), []
 
-        def write() -> None:
-            try:
-                with self.session() as session:
-                    session.execute("CREATE TABLE public.noise (a int, b text)")
-                    while not ended.wait(0.01):
-                        session.execute(
-                            "INSERT INTO public.noise SELECT i, md5(i::text) FROM generate_series(1, 50) AS i"
-                        )
-            except BaseException as error:
-                problems.append(error)
+        def write(ended: threading.Event) -> None:
+            with self.session() as session:
+                session.execute("CREATE TABLE public.noise (a int, b text)")
+                while not ended.wait(0.01):
+                    session.execute(
+                        "INSERT INTO public.noise SELECT i, md5(i::text) FROM generate_series(1, 50) AS i"
+                    )
 
-        thread = threading.Thread(target=write)
-        thread.start()
-        try:
-            yield
-        finally:
-            ended.set()
-            thread.join()
-        assert not problems, problems
+        return meanwhile(write)
 
     def protected(self, store: Store | None = None, **changes: Any) -> ProtectedCluster:
         """The cluster as the configuration names it."""
@@ -165,26 +155,14 @@ class RecoveryBox:
             )
         return taken.id
 
-    @contextlib.contextmanager
-    def shipping(self) -> Iterator[None]:
+    def shipping(self) -> AbstractContextManager[object]:
         """`ship` again and again, until the block ends."""
-        ended, problems = threading.Event(), []
 
-        def follow() -> None:
-            try:
-                while not ended.wait(0.05):
-                    self.ship()
-            except BaseException as error:
-                problems.append(error)
+        def follow(ended: threading.Event) -> None:
+            while not ended.wait(0.05):
+                self.ship()
 
-        thread = threading.Thread(target=follow)
-        thread.start()
-        try:
-            yield
-        finally:
-            ended.set()
-            thread.join()
-        assert not problems, problems
+        return meanwhile(follow)
 
     def recover(
         self, target: RecoveryTarget, into: str = "recovered", *, store: Store | None = None, **asked: Any

@@ -39,6 +39,7 @@ from backup_pipeline_tests.actions.box import Meddling, Said, ask, execute, now
 from backup_pipeline_tests.actions.cluster_box import ClusterBox, a_cluster, give
 from backup_pipeline_tests.actions.cluster_box import started as started_with_wal
 from backup_pipeline_tests.actions.recovery_box import NAME, RecoveryBox, a_recovery_box, started
+from backup_pipeline_tests.background import meanwhile
 from backup_pipeline_tests.servers import postgres as servers
 from backup_pipeline_tests.servers.s3 import rclone_s3
 from backup_pipeline_tests.storage.effects import CountingStore, Died, DyingStore
@@ -638,18 +639,12 @@ def await_equal(standby: ClusterBox, redo: str) -> None:
 
 def switching(primary: ClusterBox, standby: ClusterBox, parent: BackupId) -> BaseManifest:
     """One of the standby, while its primary begins new segments."""
-    ended = threading.Event()
 
-    def switch() -> None:
+    def switch(ended: threading.Event) -> None:
         while not ended.wait(0.2):
             execute(
                 primary.cluster.endpoint(), "SELECT pg_logical_emit_message(true, '', ''), pg_switch_wal()"
             )
 
-    thread = threading.Thread(target=switch)
-    thread.start()
-    try:
+    with meanwhile(switch):
         return standby.take(parent=parent).manifest
-    finally:
-        ended.set()
-        thread.join()

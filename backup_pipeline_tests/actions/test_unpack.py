@@ -30,6 +30,7 @@ from backup_pipeline_tests.actions.cluster_box import (
     make_tablespace,
     started,
 )
+from backup_pipeline_tests.background import meanwhile
 from backup_pipeline_tests.servers import postgres as servers
 from backup_pipeline_tests.waiting import wait_until
 
@@ -43,9 +44,9 @@ CREATE TABLE public.filler TABLESPACE fast AS SELECT g, repeat('x', 500) AS t FR
 @contextlib.contextmanager
 def writing(box: ClusterBox) -> Iterator[list[int]]:
     """A client that commits numbers, in both tables, one after the other; yields those that it committed."""
-    ended, committed = threading.Event(), [0]
+    committed = [0]
 
-    def write() -> None:
+    def write(ended: threading.Event) -> None:
         with contextlib.closing(connect(box.cluster.endpoint(), autocommit=False)) as session:
             while not ended.is_set():
                 number = committed[-1] + 1
@@ -54,13 +55,8 @@ def writing(box: ClusterBox) -> Iterator[list[int]]:
                 session.commit()
                 committed.append(number)
 
-    thread = threading.Thread(target=write)
-    thread.start()
-    try:
+    with meanwhile(write):
         yield committed
-    finally:
-        ended.set()
-        thread.join()
 
 
 def unpacked(box: ClusterBox, manifest: BaseManifest, folder: Path) -> None:

@@ -46,6 +46,7 @@ from backup_pipeline.engines.postgres.swap import CopyKind, copy_name, publish, 
 from backup_pipeline.engines.postgres.tools import Tools, find_tools
 from backup_pipeline.errors import Refused, ServerError, ToolError
 from backup_pipeline.process import Command
+from backup_pipeline_tests.background import meanwhile
 from backup_pipeline_tests.servers import postgres as servers
 from backup_pipeline_tests.waiting import wait_until
 
@@ -577,18 +578,16 @@ def own_tool(parent: int) -> int:
 def test_a_killed_pg_restore_leaves_no_database(
     admin: Endpoint, slow: tuple[DatabaseProperties, Path], tools: Tools
 ) -> None:
-    def shoot() -> None:
+    def shoot(_: threading.Event) -> None:
         wait_until(lambda: bool(restoring_sessions(admin)))
         os.kill(own_tool(os.getpid()), signal.SIGKILL)
 
-    shooter = threading.Thread(target=shoot)
-    shooter.start()
     with (
+        meanwhile(shoot),
         pytest.raises(ToolError, match="pg_restore was killed by SIGKILL"),
         restore.temporary_database(admin, "target", slow[0]) as name,
     ):
         load(admin, name, slow[1], tools=tools)
-    shooter.join()
     assert not {each for each in database_names(admin) if each.startswith("target")}
 
 

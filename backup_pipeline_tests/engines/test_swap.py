@@ -32,6 +32,7 @@ from backup_pipeline.engines.postgres.swap import (
     swap,
 )
 from backup_pipeline.errors import BackupNotFound, Busy, Refused, ServerError
+from backup_pipeline_tests.background import meanwhile
 from backup_pipeline_tests.waiting import wait_until
 
 AT = datetime(2026, 3, 1, 2, 0, 0, tzinfo=UTC)
@@ -525,7 +526,7 @@ def test_a_renaming_session_that_is_lost_is_asked_about(pair: Pair) -> None:
     session = connect(pair.admin.with_database(pair.new))
     os.kill(session.info.backend_pid, signal.SIGSTOP)
 
-    def shoot() -> None:
+    def shoot(_: threading.Event) -> None:
         wait_until(lambda: lock_is_held(pair, pair.new))
         with contextlib.closing(connect(pair.admin)) as other:
             other.execute(
@@ -533,13 +534,10 @@ def test_a_renaming_session_that_is_lost_is_asked_about(pair: Pair) -> None:
                 " AND mode = 'AccessExclusiveLock' AND granted"
             )
 
-    shooter = threading.Thread(target=shoot)
-    shooter.start()
     try:
-        with pytest.raises(ServerError, match="was lost; nothing was changed"):
+        with meanwhile(shoot), pytest.raises(ServerError, match="was lost; nothing was changed"):
             swap(pair.admin, pair.live, pair.new, pair.kept)
     finally:
-        shooter.join()
         os.kill(session.info.backend_pid, signal.SIGCONT)
     session.close()
     assert pair.content(pair.live) == "[('old',)]"

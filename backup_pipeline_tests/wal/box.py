@@ -6,7 +6,6 @@ import site
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -25,6 +24,7 @@ from backup_pipeline.wal.agent import Agent, AgentConfig
 from backup_pipeline.wal.archive import WalArchive
 from backup_pipeline.wal.identity import System, claim
 from backup_pipeline.wal.status import ask_agent
+from backup_pipeline_tests.background import meanwhile
 from backup_pipeline_tests.waiting import wait_until
 from backup_pipeline_tests.wal.segments import SEGMENT_BYTES, SYSTEM
 
@@ -144,16 +144,8 @@ class WalBox:
         """An agent that is a thread of ours."""
         archive = archive or WalArchive(self.store, "main")
         served = Agent(AgentConfig(self.socket, "main", push_timeout_s, "1.2"), archive, log=self.said.append)
-        stop = threading.Event()
-        thread = threading.Thread(target=served.serve, args=(stop,))
-        thread.start()
-        try:
-            wait_until(self.listens)
+        with meanwhile(served.serve, begun=self.listens, ends_within_s=30.0):
             yield served
-        finally:
-            stop.set()
-            thread.join(30)
-            assert not thread.is_alive()
 
 
 def python_for(identity: Identity | None, folder: Path) -> str:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -30,6 +31,7 @@ from backup_pipeline.wal.identity import System, claim, read_system_identifier
 from backup_pipeline.wal.listing import read_archive
 from backup_pipeline.wal.receive import ReceiveOptions, Receiver
 from backup_pipeline_tests.actions.box import Said, ask, execute, now
+from backup_pipeline_tests.background import meanwhile
 from backup_pipeline_tests.waiting import wait_until
 from backup_pipeline_tests.wal.box import WalBox
 
@@ -97,24 +99,13 @@ class ReceiveBox:
             now,
             self.said.append,
         )
-        stop, problems, before = threading.Event(), [], len(self.said)
+        before = len(self.said)
 
-        def run() -> None:
-            try:
-                receiver.run(stop)
-            except BaseException as error:
-                problems.append(error)
+        def receives() -> bool:
+            return any("receiving" in line for line in self.said[before:])
 
-        thread = threading.Thread(target=run)
-        thread.start()
-        try:
-            wait_until(lambda: bool(problems) or any("receiving" in line for line in self.said[before:]))
+        with meanwhile(receiver.run, begun=receives) as stop:
             yield stop
-        finally:
-            stop.set()
-            thread.join(90)
-        assert not problems, problems
-        assert not thread.is_alive()
 
     def execute(self, *statements: str) -> None:
         """Let the superuser do something, a transaction each."""
@@ -155,30 +146,18 @@ class ReceiveBox:
                 "SELECT pg_switch_wal()",
             )
 
-    @contextlib.contextmanager
-    def load(self) -> Iterator[None]:
+    def load(self) -> AbstractContextManager[object]:
         """Somebody writes meanwhile, all the time."""
-        ended, problems = threading.Event(), []
 
-        def write() -> None:
-            try:
-                with contextlib.closing(connect(self.cluster.endpoint())) as session:
-                    session.execute("CREATE TABLE IF NOT EXISTS public.noise (i int, text text)")
-                    while not ended.wait(0.01):
-                        session.execute(
-                            "INSERT INTO public.noise SELECT i, md5(i::text) FROM generate_series(1, 5000) i"
-                        )
-            except BaseException as error:
-                problems.append(error)
+        def write(ended: threading.Event) -> None:
+            with contextlib.closing(connect(self.cluster.endpoint())) as session:
+                session.execute("CREATE TABLE IF NOT EXISTS public.noise (i int, text text)")
+                while not ended.wait(0.01):
+                    session.execute(
+                        "INSERT INTO public.noise SELECT i, md5(i::text) FROM generate_series(1, 5000) i"
+                    )
 
-        thread = threading.Thread(target=write)
-        thread.start()
-        try:
-            yield
-        finally:
-            ended.set()
-            thread.join()
-        assert not problems, problems
+        return meanwhile(write)
 
     def fetch(self, name: str) -> tuple[Fetched, bytes]:
         """A segment as a recovery gets it."""
