@@ -38,7 +38,8 @@ from backup_pipeline.storage.store import Store, read_all
 from backup_pipeline_tests.actions.box import Meddling, Said, ask, execute, now
 from backup_pipeline_tests.actions.cluster_box import ClusterBox, a_cluster, give
 from backup_pipeline_tests.actions.cluster_box import started as started_with_wal
-from backup_pipeline_tests.actions.recovery_box import NAME, RecoveryBox, a_recovery_box, started
+from backup_pipeline_tests.actions.protected_box import NAME
+from backup_pipeline_tests.actions.recovery_box import RecoveryBox, a_recovery_box, started
 from backup_pipeline_tests.background import meanwhile
 from backup_pipeline_tests.servers import postgres as servers
 from backup_pipeline_tests.servers.s3 import rclone_s3
@@ -411,7 +412,7 @@ def test_dying_before_any_effect_lists_nothing_without_its_chain(taking: Recover
 
 
 def test_its_parent_is_kept_from_a_prune_meanwhile(taking: RecoveryBox) -> None:
-    chain = [taking.take(), taking.take(incremental=True)]
+    chain = [taking.take().id, taking.take(incremental=True).id]
     kept = []
 
     def prune() -> None:
@@ -419,7 +420,7 @@ def test_its_parent_is_kept_from_a_prune_meanwhile(taking: RecoveryBox) -> None:
             found = base_backups.load(taking.store, each)
             kept.append(base_backups.delete(taking.store, found, clock=now).kept)
 
-    child = taking.take(store=Meddling(taking.store, "base.tar.zst", prune), incremental=True)
+    child = taking.take(store=Meddling(taking.store, "base.tar.zst", prune), incremental=True).id
     assert len(kept) == 2
     assert all("parent" in reason for reason in kept)
     assert {*chain, child} <= whole_listed(taking.store)
@@ -427,7 +428,7 @@ def test_its_parent_is_kept_from_a_prune_meanwhile(taking: RecoveryBox) -> None:
 
 @pytest.mark.parametrize("number", [0, 1])
 def test_one_whose_chain_went_all_the_same_is_not_listed(taking: RecoveryBox, number: int) -> None:
-    chain = [taking.take(), taking.take(incremental=True)]
+    chain = [taking.take().id, taking.take(incremental=True).id]
     before = {each.id for each in bases(taking.store)}
     unlisted = set(base_backups.unlisted(taking.store, NAME))
     lost = catalog_key(chain[number])
@@ -462,7 +463,7 @@ def test_where_none_fits_a_whole_one_is_taken_and_said(taking: RecoveryBox, tmp_
             taking.take(parent=bases(store)[0].id)
         with pytest.raises(BackupNotFound):
             taking.take(parent=BackupId(NAME, "20260101T000000Z-none"))
-        taken = base_backups.load(store, taking.take(incremental=True)).manifest
+        taken = base_backups.load(store, taking.take(incremental=True).id).manifest
     assert taken.parent is None
     assert any("whole, though an incremental one was asked for" in note for note in taken.notes)
     said = [line for line in taking.said.lines[lines:] if "A WHOLE BASE BACKUP INSTEAD" in line]
@@ -477,7 +478,7 @@ def test_one_whose_drill_failed_is_not_built_on(taking: RecoveryBox, tmp_path: P
         named = bases(store)[0].id
         with pytest.raises(Refused, match=f"cannot be built on: a drill of {named} failed"):
             taking.take(parent=named)
-        taken = base_backups.load(store, taking.take(incremental=True)).manifest
+        taken = base_backups.load(store, taking.take(incremental=True).id).manifest
     assert taken.parent is None
     assert any("A WHOLE BASE BACKUP INSTEAD" in line for line in taking.said.lines)
     assert any("a drill of " in note for note in taken.notes)
@@ -491,10 +492,10 @@ def test_after_the_clock_was_set_back_a_whole_one_comes_first_and_then_a_chain(
     with on_a_copy(taking, tmp_path) as store:
         with pytest.raises(Refused, match="it is dated later than the server's clock"):
             taking.take(parent=bases(store)[-1].id)
-        whole = base_backups.load(store, taking.take(incremental=True)).manifest
+        whole = base_backups.load(store, taking.take(incremental=True).id).manifest
         assert whole.parent is None
         assert any("dated later than the server's clock" in note for note in whole.notes)
-        assert base_backups.load(store, taking.take(incremental=True)).manifest.parent == whole.id
+        assert base_backups.load(store, taking.take(incremental=True).id).manifest.parent == whole.id
 
 
 def test_a_parent_whose_own_manifest_is_damaged_is_not_built_on(taking: RecoveryBox, tmp_path: Path) -> None:
@@ -504,7 +505,7 @@ def test_a_parent_whose_own_manifest_is_damaged_is_not_built_on(taking: Recovery
         store.put(key, [read_all(store, key).replace(b"PG_VERSION", b"PG_VERSIOM")])
         with pytest.raises(Corrupt, match="the stored bytes are not those that were written"):
             taking.take(parent=newest)
-        assert base_backups.load(store, taking.take(incremental=True)).manifest.parent is None
+        assert base_backups.load(store, taking.take(incremental=True).id).manifest.parent is None
 
 
 def test_an_upload_that_fails_is_taken_away_and_no_whole_one_taken(taking: RecoveryBox) -> None:
@@ -521,7 +522,7 @@ def test_an_upload_that_fails_is_taken_away_and_no_whole_one_taken(taking: Recov
 def test_what_the_server_did_not_summarize_is_refused_or_taken_whole(tmp_path: Path) -> None:
     with small(DirectoryStore(tmp_path), summarize_wal="off") as box:
         box.commit(1)
-        first = box.take()
+        first = box.take().id
         counting = CountingStore(box.store)
         with pytest.raises(Refused, match="summarize_wal is off in cluster main") as caught:
             box.take(store=counting, incremental=True)
@@ -532,7 +533,7 @@ def test_what_the_server_did_not_summarize_is_refused_or_taken_whole(tmp_path: P
         restart_with(box, summarize_wal="on")
         box.commit(1, switch=True)
         # Its checkpoint ends what is summarized, and what was summarized until it began is taken away.
-        began = base_backups.load(box.store, box.take()).manifest.start.lsn
+        began = base_backups.load(box.store, box.take().id).manifest.start.lsn
         summarized = f"SELECT bool_or(end_lsn >= '{began}') FROM pg_available_wal_summaries()"
         wait_until(lambda: bool(ask(box.cluster.endpoint(), summarized)))
         for path in (box.cluster.data / "pg_wal" / "summaries").glob("[0-9A-F]*.summary"):
@@ -563,13 +564,13 @@ def test_after_a_promotion_a_whole_one_comes_first_and_then_a_chain(tmp_path: Pa
         execute(box.cluster.endpoint(), "SELECT pg_reload_conf()")
         del box.ledger[-1]
         box.commit(1)
-        whole = base_backups.load(box.store, box.take(incremental=True)).manifest
+        whole = base_backups.load(box.store, box.take(incremental=True).id).manifest
         assert whole.parent is None
         assert whole.end.timeline == 2
         box.commit(1)
         tablespace(box, "fresh")
         execute(box.cluster.endpoint(), "CREATE TABLE public.there TABLESPACE fresh AS SELECT 4711 AS n")
-        child = base_backups.load(box.store, box.take(incremental=True)).manifest
+        child = base_backups.load(box.store, box.take(incremental=True).id).manifest
         assert child.parent == whole.id
         box.commit(1)
         box.switch()

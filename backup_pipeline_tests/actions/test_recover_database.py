@@ -23,7 +23,8 @@ from backup_pipeline.errors import ConfigError, Refused, ServerError
 from backup_pipeline.process import Command, Completed
 from backup_pipeline.storage.directory import DirectoryStore
 from backup_pipeline_tests.actions.box import ask, execute, now, our_children
-from backup_pipeline_tests.actions.recovery_box import NAME, RecoveryBox, a_recovery_box
+from backup_pipeline_tests.actions.protected_box import NAME
+from backup_pipeline_tests.actions.recovery_box import RecoveryBox, a_recovery_box
 from backup_pipeline_tests.servers import postgres as servers
 from backup_pipeline_tests.waiting import wait_until
 
