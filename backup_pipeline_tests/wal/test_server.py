@@ -24,7 +24,7 @@ from backup_pipeline.engines.postgres.server import connect
 from backup_pipeline.errors import Refused
 from backup_pipeline.process import Command, Completed
 from backup_pipeline.wal.fetch import fetch
-from backup_pipeline.wal.identity import read_identity
+from backup_pipeline.wal.identity import System, claim, read_identity
 from backup_pipeline.wal.listing import read_archive
 from backup_pipeline.wal.setup import (
     archive_command,
@@ -35,6 +35,7 @@ from backup_pipeline.wal.setup import (
 )
 from backup_pipeline_tests.servers import postgres as servers
 from backup_pipeline_tests.waiting import wait_until
+from backup_pipeline_tests.wal.archives import AT
 from backup_pipeline_tests.wal.box import WalBox, python_for
 
 
@@ -193,9 +194,6 @@ def one() -> Iterator[Archiving]:
 
 def test_setup_hands_the_archive_over_only_when_told(one: Archiving) -> None:
     """Of a cluster that was made anew: its archive belongs to the one before."""
-    from backup_pipeline.wal.identity import System, claim
-    from backup_pipeline_tests.wal.test_archive import AT
-
     store = one.box.store
     claim(store, "main", System("7000000000000000001", 16 * 1024 * 1024), at=AT)
     if one.box.identity is not None:
