@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import pytest
 from backup_pipeline import process
 from backup_pipeline.errors import ToolError
 from backup_pipeline.process import Command, Identity
+from backup_pipeline_tests.waiting import is_gone, wait_until
 
 AS_ROOT = os.getuid() == 0
 ON_LINUX = sys.platform == "linux"
@@ -93,14 +93,6 @@ time.sleep(600)
 """
 
 
-def is_gone(pid: int) -> bool:
-    """Whether a process has ended, reaped or not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
-    except FileNotFoundError:
-        return True
-
-
 @pytest.mark.skipif(not ON_LINUX, reason="needs Linux: its kernel ends a child with its parent")
 @pytest.mark.parametrize("network", ["network", "none"])
 @pytest.mark.parametrize("user", ["ourselves", "nobody"])
@@ -115,10 +107,7 @@ def test_a_child_dies_with_a_parent_that_is_killed(user: str, network: str) -> N
         pid = int(parent.stdout.readline())
         assert not is_gone(pid)
         parent.send_signal(signal.SIGKILL)
-    deadline = time.monotonic() + 10
-    while not is_gone(pid) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert is_gone(pid)
+    wait_until(lambda: is_gone(pid), within_s=10)
 
 
 INTERRUPTED_IN_A_FORK = """

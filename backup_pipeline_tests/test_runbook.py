@@ -15,7 +15,8 @@ from backup_pipeline.errors import ToolError
 from backup_pipeline.storage import base_backups
 from backup_pipeline_tests.actions.box import ask, execute
 from backup_pipeline_tests.actions.cluster_box import give
-from backup_pipeline_tests.actions.recovery_box import NAME, RecoveryBox, a_recovery_box
+from backup_pipeline_tests.actions.protected_box import NAME
+from backup_pipeline_tests.actions.recovery_box import RecoveryBox, a_recovery_box
 from backup_pipeline_tests.runbook import Reader, a_reader
 from backup_pipeline_tests.servers import postgres as servers
 
@@ -155,7 +156,7 @@ def test_a_chain_is_combined_without_this_software(kind: str) -> None:
         fast.mkdir(mode=0o700)
         execute(box.cluster.endpoint(), f"CREATE TABLESPACE fast LOCATION '{give(fast)}'")
         execute(box.cluster.endpoint(), "CREATE TABLE public.there TABLESPACE fast AS SELECT 1 AS a")
-        stamps = [box.take().stamp, box.take(incremental=True).stamp, box.take(incremental=True).stamp]
+        stamps = [box.take(incremental=number > 0).id.stamp for number in range(3)]
         oid = ask(box.cluster.endpoint(), "SELECT oid FROM pg_tablespace WHERE spcname = 'fast'")
         changes = dict(zip(("<oldest>", "<next>", "<newest>"), stamps, strict=True))
         moved = f'-T "$PWD/links/{stamps[2]}.{oid}={night.reader.folder}/fast"'

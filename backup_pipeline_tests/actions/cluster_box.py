@@ -1,116 +1,48 @@
 """A cluster that archives its WAL, the store that holds it, and base backups unpacked and started again."""
 
 import contextlib
+import functools
 import hashlib
 import os
 import shutil
-import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from datetime import timedelta
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from backup_pipeline.actions import base_backup
-from backup_pipeline.actions.protected_cluster import ProtectedCluster
-from backup_pipeline.config import ClusterConfig, Secret
-from backup_pipeline.domain.backup import BackupId
-from backup_pipeline.domain.base_backup import BaseBackup
 from backup_pipeline.domain.layout import wal_key
 from backup_pipeline.domain.wal import parse_wal_name
 from backup_pipeline.engines.postgres.cluster import LocalCluster, server_identity
 from backup_pipeline.engines.postgres.scratch import private_folder
 from backup_pipeline.errors import ConfigError
 from backup_pipeline.storage.directory import DirectoryStore
-from backup_pipeline.storage.store import Store
 from backup_pipeline.zstd import compressed
-from backup_pipeline_tests.actions.box import Said, ask, execute, now
+from backup_pipeline_tests.actions.box import ask, execute
+from backup_pipeline_tests.actions.protected_box import ARCHIVING, NAME, WITHIN_S, ProtectedBox
 
-NAME = "main"
-SETTINGS = {
-    "wal_level": "replica",
-    "max_wal_senders": "5",
-    "full_page_writes": "on",
-    "archive_mode": "on",
-    "max_locks_per_transaction": "128",
-    "fsync": "off",
-    "autovacuum": "off",
-}
-WITHIN_S = 60.0
+SETTINGS = {**ARCHIVING, "full_page_writes": "on", "max_locks_per_transaction": "128"}
 
 
 @dataclass
-class ClusterBox:
-    """A running cluster whose archive_command copies into `archived`; `ship` puts that into the store."""
+class ClusterBox(ProtectedBox):
+    """One whose archive_command copies into `archived`."""
 
-    cluster: LocalCluster
     archived: Path
-    store: Store
-    said: Said = field(default_factory=Said)
-    shipped: set[str] = field(default_factory=set)
 
-    @property
+    @functools.cached_property
     def system(self) -> str:
         """The cluster's system identifier."""
         return str(ask(self.cluster.endpoint(), "SELECT system_identifier::text FROM pg_control_system()"))
 
-    def protected(self, store: Store | None = None, **changes: Any) -> ProtectedCluster:
-        """The cluster as the configuration names it."""
-        config = ClusterConfig(
-            NAME,
-            dsn=Secret(self.cluster.endpoint().dsn),
-            bin_dir=self.cluster.bin_dir,
-            stall_timeout=timedelta(seconds=WITHIN_S),
-            checkpoint="fast",
-        )
-        return ProtectedCluster(replace(config, **changes), store or self.store)
-
-    def take(
-        self,
-        store: Store | None = None,
-        *,
-        incremental: bool = False,
-        parent: BackupId | None = None,
-        **changes: Any,
-    ) -> BaseBackup:
-        """One base backup, while the archive follows."""
-        protected = self.protected(store, **changes)
-        with self.shipping():
-            return base_backup.take(
-                protected, clock=now, report=self.said, incremental=incremental, parent=parent
-            )
-
-    def ship(self, system: str) -> None:
+    def ship(self) -> None:
         """Put what was archived since the last time where an archive keeps it."""
         for path in sorted(self.archived.iterdir()):
             with contextlib.suppress(ConfigError):  # a copy that is not finished has another name
                 name = parse_wal_name(path.name)
                 if path.name not in self.shipped:
                     plain = path.read_bytes()
-                    key = wal_key(NAME, system, name, hashlib.sha256(plain).hexdigest())
+                    key = wal_key(NAME, self.system, name, hashlib.sha256(plain).hexdigest())
                     self.store.put(key, compressed([plain]) if key.endswith(".zst") else [plain])
                     self.shipped.add(path.name)
-
-    @contextlib.contextmanager
-    def shipping(self) -> Iterator[None]:
-        """`ship` again and again, until the block ends."""
-        ended, system, problems = threading.Event(), self.system, []
-
-        def follow() -> None:
-            try:
-                while not ended.wait(0.05):
-                    self.ship(system)
-            except BaseException as error:
-                problems.append(error)
-
-        thread = threading.Thread(target=follow)
-        thread.start()
-        try:
-            yield
-        finally:
-            ended.set()
-            thread.join()
-        assert not problems, problems
 
 
 @contextlib.contextmanager
@@ -131,7 +63,7 @@ def a_cluster(bin_dir: str, store_folder: Path, **settings: str) -> Iterator[Clu
         try:
             cluster.create()
             cluster.start()
-            yield ClusterBox(cluster, archived, DirectoryStore(store_folder))
+            yield ClusterBox(cluster, DirectoryStore(store_folder), archived)
         finally:
             cluster.stop()
 

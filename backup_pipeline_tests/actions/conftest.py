@@ -1,5 +1,6 @@
 """Sources, stores and a second server for the tests of actions."""
 
+import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,18 @@ from backup_pipeline.domain.backup import Verdict
 from backup_pipeline.domain.fingerprint import Fingerprint
 from backup_pipeline.domain.proof import Comparison
 from backup_pipeline.engines.postgres.cluster import LocalCluster
-from backup_pipeline_tests.actions.box import DUE, Box, a_box, copy_of, execute, now
+from backup_pipeline.engines.postgres.server import connect
+from backup_pipeline_tests.actions.box import (
+    DUE,
+    Box,
+    a_box,
+    ask,
+    copy_of,
+    databases,
+    execute,
+    now,
+)
+from backup_pipeline_tests.actions.restoring import drop
 from backup_pipeline_tests.servers import postgres as servers
 
 
@@ -64,3 +76,32 @@ def tampered(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
         monkeypatch.setattr(restore, "compare_restored", compare)
 
     return tamper
+
+
+@pytest.fixture(scope="session")
+def shop(
+    postgres: LocalCluster, other: LocalCluster, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Box]:
+    """A source of which there is one backup, and which has gone on since."""
+    with a_box(postgres, tmp_path_factory.mktemp("shop") / "store", scratch=other) as made:
+        made.take("daily")
+        made.execute("DELETE FROM public.orders WHERE id <= 400")
+        yield made
+
+
+@pytest.fixture
+def live(shop: Box, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
+    """The same with a store of the test's own; the source has its name and contents back afterwards."""
+    oid = ask(shop.endpoint, "SELECT oid FROM pg_database WHERE datname = current_database()")
+    yield copy_of(shop, tmp_path_factory.mktemp("live") / "store")
+    admin, name = shop.cluster.endpoint(), shop.endpoint.database
+    with contextlib.closing(connect(admin)) as session:
+        for extra in databases(shop.cluster, name) - {name}:
+            if ask(admin, f"SELECT oid FROM pg_database WHERE datname = {sql.quote(extra)}") == oid:
+                drop(session, name)
+                back = sql.SQL("ALTER DATABASE {} RENAME TO {}")
+                session.execute(back.format(sql.Identifier(extra), sql.Identifier(name)))
+            else:
+                drop(session, extra)
+    assert ask(shop.endpoint, "SELECT oid FROM pg_database WHERE datname = current_database()") == oid
+    assert ask(shop.endpoint, "SELECT count(*) FROM public.orders") == 600

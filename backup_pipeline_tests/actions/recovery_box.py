@@ -3,17 +3,15 @@
 import contextlib
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from backup_pipeline.actions import base_backup, recover
-from backup_pipeline.actions.protected_cluster import ProtectedCluster
+from backup_pipeline.actions import recover
 from backup_pipeline.actions.recover import RecoverResult
 from backup_pipeline.actions.recovery_plan import RecoverRequest
-from backup_pipeline.config import ClusterConfig, Secret
-from backup_pipeline.domain.backup import BackupId
 from backup_pipeline.domain.recovery_target import RecoveryTarget
 from backup_pipeline.domain.wal import Lsn, parse_wal_name
 from backup_pipeline.engines.postgres.archiving import read_archiving
@@ -25,20 +23,17 @@ from backup_pipeline.errors import ConfigError
 from backup_pipeline.storage.store import Store
 from backup_pipeline.wal.archive import WalArchive
 from backup_pipeline.wal.identity import System, claim, read_system_identifier
-from backup_pipeline_tests.actions.box import Said, ask, now
+from backup_pipeline_tests.actions.box import ask, now
+from backup_pipeline_tests.actions.protected_box import ARCHIVING, NAME, WITHIN_S, ProtectedBox
+from backup_pipeline_tests.background import meanwhile
+from backup_pipeline_tests.waiting import wait_until
 
-NAME = "main"
 SETTINGS = {
-    "wal_level": "replica",
-    "max_wal_senders": "5",
-    "archive_mode": "on",
+    **ARCHIVING,
     "archive_command": "true",  # `ship` archives what it says yes to; nothing is removed from pg_wal
     "wal_keep_size": "4GB",
     "track_commit_timestamp": "on",
-    "fsync": "off",
-    "autovacuum": "off",
 }
-WITHIN_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -52,53 +47,26 @@ class Committed:
 
 
 @dataclass
-class RecoveryBox:
-    """A running cluster whose WAL and base backups are in `store`; `ledger` is what its client knows."""
+class RecoveryBox(ProtectedBox):
+    """One that keeps all its WAL; `ledger` is what its client knows, and `folder` has what is recovered."""
 
-    cluster: LocalCluster
-    store: Store
     folder: Path
-    said: Said = field(default_factory=Said)
     ledger: list[Committed] = field(default_factory=list)
-    shipped: set[str] = field(default_factory=set)
     first: int = 0  # how many were committed when the first base backup was finished
     last: int = 0  # and the last
 
-    @contextlib.contextmanager
-    def load(self) -> Iterator[None]:
+    def load(self) -> AbstractContextManager[object]:
         """Others write meanwhile, all the time, to tables of their own."""
-        ended, problems = threading.Event(), []
 
-        def write() -> None:
-            try:
-                with self.session() as session:
-                    session.execute("CREATE TABLE public.noise (a int, b text)")
-                    while not ended.wait(0.01):
-                        session.execute(
-                            "INSERT INTO public.noise SELECT i, md5(i::text) FROM generate_series(1, 50) AS i"
-                        )
-            except BaseException as error:
-                problems.append(error)
+        def write(ended: threading.Event) -> None:
+            with self.session() as session:
+                session.execute("CREATE TABLE public.noise (a int, b text)")
+                while not ended.wait(0.01):
+                    session.execute(
+                        "INSERT INTO public.noise SELECT i, md5(i::text) FROM generate_series(1, 50) AS i"
+                    )
 
-        thread = threading.Thread(target=write)
-        thread.start()
-        try:
-            yield
-        finally:
-            ended.set()
-            thread.join()
-        assert not problems, problems
-
-    def protected(self, store: Store | None = None, **changes: Any) -> ProtectedCluster:
-        """The cluster as the configuration names it."""
-        config = ClusterConfig(
-            NAME,
-            dsn=Secret(self.cluster.endpoint().dsn),
-            bin_dir=self.cluster.bin_dir,
-            stall_timeout=timedelta(seconds=WITHIN_S),
-            checkpoint="fast",
-        )
-        return ProtectedCluster(replace(config, **changes), store or self.store)
+        return meanwhile(write)
 
     @contextlib.contextmanager
     def session(self) -> Iterator[Connection]:
@@ -146,49 +114,8 @@ class RecoveryBox:
         self.name_point("a record, so that there is something to switch from")
         name = str(ask(self.cluster.endpoint(), "SELECT pg_walfile_name(pg_switch_wal())"))
         done = self.cluster.data / "pg_wal" / "archive_status" / f"{name}.done"
-        pause, waited_s = threading.Event(), 0.0
-        while not done.exists():
-            assert waited_s < WITHIN_S, f"{name} was not handed over"
-            pause.wait(0.02)
-            waited_s += 0.02
+        wait_until(done.exists, within_s=WITHIN_S)
         self.ship()
-
-    def take(
-        self,
-        *,
-        store: Store | None = None,
-        incremental: bool = False,
-        parent: BackupId | None = None,
-        **changes: Any,
-    ) -> BackupId:
-        """One base backup, while the archive follows."""
-        protected = self.protected(store, **changes)
-        with self.shipping():
-            taken = base_backup.take(
-                protected, clock=now, report=self.said, incremental=incremental, parent=parent
-            )
-        return taken.id
-
-    @contextlib.contextmanager
-    def shipping(self) -> Iterator[None]:
-        """`ship` again and again, until the block ends."""
-        ended, problems = threading.Event(), []
-
-        def follow() -> None:
-            try:
-                while not ended.wait(0.05):
-                    self.ship()
-            except BaseException as error:
-                problems.append(error)
-
-        thread = threading.Thread(target=follow)
-        thread.start()
-        try:
-            yield
-        finally:
-            ended.set()
-            thread.join()
-        assert not problems, problems
 
     def recover(
         self, target: RecoveryTarget, into: str = "recovered", *, store: Store | None = None, **asked: Any

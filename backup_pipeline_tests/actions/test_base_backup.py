@@ -20,7 +20,8 @@ from backup_pipeline.storage import base_backups
 from backup_pipeline.storage.s3 import S3Store
 from backup_pipeline.storage.store import Store, read_all
 from backup_pipeline_tests.actions.box import Meddling, Said, ask, execute, now
-from backup_pipeline_tests.actions.cluster_box import NAME, ClusterBox, a_cluster
+from backup_pipeline_tests.actions.cluster_box import ClusterBox, a_cluster
+from backup_pipeline_tests.actions.protected_box import NAME
 from backup_pipeline_tests.servers import postgres as servers
 from backup_pipeline_tests.servers.s3 import rclone_s3
 from backup_pipeline_tests.storage.effects import CountingStore, DatedStore, Died, DyingStore
@@ -112,10 +113,10 @@ def test_while_the_archiver_works_off_what_is_older_it_is_waited_for(box: Cluste
             old = sorted(path.name for path in box.archived.iterdir() if path.name not in shipped)
             oldest.append(old[0])
             box.shipped = {path.name for path in box.archived.iterdir()} - {old[0]}
-            box.ship(box.system)
+            box.ship()
         elif "works off what is older" in line:
             box.shipped = shipped | set(oldest)
-            box.ship(box.system)
+            box.ship()
 
     taken = base_backup.take(box.protected(stall_timeout=timedelta(seconds=4)), clock=now, report=Said(hear))
     assert len(oldest) == 1

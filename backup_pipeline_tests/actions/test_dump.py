@@ -1,7 +1,6 @@
 """Dumps on real servers: what a backup consists of, and what a failed one leaves: nothing."""
 
 import contextlib
-import hashlib
 import os
 import signal
 import threading
@@ -16,11 +15,9 @@ import pytest
 
 from backup_pipeline.actions import dump, prove, prune, restore
 from backup_pipeline.actions.protected import Protected
-from backup_pipeline.actions.report import Progress
 from backup_pipeline.config import ProvePolicy, ScratchConfig, Secret
-from backup_pipeline.domain.backup import Backup, ObjectRole, Verdict
+from backup_pipeline.domain.backup import ObjectRole, Verdict
 from backup_pipeline.domain.fingerprint import fingerprint_from_json
-from backup_pipeline.domain.layout import data_prefix
 from backup_pipeline.engines.postgres import dump as tool
 from backup_pipeline.engines.postgres import fingerprint, load
 from backup_pipeline.engines.postgres import snapshot as snapshots
@@ -31,40 +28,22 @@ from backup_pipeline.errors import (
     BackupError,
     Busy,
     ConfigError,
-    CopyUnsupported,
     ServerError,
     StoreError,
     ToolError,
 )
 from backup_pipeline.storage import catalog
-from backup_pipeline.storage.directory import DirectoryStore
 from backup_pipeline.storage.store import open_store, read_all
-from backup_pipeline_tests.actions.box import DUE, Box, Meddling, Said, ask, now, our_children, stored
-from backup_pipeline_tests.domain.values import manifest, proof
+from backup_pipeline_tests.actions.box import DUE, Box, Meddling, ask, now, our_children, stored
+from backup_pipeline_tests.actions.dumping import Watching, whole
+from backup_pipeline_tests.domain.values import manifest
 from backup_pipeline_tests.servers.s3 import rclone_s3
 from backup_pipeline_tests.storage.backups import put_backup
-from backup_pipeline_tests.storage.effects import CountingStore, DatedStore
+from backup_pipeline_tests.storage.effects import DatedStore
 
 # More than the pipe and a chunk hold, so that pg_dump still writes when the first chunk is stored.
 BULK = """CREATE TABLE public.bulk AS
     SELECT sha512(random()::text::bytea) AS noise FROM generate_series(1, 120000)"""
-
-
-def whole(protected: Protected, backup: Backup) -> None:
-    """Assert that every object is there as its manifest says, below the backup's own prefix."""
-    record = backup.manifest
-    assert record is not None
-    prefix = data_prefix(backup.id, backup.tier)
-    below = {info.key: info.size_bytes for info in protected.store.list(prefix)}
-    assert {item.key: item.size_bytes for item in record.objects}.items() <= below.items()
-    for item in record.objects:
-        data = read_all(protected.store, item.key)
-        assert (len(data), hashlib.sha256(data).hexdigest()) == (item.size_bytes, item.sha256)
-        assert item.key == prefix + item.name
-    assert set(below) - {item.key for item in record.objects} <= {
-        f"{prefix}manifest.json",
-        f"{prefix}verdict.json",
-    }
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
@@ -109,118 +88,6 @@ def test_the_fingerprint_and_globals_say_what_the_source_holds(taken: Box) -> No
     assert "PASSWORD" not in text
 
 
-def test_tiers_that_are_due_together_share_one_dump(box: Box) -> None:
-    first = box.take("daily", scheduled_for=DUE)
-    prove.prove(box.protected, first.id, clock=now, report=box.said)
-    box.execute("INSERT INTO public.customer (name, added) VALUES ('later', now())")
-    second = box.take("weekly", scheduled_for=DUE)
-    third = box.take("monthly", scheduled_for=DUE)
-    assert first.manifest is not None
-    for copy in (second, third):
-        assert copy.manifest is not None
-        assert copy.manifest.copied_from is not None
-        whole(box.protected, copy)
-        assert {(item.name, item.sha256) for item in copy.manifest.objects} == {
-            (item.name, item.sha256) for item in first.manifest.objects
-        }
-        assert copy.verdict is Verdict.PROVEN
-        assert copy.proof is not None
-        assert "every byte equal to" in copy.proof.checked[0]
-        assert copy.taken_at == first.taken_at
-    # The copy is a backup of its own: it outlives the original.
-    box.store.delete([item.key for item in first.manifest.objects])
-    again = prove.prove(box.protected, second.id, clock=now, report=box.said)
-    assert again.verdict is Verdict.PROVEN
-
-
-def test_a_copy_of_an_unproven_dump_is_unproven(proven: Box) -> None:
-    verdicts = [key for key in stored(proven.store) if key.endswith("verdict.json")]
-    assert len(verdicts) == 2  # in the catalog, and beside the objects
-    proven.store.delete(verdicts)
-    second = proven.take("weekly", scheduled_for=DUE)
-    assert second.manifest is not None
-    assert second.manifest.copied_from is not None
-    assert second.verdict is Verdict.NONE
-
-
-def test_a_proven_dump_is_shared_before_copies_that_did_not_inherit_its_proof(proven: Box) -> None:
-    (first,) = (item for item in catalog.list_backups(proven.store).backups if item.tier == "daily")
-    for _ in range(8):  # their ids sort to both sides of the first's
-        copy = dump.dump_and_upload(
-            proven.protected, tier="weekly", scheduled_for=DUE, clock=now, report=proven.said
-        )
-        catalog.publish(proven.store, copy)  # and dead before the proof was recorded
-    monthly = proven.take("monthly", scheduled_for=DUE)
-    assert monthly.manifest is not None
-    assert monthly.manifest.copied_from == first.id
-    assert monthly.verdict is Verdict.PROVEN
-
-
-@pytest.mark.parametrize("why", ["failed", "another time", "the same tier", "not scheduled"])
-def test_what_may_not_be_shared_is_dumped_anew(proven: Box, why: str) -> None:
-    (first,) = (item for item in catalog.list_backups(proven.store).backups if item.tier == "daily")
-    if why == "failed":
-        catalog.record_proof(proven.store, first.id, proof(Verdict.FAILED))
-    at = {"another time": DUE + timedelta(days=1), "not scheduled": None}.get(why, DUE)
-    second = proven.take("daily" if why == "the same tier" else "weekly", scheduled_for=at)
-    assert second.manifest is not None
-    assert second.manifest.copied_from is None
-    assert second.taken_at > first.taken_at
-
-
-def test_a_tier_gets_no_copy_of_its_own_older_dump(box: Box) -> None:
-    first = box.take("daily", scheduled_for=DUE)
-    for tier in ("weekly", "monthly"):
-        copy = box.take(tier, scheduled_for=DUE).manifest
-        assert copy is not None
-        assert copy.copied_from is not None
-    again = box.take("daily", scheduled_for=DUE)
-    assert first.manifest is not None
-    assert again.manifest is not None
-    assert again.manifest.copied_from is None
-    assert again.manifest.snapshot_at > first.manifest.snapshot_at
-
-
-def flip_a_bit(store: DirectoryStore, key: str) -> None:
-    data = bytearray(read_all(store, key))
-    data[len(data) // 2] ^= 1
-    store.put(key, [bytes(data)])
-
-
-def make_unreadable(store: DirectoryStore, key: str) -> None:
-    store.delete([key])
-    (store.root / key).mkdir()
-
-
-@pytest.mark.parametrize(
-    ("damage", "said"),
-    [
-        (flip_a_bit, "not those that were written"),
-        (lambda store, key: store.delete([key]), "no object"),
-        (make_unreadable, "cannot "),
-    ],
-    ids=["a bit flipped", "deleted", "unreadable"],
-)
-def test_what_cannot_be_copied_is_dumped_anew(
-    proven: Box, damage: Callable[[DirectoryStore, str], object], said: str
-) -> None:
-    (first,) = (item for item in catalog.list_backups(proven.store).backups if item.tier == "daily")
-    assert first.manifest is not None
-    (item,) = first.manifest.of_role(ObjectRole.GLOBALS)  # copied after the dump itself
-    damage(proven.store, item.key)
-    before = set(stored(proven.store))
-    second = proven.take("weekly", scheduled_for=DUE)
-    whole(proven.protected, second)
-    assert second.manifest is not None
-    assert second.manifest.copied_from is None
-    assert second.taken_at > first.taken_at
-    left = [key for key in stored(proven.store) if key not in before and second.id.stamp not in key]
-    assert not left
-    (why,) = (line for line in proven.said.lines if "a dump of its own" in line)
-    assert str(first.id) in why
-    assert said in why
-
-
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_a_service_that_names_the_database_is_enough(
     box: Box, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, jobs: int
@@ -248,22 +115,6 @@ def test_a_service_that_names_the_database_is_enough(
         box.take("daily", protected=box.configured(dsn=dsn, lock_timeout=timedelta(seconds=0.2)))
 
 
-class Watching(Said):
-    """A Report that keeps the progress too."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[Progress] = []
-
-    def progress(self, progress: Progress) -> None:
-        """Keep it."""
-        self.seen.append(progress)
-
-    def of(self, step: str) -> list[Progress]:
-        """The progress of one step."""
-        return [item for item in self.seen if item.step == step]
-
-
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_a_dump_tells_its_share_once_there_is_one_to_judge_by(box: Box, jobs: int) -> None:
     box.execute(BULK)
@@ -280,21 +131,6 @@ def test_a_dump_tells_its_share_once_there_is_one_to_judge_by(box: Box, jobs: in
     (first, _), (second, size_bytes) = totals
     assert first is None
     assert second == pytest.approx(size_bytes, rel=0.2)
-
-
-@pytest.mark.parametrize("streamed", [False, True])
-def test_a_copy_tells_how_far_it_is(proven: Box, streamed: bool) -> None:
-    class NoCopies(CountingStore):
-        def copy(self, source: str, target: str, *, storage_class: str = "") -> None:
-            raise CopyUnsupported(f"{source} to {target} as {storage_class}")
-
-    box = replace(proven, said=(said := Watching()))
-    protected = box.on(NoCopies(box.store)) if streamed else box.protected
-    backup = box.take("monthly", scheduled_for=DUE, protected=protected)
-    assert backup.manifest is not None
-    assert backup.manifest.copied_from is not None
-    assert said.of("check the copy")[-1].share == 1.0
-    assert [item.share for item in said.of("copy")[-1:]] == ([1.0] if streamed else [])
 
 
 def at(moment: datetime) -> Callable[[], datetime]:
@@ -331,9 +167,6 @@ def test_the_same_on_s3(box: Box, tmp_path: Path) -> None:
         done = restore.carry_out(protected, plan, clock=now, report=box.said)
         assert ask(box.cluster.endpoint(done.database), "SELECT count(*) FROM public.orders") == 1000
         assert not list(protected.store.list("leases/"))
-
-
-# --- failures ------------------------------------------------------------------------------
 
 
 def unreadable(box: Box) -> Protected:
@@ -489,9 +322,6 @@ def test_a_locked_table_ends_the_dump_and_names_who_locks_it(box: Box) -> None:
         assert not stored(box.store)
         session.rollback()
     whole(protected, box.take(protected=protected))
-
-
-# --- one at a time -------------------------------------------------------------------------
 
 
 def test_a_second_dump_is_refused_while_the_first_runs(box: Box) -> None:

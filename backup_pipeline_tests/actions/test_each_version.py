@@ -72,7 +72,7 @@ def test_every_kind_of_target_is_reached_across_timelines_from_a_standby_with_a_
         execute(box.cluster.endpoint(), f"CREATE TABLESPACE fast LOCATION '{space}'")
         execute(box.cluster.endpoint(), "CREATE TABLE public.there TABLESPACE fast AS SELECT 1 AS a")
         box.commit(1)
-        taken = take_from_a_standby(box, box.take())
+        taken = take_from_a_standby(box, box.take().id)
         assert base_backups.load(box.store, taken).manifest.from_standby
         promote_twice(box)
         box.name_point("here")
@@ -122,7 +122,7 @@ def take_from_a_standby(box: RecoveryBox, base: BackupId) -> BackupId:
     ):
         for statement in ("CHECKPOINT", "ALTER SYSTEM SET archive_timeout = '1s'", RELOAD):
             session.execute(statement)
-        taken = box.take(dsn=Secret(standby.endpoint().dsn))
+        taken = box.take(dsn=Secret(standby.endpoint().dsn)).id
         for statement in ("ALTER SYSTEM RESET archive_timeout", RELOAD):
             session.execute(statement)
     return taken

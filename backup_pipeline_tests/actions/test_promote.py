@@ -43,7 +43,8 @@ from backup_pipeline_tests.actions.box import Said, ask, execute, now
 from backup_pipeline_tests.actions.cluster_box import give
 from backup_pipeline_tests.servers import postgres as servers
 from backup_pipeline_tests.storage.effects import Died
-from backup_pipeline_tests.wal.box import WalBox, python_for, wait_for
+from backup_pipeline_tests.waiting import wait_until
+from backup_pipeline_tests.wal.box import WalBox, python_for
 
 SETTINGS = {"archive_mode": "on", "wal_level": "replica", "max_wal_senders": "5", "fsync": "off"}
 LEFT_OUT_RULE = "host all all 127.0.0.8/32 trust"
@@ -201,7 +202,7 @@ def prepare(site: Site) -> None:
 def switch(endpoint: Endpoint) -> None:
     """Begin a new segment, and wait until the one before it is archived."""
     name = str(ask(endpoint, "SELECT pg_walfile_name(pg_switch_wal())"))
-    wait_for(lambda: str(ask(endpoint, "SELECT last_archived_wal FROM pg_stat_archiver")) >= name)
+    wait_until(lambda: str(ask(endpoint, "SELECT last_archived_wal FROM pg_stat_archiver")) >= name)
 
 
 def test_while_the_source_may_be_alive_nothing_is_done(site: Site) -> None:

@@ -4,8 +4,6 @@ import contextlib
 import os
 import signal
 import tempfile
-import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +26,9 @@ from backup_pipeline.engines.postgres.scratch import DATABASE_PREFIX
 from backup_pipeline.engines.postgres.server import Connection, connect
 from backup_pipeline.errors import ServerError, ToolError
 from backup_pipeline_tests.actions.box import Box, a_box, execute, now, our_children, stored
+from backup_pipeline_tests.background import meanwhile
 from backup_pipeline_tests.servers.postgres import bin_dir_17
+from backup_pipeline_tests.waiting import wait_until
 
 MakesBox = Callable[[str], Box]
 
@@ -146,20 +146,18 @@ def test_a_killed_pg_restore_records_nothing(failing: MakesBox) -> None:
     backup = box.take()
     before = stored(box.store)
 
-    def kill() -> None:
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
-            for pid in our_children("pg_restore"):
-                if b"--dbname" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                    os.kill(pid, signal.SIGKILL)
-                    return
-            time.sleep(0.02)
+    def is_killed() -> bool:
+        for pid in our_children("pg_restore"):
+            if b"--dbname" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                os.kill(pid, signal.SIGKILL)
+                return True
+        return False
 
-    killer = threading.Thread(target=kill)
-    killer.start()
-    with pytest.raises(ToolError, match="SIGKILL"):
+    with (
+        meanwhile(lambda _: wait_until(is_killed, within_s=60)),
+        pytest.raises(ToolError, match="SIGKILL"),
+    ):
         prove.prove(box.protected, backup.id, clock=now, report=box.said)
-    killer.join()
     assert stored(box.store) == before
 
 

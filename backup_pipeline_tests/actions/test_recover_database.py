@@ -23,9 +23,10 @@ from backup_pipeline.errors import ConfigError, Refused, ServerError
 from backup_pipeline.process import Command, Completed
 from backup_pipeline.storage.directory import DirectoryStore
 from backup_pipeline_tests.actions.box import ask, execute, now, our_children
-from backup_pipeline_tests.actions.recovery_box import NAME, RecoveryBox, a_recovery_box
+from backup_pipeline_tests.actions.protected_box import NAME
+from backup_pipeline_tests.actions.recovery_box import RecoveryBox, a_recovery_box
 from backup_pipeline_tests.servers import postgres as servers
-from backup_pipeline_tests.wal.box import wait_for
+from backup_pipeline_tests.waiting import wait_until
 
 ROWS = "SELECT sum(hashtextextended(t::text, 0)) FROM public.orders t"
 
@@ -153,7 +154,7 @@ def test_killed_in_the_middle_it_leaves_no_database_and_the_next_one_collects_it
     with tempfile.TemporaryFile() as errors:
         child = process.start(command, stderr=errors)
         try:
-            wait_for(lambda: moment in contents(errors))
+            wait_until(lambda: moment in contents(errors))
         finally:
             child.kill()
             child.wait()

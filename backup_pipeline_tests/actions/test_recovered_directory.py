@@ -24,7 +24,8 @@ from backup_pipeline.engines.postgres.server import connect
 from backup_pipeline.errors import Refused, ServerError, StoreError, ToolError
 from backup_pipeline.storage.directory import DirectoryStore
 from backup_pipeline_tests.actions.box import Said, ask, execute, now
-from backup_pipeline_tests.actions.recovery_box import NAME, RecoveryBox, a_recovery_box
+from backup_pipeline_tests.actions.protected_box import NAME
+from backup_pipeline_tests.actions.recovery_box import RecoveryBox, a_recovery_box
 from backup_pipeline_tests.servers import postgres as servers
 from backup_pipeline_tests.storage.effects import CountingStore
 

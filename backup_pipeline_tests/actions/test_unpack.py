@@ -30,7 +30,9 @@ from backup_pipeline_tests.actions.cluster_box import (
     make_tablespace,
     started,
 )
+from backup_pipeline_tests.background import meanwhile
 from backup_pipeline_tests.servers import postgres as servers
+from backup_pipeline_tests.waiting import wait_until
 
 TABLES = """
 CREATE TABLE public.ledger (n bigint PRIMARY KEY, at timestamptz DEFAULT clock_timestamp());
@@ -42,9 +44,9 @@ CREATE TABLE public.filler TABLESPACE fast AS SELECT g, repeat('x', 500) AS t FR
 @contextlib.contextmanager
 def writing(box: ClusterBox) -> Iterator[list[int]]:
     """A client that commits numbers, in both tables, one after the other; yields those that it committed."""
-    ended, committed = threading.Event(), [0]
+    committed = [0]
 
-    def write() -> None:
+    def write(ended: threading.Event) -> None:
         with contextlib.closing(connect(box.cluster.endpoint(), autocommit=False)) as session:
             while not ended.is_set():
                 number = committed[-1] + 1
@@ -53,13 +55,8 @@ def writing(box: ClusterBox) -> Iterator[list[int]]:
                 session.commit()
                 committed.append(number)
 
-    thread = threading.Thread(target=write)
-    thread.start()
-    try:
+    with meanwhile(write):
         yield committed
-    finally:
-        ended.set()
-        thread.join()
 
 
 def unpacked(box: ClusterBox, manifest: BaseManifest, folder: Path) -> None:
@@ -77,18 +74,14 @@ def test_it_recovers_to_what_was_committed(tmp_path: Path, bin_dir: Callable[[],
             before = committed[-1]
             taken = box.take().manifest
             during = committed[-1]
-            while committed[-1] < during + 20:  # what comes after the backup comes by WAL alone
-                threading.Event().wait(0.01)
+            wait_until(lambda: committed[-1] >= during + 20)  # what comes after the backup comes by WAL alone
         assert during > before
         (tablespace,) = taken.tablespaces
         assert tablespace.location == str(space)
         assert tablespace.size_bytes > 5_000_000
         last = ask(box.cluster.endpoint(), "SELECT pg_walfile_name(pg_switch_wal())")
         done = f"SELECT last_archived_wal >= '{last}' FROM pg_stat_archiver"
-        for _ in range(1000):
-            if ask(box.cluster.endpoint(), done):
-                break
-            threading.Event().wait(0.02)
+        wait_until(lambda: bool(ask(box.cluster.endpoint(), done)))
         box.cluster.stop()
         os.rename(space, space.with_name("gone"))  # production's tablespace must not be found, nor used
         folder = elsewhere / "recovered"
@@ -181,10 +174,7 @@ def test_from_a_standby_that_came_from_a_base_backup(box: ClusterBox, manifest: 
         with started(box, folder, **settings) as standby:
             assert ask(standby.endpoint(), "SELECT pg_is_in_recovery()") is True
             there = "SELECT to_regclass('public.seen') IS NOT NULL"
-            for _ in range(1000):
-                if ask(standby.endpoint(), there):
-                    break
-                threading.Event().wait(0.02)
+            wait_until(lambda: bool(ask(standby.endpoint(), there)))
             execute(box.cluster.endpoint(), "CHECKPOINT")
             from_standby = replace(box, cluster=standby)
             switch = threading.Timer(1.0, execute, (box.cluster.endpoint(), "SELECT pg_switch_wal()"))

@@ -17,6 +17,7 @@ import pytest
 from backup_pipeline.demo import dev
 from backup_pipeline.demo.place import Place, held
 from backup_pipeline.demo.stage import DemoFailed, Stage
+from backup_pipeline_tests.waiting import wait_until
 
 ROWS = "3000"
 
@@ -100,10 +101,7 @@ def test_nothing_runs_on_when_the_demo_is_ended(folder: Path, how: signal.Signal
         child.send_signal(how)
         code = child.wait(timeout=30)
         assert code == {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -9}[how]
-        deadline = time.monotonic() + 20
-        while servers_of(folder) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert servers_of(folder) == []
+        wait_until(lambda: servers_of(folder) == [], within_s=20)
 
 
 def test_what_dg_started_is_ended_with_it() -> None:

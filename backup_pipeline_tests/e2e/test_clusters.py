@@ -8,7 +8,8 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,22 +18,16 @@ import pytest
 
 from backup_pipeline.storage.store import open_store
 from backup_pipeline_tests.actions.recovery_box import RecoveryBox, a_recovery_box
-from backup_pipeline_tests.e2e.dagster_box import DagsterBox, Run, running_dagster
+from backup_pipeline_tests.e2e.dagster_box import DagsterBox, Run
 from backup_pipeline_tests.servers import postgres as servers
-from backup_pipeline_tests.servers.s3 import rclone_s3
+from backup_pipeline_tests.servers.s3 import S3Server
+from backup_pipeline_tests.waiting import wait_until
 
 pytestmark = pytest.mark.timeout(240)
 
 SCHEDULE = "base_backup_cron_x_x_x_x_x"
 NOISE_ROWS = 400_000
-TEXT = """
-[store]
-url = "s3://{bucket}/e2e"
-endpoint = "{endpoint}"
-region = "{region}"
-access_key_id = {{ env = "E2E_ACCESS_KEY_ID" }}
-secret_access_key = {{ env = "E2E_SECRET_ACCESS_KEY" }}
-
+TABLES = """
 [clusters.main]
 dsn = "{dsn}"
 bin_dir = "{bin_dir}"
@@ -59,26 +54,12 @@ class Site:
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    folder = tmp_path_factory.mktemp("e2e_clusters")
-    with contextlib.ExitStack() as stack:
-        s3 = stack.enter_context(rclone_s3(folder / "s3"))
-        box = stack.enter_context(a_recovery_box(servers.bin_dir_17(), open_store(s3.store("e2e"))))
+def site(s3: S3Server, dagster_with: Callable[[str], AbstractContextManager[DagsterBox]]) -> Iterator[Site]:
+    with a_recovery_box(servers.bin_dir_17(), open_store(s3.store("e2e"))) as box:
         box.commit(1, switch=True)
-        stack.enter_context(box.shipping())
-        configuration = folder / "backups.toml"
-        configuration.write_text(
-            TEXT.format(
-                bucket=s3.bucket,
-                endpoint=s3.endpoint,
-                region=s3.region,
-                dsn=box.cluster.endpoint().dsn,
-                bin_dir=servers.bin_dir_17(),
-            ),
-            encoding="utf-8",
-        )
-        secrets = {"E2E_ACCESS_KEY_ID": s3.access_key_id, "E2E_SECRET_ACCESS_KEY": s3.secret_access_key}
-        yield Site(stack.enter_context(running_dagster(folder / "home", configuration, secrets)), box)
+        tables = TABLES.format(dsn=box.cluster.endpoint().dsn, bin_dir=servers.bin_dir_17())
+        with box.shipping(), dagster_with(tables) as dagster:
+            yield Site(dagster, box)
 
 
 @pytest.fixture(scope="module")
@@ -143,10 +124,7 @@ def test_a_recovery_that_is_terminated_leaves_nothing(site: Site, tick: Run) -> 
     site.dagster.wait(lambda: told_to_stop(site.box.folder) or None, "PostgreSQL to be told")
     os.kill(replaying, signal.SIGCONT)
     assert site.dagster.wait_for_run(run_id).status == "CANCELED"
-    gone_by = time.monotonic() + 20
-    while Path(f"/proc/{replaying}").exists() and time.monotonic() < gone_by:
-        time.sleep(0.1)
-    assert not Path(f"/proc/{replaying}").exists()
+    wait_until(lambda: not Path(f"/proc/{replaying}").exists(), within_s=20)
     assert [path.name for path in site.box.folder.iterdir() if path.name != "recovered"] == []
 
 

@@ -9,8 +9,8 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,22 +19,16 @@ import pytest
 from backup_pipeline.engines.postgres.cluster import LocalCluster
 from backup_pipeline.engines.postgres.endpoint import Endpoint
 from backup_pipeline.engines.postgres.server import connect
-from backup_pipeline_tests.e2e.dagster_box import CHECKOUT, DagsterBox, Event, Run, running_dagster
+from backup_pipeline_tests.e2e.dagster_box import CHECKOUT, DagsterBox, Event, Run
 from backup_pipeline_tests.servers.postgres import fresh_database
-from backup_pipeline_tests.servers.s3 import S3Server, rclone_s3
+from backup_pipeline_tests.servers.s3 import S3Server
+from backup_pipeline_tests.waiting import wait_until
 
 pytestmark = pytest.mark.timeout(240)
 
 EVERY_MINUTE = "cron_x_x_x_x_x"
 BIG_MB = 400
-TEXT = """
-[store]
-url = "s3://{bucket}/e2e"
-endpoint = "{endpoint}"
-region = "{region}"
-access_key_id = {{ env = "E2E_ACCESS_KEY_ID" }}
-secret_access_key = {{ env = "E2E_SECRET_ACCESS_KEY" }}
-
+TABLES = """
 [defaults]
 bin_dir = "{bin_dir}"
 restore_dsn = "{restore_dsn}"
@@ -78,33 +72,22 @@ class Site:
 
 
 @pytest.fixture(scope="module")
-def site(postgres: LocalCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    folder = tmp_path_factory.mktemp("e2e")
-    with contextlib.ExitStack() as stack:
-        s3 = stack.enter_context(rclone_s3(folder / "s3"))
-        shop = stack.enter_context(fresh_database(postgres))
-        big = stack.enter_context(fresh_database(postgres))
+def site(
+    postgres: LocalCluster,
+    s3: S3Server,
+    dagster_with: Callable[[str], AbstractContextManager[DagsterBox]],
+) -> Iterator[Site]:
+    with fresh_database(postgres) as shop, fresh_database(postgres) as big:
         fill(
             shop,
             "CREATE TABLE public.orders AS "
             "SELECT n AS id, 'item ' || n AS item FROM generate_series(1, 5000) AS n",
         )
-        configuration = folder / "backups.toml"
-        configuration.write_text(
-            TEXT.format(
-                bucket=s3.bucket,
-                endpoint=s3.endpoint,
-                region=s3.region,
-                bin_dir=postgres.bin_dir,
-                restore_dsn=postgres.endpoint().dsn,
-                shop=shop.dsn,
-                big=big.dsn,
-            ),
-            encoding="utf-8",
+        tables = TABLES.format(
+            bin_dir=postgres.bin_dir, restore_dsn=postgres.endpoint().dsn, shop=shop.dsn, big=big.dsn
         )
-        secrets = {"E2E_ACCESS_KEY_ID": s3.access_key_id, "E2E_SECRET_ACCESS_KEY": s3.secret_access_key}
-        dagster = stack.enter_context(running_dagster(folder / "home", configuration, secrets))
-        yield Site(dagster, s3, postgres, shop, big)
+        with dagster_with(tables) as dagster:
+            yield Site(dagster, s3, postgres, shop, big)
 
 
 def fill(endpoint: Endpoint, *statements: str) -> None:
@@ -246,10 +229,7 @@ def test_a_terminated_run_leaves_nothing_behind(site: Site, noise: None) -> None
     site.dagster.terminate(run_id)
     run = site.dagster.wait_for_run(run_id)
     assert run.status == "CANCELED"
-    gone_by = time.monotonic() + 10
-    while children_of(site.big.database) and time.monotonic() < gone_by:
-        time.sleep(0.1)
-    assert children_of(site.big.database) == []
+    wait_until(lambda: children_of(site.big.database) == [], within_s=10)
     assert site.objects("big") == []
 
 

@@ -5,7 +5,6 @@ import hashlib
 import io
 import json
 import tarfile
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -27,6 +26,7 @@ from backup_pipeline.engines.postgres.server import connect
 from backup_pipeline.errors import ServerError
 from backup_pipeline_tests.actions.box import ask, execute
 from backup_pipeline_tests.servers import postgres as servers
+from backup_pipeline_tests.waiting import wait_until
 
 STALL_S = 20.0
 REPLICATING = {"wal_level": "replica", "max_wal_senders": "3", "full_page_writes": "on"}
@@ -46,12 +46,7 @@ def take(endpoint: Endpoint, options: Options) -> tuple[dict[str, bytes], BaseBa
 
 
 def await_no_sender(cluster: LocalCluster) -> None:
-    done = threading.Event()
-    for _ in range(1000):
-        if ask(cluster.endpoint(), SENDERS) == 0:
-            return
-        done.wait(0.02)
-    raise AssertionError("a walsender goes on")
+    wait_until(lambda: ask(cluster.endpoint(), SENDERS) == 0, within_s=20)
 
 
 def test_the_command_asks_for_everything_by_name() -> None:

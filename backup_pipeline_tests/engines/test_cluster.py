@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from backup_pipeline.engines.postgres.server import connect, read_server_info
 from backup_pipeline.errors import ConfigError, ServerError, ToolError
 from backup_pipeline_tests.engines.zoo import execute
 from backup_pipeline_tests.servers.postgres import bin_dir_17
+from backup_pipeline_tests.waiting import is_gone, wait_until
 
 AS_ROOT = os.getuid() == 0
 
@@ -47,21 +47,6 @@ def value(endpoint: Endpoint, query: str) -> object:
     with contextlib.closing(connect(endpoint)) as session:
         row = session.execute(query.encode()).fetchone()
         return row[0] if row else None
-
-
-def is_gone(pid: int) -> bool:
-    """Whether a process has ended, reaped or not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
-    except FileNotFoundError:
-        return True
-
-
-def await_end(pid: int, within_s: float = 10.0) -> bool:
-    deadline = time.monotonic() + within_s
-    while not is_gone(pid) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return is_gone(pid)
 
 
 def test_a_cluster_numbers_its_objects_from_where_it_is_told(folder: Path) -> None:
@@ -219,6 +204,6 @@ def test_a_server_ends_with_a_parent_that_is_killed(folder: Path, kind: str) -> 
         pid = int(parent.stdout.readline())
         assert not is_gone(pid)
         parent.send_signal(signal.SIGKILL)
-    assert await_end(pid)
+    wait_until(lambda: is_gone(pid), within_s=10)
     log = (folder / "c" / "server.log").read_text()
     assert ("immediate" if kind == "relaxed" else "database system is shut down") in log

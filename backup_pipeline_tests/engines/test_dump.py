@@ -31,6 +31,7 @@ from backup_pipeline.engines.postgres.snapshot import exported_snapshot
 from backup_pipeline.errors import Refused, ServerError, ToolError
 from backup_pipeline_tests.engines.zoo import HOSTILE_NAMES, ZOO, backup, execute, hold_against, restore, tool
 from backup_pipeline_tests.servers.postgres import fresh_database
+from backup_pipeline_tests.waiting import wait_until
 
 ZSTD = "--compress=zstd:1"
 PLAIN = "--compress=0"
@@ -183,11 +184,9 @@ def test_a_silent_server_at_work_is_waited_for(database: Endpoint) -> None:
         session.execute("SET application_name = 'backup_pipeline dump'")
         assert snapshot.dump_is_working(within_s=60)  # it began something just now
         working.start()
-        while not snapshot.dump_is_working(within_s=0):
-            time.sleep(0.01)
+        wait_until(lambda: snapshot.dump_is_working(within_s=0))
         working.join()
-        while snapshot.dump_is_working(within_s=0.1):
-            time.sleep(0.01)
+        wait_until(lambda: not snapshot.dump_is_working(within_s=0.1))
         session.execute("SET application_name = 'other'")
         assert not snapshot.dump_is_working(within_s=60)
 

@@ -5,7 +5,7 @@ import pkgutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
@@ -25,6 +25,7 @@ from backup_pipeline.engines.postgres.snapshot import Relation, exported_snapsho
 from backup_pipeline.errors import ServerError
 from backup_pipeline_tests.engines.zoo import ZOO, backup, execute, restore, tool
 from backup_pipeline_tests.servers.postgres import fresh_database, running_cluster
+from backup_pipeline_tests.waiting import wait_until
 
 POSTGRES = "backup_pipeline.engines.postgres"
 ROWS = "CREATE TABLE t (n int); INSERT INTO t SELECT g FROM generate_series(1, 3) g"
@@ -48,13 +49,6 @@ def session_of(endpoint: Endpoint) -> Iterator[Connection]:
 def open_and_close(endpoint: Endpoint, *, lock_timeout_s: float = 20) -> None:
     with exported_snapshot(endpoint, lock_timeout_s=lock_timeout_s):
         pass
-
-
-def wait_until(happened: Callable[[], bool], timeout_s: float = 20.0) -> None:
-    end = time.monotonic() + timeout_s
-    while not happened():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 @contextmanager
@@ -375,8 +369,9 @@ def test_a_reading_that_stands_still_ends(database: Endpoint, monkeypatch: pytes
     with session_of(database) as watcher:
         with pytest.raises(ServerError, match=r"stands still: table public\.slow was waited for"):
             take()
-        sessions = "SELECT count(*) = 0 FROM pg_stat_activity WHERE application_name LIKE '%snapshot'"
-        wait_until(lambda: watcher.execute(sessions.encode()).fetchone() == (True,))  # and its locks are gone
+        # And its locks with it.
+        gone = b"SELECT count(*) = 0 FROM pg_stat_activity WHERE application_name LIKE '%snapshot'"
+        wait_until(lambda: watcher.execute(gone).fetchone() == (True,), within_s=20)
 
 
 def test_a_reading_that_only_takes_long_goes_on(database: Endpoint) -> None:

@@ -6,8 +6,7 @@ import site
 import socket
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,6 +24,8 @@ from backup_pipeline.wal.agent import Agent, AgentConfig
 from backup_pipeline.wal.archive import WalArchive
 from backup_pipeline.wal.identity import System, claim
 from backup_pipeline.wal.status import ask_agent
+from backup_pipeline_tests.background import meanwhile
+from backup_pipeline_tests.waiting import wait_until
 from backup_pipeline_tests.wal.segments import SEGMENT_BYTES, SYSTEM
 
 CLIENT = str(Path(client.__file__).absolute())
@@ -127,7 +128,7 @@ class WalBox:
             assert child.poll() is None, (self.folder / "agent.log").read_text()
             return ask_agent(self.cluster).answers
 
-        wait_for(answers)
+        wait_until(answers)
 
     def listens(self) -> bool:
         """Whether somebody takes connections at the socket: its file is there a moment earlier."""
@@ -143,16 +144,8 @@ class WalBox:
         """An agent that is a thread of ours."""
         archive = archive or WalArchive(self.store, "main")
         served = Agent(AgentConfig(self.socket, "main", push_timeout_s, "1.2"), archive, log=self.said.append)
-        stop = threading.Event()
-        thread = threading.Thread(target=served.serve, args=(stop,))
-        thread.start()
-        try:
-            wait_for(self.listens)
+        with meanwhile(served.serve, begun=self.listens, ends_within_s=30.0):
             yield served
-        finally:
-            stop.set()
-            thread.join(30)
-            assert not thread.is_alive()
 
 
 def python_for(identity: Identity | None, folder: Path) -> str:
@@ -174,14 +167,3 @@ def python_for(identity: Identity | None, folder: Path) -> str:
     places = [str(Path(CLIENT).parents[2]), *site.getsitepackages()]
     (packages / "ours.pth").write_text("\n".join(places))
     return str(folder / "python" / "bin" / "python")
-
-
-def wait_for(reached: Callable[[], bool], *, timeout_s: float = 80.0) -> None:
-    """Wait until it is so; fail when it does not become so. After three failures PostgreSQL's archiver sleeps
-    for a minute.
-    """
-    pause = threading.Event()
-    deadline = datetime.now(UTC).timestamp() + timeout_s
-    while not reached():
-        assert datetime.now(UTC).timestamp() < deadline, "waited in vain"
-        pause.wait(0.01)

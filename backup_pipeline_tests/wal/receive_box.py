@@ -6,6 +6,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -30,7 +31,9 @@ from backup_pipeline.wal.identity import System, claim, read_system_identifier
 from backup_pipeline.wal.listing import read_archive
 from backup_pipeline.wal.receive import ReceiveOptions, Receiver
 from backup_pipeline_tests.actions.box import Said, ask, execute, now
-from backup_pipeline_tests.wal.box import WalBox, wait_for
+from backup_pipeline_tests.background import meanwhile
+from backup_pipeline_tests.waiting import wait_until
+from backup_pipeline_tests.wal.box import WalBox
 
 SLOT = "backup_pipeline_main"
 SEGMENT_BYTES = 16 * 1024 * 1024
@@ -96,24 +99,13 @@ class ReceiveBox:
             now,
             self.said.append,
         )
-        stop, problems, before = threading.Event(), [], len(self.said)
+        before = len(self.said)
 
-        def run() -> None:
-            try:
-                receiver.run(stop)
-            except BaseException as error:
-                problems.append(error)
+        def receives() -> bool:
+            return any("receiving" in line for line in self.said[before:])
 
-        thread = threading.Thread(target=run)
-        thread.start()
-        try:
-            wait_for(lambda: bool(problems) or any("receiving" in line for line in self.said[before:]))
+        with meanwhile(receiver.run, begun=receives) as stop:
             yield stop
-        finally:
-            stop.set()
-            thread.join(90)
-        assert not problems, problems
-        assert not thread.is_alive()
 
     def execute(self, *statements: str) -> None:
         """Let the superuser do something, a transaction each."""
@@ -129,7 +121,7 @@ class ReceiveBox:
 
     def drop_slot(self) -> None:
         """Once the server has let go of it: its sender outlives a receiver by a moment."""
-        wait_for(lambda: (found := self.slot()) is not None and not found.active)
+        wait_until(lambda: (found := self.slot()) is not None and not found.active)
         self.execute(f"SELECT pg_drop_replication_slot('{SLOT}')")
 
     def confirmed(self) -> Lsn:
@@ -143,7 +135,7 @@ class ReceiveBox:
     def await_archived(self, lsn: Lsn | None = None) -> None:
         """Wait until what was written by now is acknowledged."""
         wanted = lsn or self.position()
-        wait_for(lambda: self.confirmed() >= wanted)
+        wait_until(lambda: self.confirmed() >= wanted)
 
     def write(self, rounds: int = 1) -> None:
         """Make so many segments, each with rows in it."""
@@ -154,30 +146,18 @@ class ReceiveBox:
                 "SELECT pg_switch_wal()",
             )
 
-    @contextlib.contextmanager
-    def load(self) -> Iterator[None]:
+    def load(self) -> AbstractContextManager[object]:
         """Somebody writes meanwhile, all the time."""
-        ended, problems = threading.Event(), []
 
-        def write() -> None:
-            try:
-                with contextlib.closing(connect(self.cluster.endpoint())) as session:
-                    session.execute("CREATE TABLE IF NOT EXISTS public.noise (i int, text text)")
-                    while not ended.wait(0.01):
-                        session.execute(
-                            "INSERT INTO public.noise SELECT i, md5(i::text) FROM generate_series(1, 5000) i"
-                        )
-            except BaseException as error:
-                problems.append(error)
+        def write(ended: threading.Event) -> None:
+            with contextlib.closing(connect(self.cluster.endpoint())) as session:
+                session.execute("CREATE TABLE IF NOT EXISTS public.noise (i int, text text)")
+                while not ended.wait(0.01):
+                    session.execute(
+                        "INSERT INTO public.noise SELECT i, md5(i::text) FROM generate_series(1, 5000) i"
+                    )
 
-        thread = threading.Thread(target=write)
-        thread.start()
-        try:
-            yield
-        finally:
-            ended.set()
-            thread.join()
-        assert not problems, problems
+        return meanwhile(write)
 
     def fetch(self, name: str) -> tuple[Fetched, bytes]:
         """A segment as a recovery gets it."""

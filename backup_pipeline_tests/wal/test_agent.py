@@ -26,7 +26,8 @@ from backup_pipeline.wal.archive import Pushed, WalArchive
 from backup_pipeline.wal.listing import read_archive
 from backup_pipeline.wal.protocol import Answer, Request, answer_line, read_answer, read_request, request_line
 from backup_pipeline.wal.status import ask_agent
-from backup_pipeline_tests.wal.box import CLIENT, WalBox, begin, wait_for
+from backup_pipeline_tests.waiting import wait_until
+from backup_pipeline_tests.wal.box import CLIENT, WalBox, begin
 from backup_pipeline_tests.wal.segments import SYSTEM, DataDirectory
 
 
@@ -123,7 +124,7 @@ def test_a_segment_is_archived_and_the_next_ones_with_it(box: WalBox, data: Data
     with box.agent(held) as agent:
         held.go.set()
         assert box.push(paths[0]).returncode == 0
-        wait_for(lambda: len(held.pushed) == 1 + AHEAD)
+        wait_until(lambda: len(held.pushed) == 1 + AHEAD)
         (data.ready / f"{paths[0].name}.ready").unlink()
         for path in paths[1:]:
             assert box.push(path) == process.Completed(0, "", "")
@@ -141,7 +142,7 @@ def test_a_result_is_not_believed_of_another_file(box: WalBox, data: DataDirecto
     with box.agent(held) as agent:
         assert box.push(first).returncode == 0
         (data.ready / f"{first.name}.ready").unlink()
-        wait_for(lambda: agent.pusher.done == 2)
+        wait_until(lambda: agent.pusher.done == 2)
         data.segment(4, seed=1)
         refused = box.push(second)
     assert refused.returncode == 1
@@ -155,11 +156,11 @@ def test_what_failed_ahead_is_tried_again_when_it_is_asked_for(box: WalBox, data
     held.failing = True
     with box.agent(held) as agent:
         asking = process.start(Command(box.client_argv(str(first))), stderr=subprocess.PIPE)
-        wait_for(lambda: len(held.pushed) == 2)
+        wait_until(lambda: len(held.pushed) == 2)
         held.go.set()
         assert b"the store is away" in asking.communicate(timeout=30)[1]
         assert asking.returncode == 1
-        wait_for(lambda: agent.pusher.failed == 2)
+        wait_until(lambda: agent.pusher.failed == 2)
         assert box.push(first).returncode == 1
         assert held.pushed == [first.name, second.name, first.name]  # no look ahead while it fails
         held.failing = False
@@ -172,7 +173,7 @@ def test_two_clients_of_one_file_share_one_push(box: WalBox, data: DataDirectory
     with box.agent(held):
         argv = box.client_argv(str(path))
         clients = [process.start(Command(argv), stderr=subprocess.PIPE) for _ in range(2)]
-        wait_for(lambda: len(held.pushed) >= 1)
+        wait_until(lambda: len(held.pushed) >= 1)
         held.go.set()
         for each in clients:
             each.communicate(timeout=30)
@@ -215,7 +216,7 @@ def test_a_client_that_is_killed_leaves_the_push_to_the_next(box: WalBox, data: 
     path, held = data.segment(3), Held(box)
     with box.agent(held):
         killed = process.start(Command(box.client_argv(str(path))))
-        wait_for(lambda: held.pushed == [path.name])
+        wait_until(lambda: held.pushed == [path.name])
         killed.kill()
         killed.wait()
         held.go.set()
@@ -230,12 +231,12 @@ def test_an_agent_that_stops_finishes_what_it_began_and_leaves_the_rest(
     held = Held(box)
 
     def go_when_it_stops() -> None:
-        wait_for(lambda: not box.socket.exists())
+        wait_until(lambda: not box.socket.exists())
         held.go.set()
 
     with box.agent(held):
         asking = process.start(Command(box.client_argv(str(paths[0]))))
-        wait_for(lambda: len(held.pushed) == 2)
+        wait_until(lambda: len(held.pushed) == 2)
         going = threading.Thread(target=go_when_it_stops)
         going.start()
     going.join()
@@ -250,7 +251,7 @@ def test_an_agent_tells_how_it_is(box: WalBox) -> None:
     with box.agent():
         told = dict(ask_agent(box.cluster).told)
         assert (told["program"], told["pid"], told["archived"]) == ("1.2", str(os.getpid()), "0")
-        wait_for(lambda: f"the archive of main takes WAL of PostgreSQL system {SYSTEM}" in box.said)
+        wait_until(lambda: f"the archive of main takes WAL of PostgreSQL system {SYSTEM}" in box.said)
 
 
 def test_without_an_archive_neither_the_agent_nor_the_full_program_acknowledges(
@@ -261,7 +262,7 @@ def test_without_an_archive_neither_the_agent_nor_the_full_program_acknowledges(
     (tmp_path / "store").mkdir()
     path = data.segment(3)
     with box.agent():
-        wait_for(lambda: any("takes WAL of nobody: it has not begun" in line for line in box.said))
+        wait_until(lambda: any("takes WAL of nobody: it has not begun" in line for line in box.said))
         by_agent = box.push(path)
     by_itself = box.push(path)
     assert (by_agent.returncode, by_itself.returncode) == (1, 5)
@@ -274,7 +275,7 @@ def test_an_agent_says_at_once_that_the_store_is_away(box: WalBox, tmp_path: Pat
     archive = WalArchive(box.store, "main")
     shutil.rmtree(tmp_path / "store")
     with box.agent(archive):
-        wait_for(lambda: any("cannot be used: the store's folder" in line for line in box.said))
+        wait_until(lambda: any("cannot be used: the store's folder" in line for line in box.said))
 
 
 # Who may come in

@@ -20,7 +20,8 @@ from backup_pipeline.wal.fetch import fetch
 from backup_pipeline.wal.listing import read_archive
 from backup_pipeline_tests.servers.s3 import S3Server
 from backup_pipeline_tests.storage.peers import Fault, Request, proxy, refusing, silent
-from backup_pipeline_tests.wal.box import WalBox, begin, wait_for
+from backup_pipeline_tests.waiting import wait_until
+from backup_pipeline_tests.wal.box import WalBox, begin
 from backup_pipeline_tests.wal.segments import DataDirectory, segment
 
 TIMEOUT_S = 2.0
@@ -73,7 +74,7 @@ def test_an_agent_killed_at_any_request_loses_nothing(
         box = WalBox(tmp_path, place_at(rclone, endpoint, prefix))
         path = data.segment(3)
         with box.agent_process() as agent:
-            wait_for(lambda: "takes WAL of" in (tmp_path / "agent.log").read_text())
+            wait_until(lambda: "takes WAL of" in (tmp_path / "agent.log").read_text())
             victim[0] = agent.pid
             done = box.push(path)
             assert done.returncode == 0, done.stderr

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from backup_pipeline_tests.servers import postgres as servers
-from backup_pipeline_tests.wal.box import wait_for
+from backup_pipeline_tests.waiting import wait_until
 from backup_pipeline_tests.wal.receive_box import SEGMENT_BYTES, ReceiveBox, a_receive_box
 
 SEGMENTS = 2  # so many have to be whole, or the load came to nothing
@@ -32,11 +32,11 @@ def _kill_and_compare(server: ReceiveBox, kills: int) -> None:
         for _ in range(kills):
             with server.receiving() as child:
                 seen = server.confirmed()
-                wait_for(lambda seen=seen: server.confirmed() > seen)  # type: ignore[misc]
-                wait_for(lambda: pauses.random() < 0.02)
+                wait_until(lambda seen=seen: server.confirmed() > seen)  # type: ignore[misc]
+                wait_until(lambda: pauses.random() < 0.02)
                 server.kill(child)
             server.assert_acknowledged_is_there()
-        wait_for(lambda: server.position().value // SEGMENT_BYTES > SEGMENTS + 1)
+        wait_until(lambda: server.position().value // SEGMENT_BYTES > SEGMENTS + 1)
     end = server.position()
     with server.receiving() as child:
         server.await_archived(end)

@@ -26,7 +26,7 @@ from backup_pipeline_tests.actions.box import ask, execute, now
 from backup_pipeline_tests.actions.cluster_box import give
 from backup_pipeline_tests.servers import postgres as servers
 from backup_pipeline_tests.storage.effects import Died
-from backup_pipeline_tests.wal.box import wait_for
+from backup_pipeline_tests.waiting import wait_until
 from backup_pipeline_tests.wal.receive_box import SEGMENT_BYTES, SLOT, ReceiveBox, a_receive_box
 
 
@@ -90,7 +90,7 @@ def test_a_server_that_falls_silent_is_left_and_found_again(server: ReceiveBox) 
         before = len(server.said)
         os.kill(pid, signal.SIGSTOP)
         try:
-            wait_for(lambda: any("somebody else" in line for line in server.said[before:]))
+            wait_until(lambda: any("somebody else" in line for line in server.said[before:]))
         finally:
             os.kill(pid, signal.SIGCONT)
         server.write()
@@ -104,10 +104,10 @@ def test_a_store_that_is_away_stops_the_reading_and_no_segment_is_acknowledged(s
         server.await_archived()
         store.is_away, before = True, server.confirmed()
         server.write(AHEAD + 3)
-        wait_for(lambda: any("is behind" in line for line in server.said))
+        wait_until(lambda: any("is behind" in line for line in server.said))
         read = "SELECT write_lsn::text FROM pg_stat_replication"
         there = before.value + (AHEAD - 1) * SEGMENT_BYTES
-        wait_for(lambda: Lsn.parse(str(server.ask(read))).value > there)  # it was told how far we are
+        wait_until(lambda: Lsn.parse(str(server.ask(read))).value > there)  # it was told how far we are
         assert Lsn.parse(str(server.ask(read))).value - before.value <= (AHEAD + 1) * SEGMENT_BYTES
         assert server.confirmed() == before
         store.is_away = False
@@ -155,11 +155,11 @@ def test_the_last_that_was_heard_of_a_server_that_dies_is_archived() -> None:
         with server.receiver(ship_every_s=3600.0):
             server.execute("CREATE TABLE public.t (i int)")
             end, read = server.position(), "SELECT write_lsn::text FROM pg_stat_replication"
-            wait_for(lambda: Lsn.parse(str(server.ask(read) or "0/0")) >= end)  # told every few seconds
+            wait_until(lambda: Lsn.parse(str(server.ask(read) or "0/0")) >= end)  # told every few seconds
             assert server.listing().partials == ()
             server.cluster.relaxed = True  # stopped at once: nobody is asked
             server.cluster.stop()
-            wait_for(lambda: server.listing().partials != ())
+            wait_until(lambda: server.listing().partials != ())
         number = end.value // SEGMENT_BYTES
         found, plain = server.fetch(f"0000000100000000{number:08X}")
         assert found.partial
@@ -229,7 +229,7 @@ def test_a_receiver_that_is_killed_once_it_made_its_slot_hides_no_hole(
         with server.receiver():
             server.write(4)
             server.await_archived()
-            wait_for(lambda: not new_slot.is_new(server.store, "main", SLOT))
+            wait_until(lambda: not new_slot.is_new(server.store, "main", SLOT))
         name = server.listing().segments[1][-2].segment.name(SEGMENT_BYTES)
         assert not server.store.delete([info.key for info in server.store.list("") if name in info.key])
         server.drop_slot()
@@ -249,7 +249,7 @@ def test_a_receiver_that_is_killed_once_it_made_its_slot_hides_no_hole(
         assert server.slot() is not None
         with server.receiver():
             server.await_archived()
-            wait_for(lambda: not new_slot.is_new(server.store, "main", SLOT))
+            wait_until(lambda: not new_slot.is_new(server.store, "main", SLOT))
         assert server.listing().gaps() == ()
 
 
@@ -264,7 +264,7 @@ def test_a_slot_that_was_idle_for_too_long_is_to_be_dropped_and_is_no_gap() -> N
             server.execute("CHECKPOINT")
             return server.ask(reason) == "idle_timeout"
 
-        wait_for(is_invalidated)
+        wait_until(is_invalidated)
         refused = server.command("wal", "receive", "main")
         assert "pg_drop_replication_slot" in refused.stderr
         assert "gap" not in refused.stderr
@@ -321,17 +321,17 @@ def test_a_standby_that_is_promoted_is_followed_to_its_timeline() -> None:
         try:
             with server.receiver(endpoint=standby.endpoint()):
                 server.write()
-                wait_for(lambda: bool(server.listing().segments))
+                wait_until(lambda: bool(server.listing().segments))
                 execute(server.cluster.endpoint(), "INSERT INTO public.load VALUES (1, 'the last')")
                 wanted = server.position()
                 replayed = f"SELECT pg_last_wal_replay_lsn() >= '{wanted}'"
-                wait_for(lambda: bool(ask(standby.endpoint(), replayed)))
+                wait_until(lambda: bool(ask(standby.endpoint(), replayed)))
                 execute(standby.endpoint(), "SELECT pg_promote()")
                 server.cluster.stop()
                 execute(standby.endpoint(), "INSERT INTO public.load VALUES (2, 'behind it')")
                 with contextlib.closing(connect(standby.endpoint())) as session:
                     session.execute("SELECT pg_switch_wal()")
-                wait_for(lambda: bool(server.listing().numbers(2)))
+                wait_until(lambda: bool(server.listing().numbers(2)))
             listing = server.listing()
             assert listing.timelines == (1, 2)
             assert listing.histories[2].ancestors[0].timeline == 1

@@ -17,9 +17,10 @@ from backup_pipeline.domain.recovery_target import RecoveryTarget, TargetKind, p
 from backup_pipeline.engines.postgres.server import connect
 from backup_pipeline_tests.actions.box import Said, ask, now
 from backup_pipeline_tests.actions.recovery_box import started
+from backup_pipeline_tests.background import meanwhile
 from backup_pipeline_tests.servers import postgres as servers
 from backup_pipeline_tests.servers.s3 import S3Server
-from backup_pipeline_tests.wal.box import wait_for
+from backup_pipeline_tests.waiting import wait_until
 from backup_pipeline_tests.wal.receive_box import ReceiveBox, a_receive_box
 
 WITHIN_S = 3.0  # ship_every is 0.2 s here; the rest is for a machine that others use too
@@ -50,9 +51,8 @@ def recovered(server: ReceiveBox, target: RecoveryTarget, name: str) -> list[int
 def test_what_was_committed_seconds_before_the_end_is_recovered(server: ReceiveBox) -> None:
     committed: list[float] = []
     server.execute("CREATE TABLE public.ledger (number int PRIMARY KEY, filler text)")
-    ended = threading.Event()
 
-    def write() -> None:
+    def write(ended: threading.Event) -> None:
         query = (
             "INSERT INTO public.ledger SELECT %s, string_agg(md5(i::text), '') FROM generate_series(1, 9) i"
         )
@@ -64,19 +64,16 @@ def test_what_was_committed_seconds_before_the_end_is_recovered(server: ReceiveB
                 session.execute(query, [len(committed) + 1])
                 committed.append(time.monotonic())
 
-    writer = threading.Thread(target=write)
     with server.receiving() as child:
         server.await_archived()
         server.take()  # with archive_mode off
-        writer.start()
-        wait_for(lambda: len(committed) > 200)
-        wait_for(lambda: bool(committed) and time.monotonic() - committed[0] > 2 * WITHIN_S)
-        pid = int((server.cluster.data / "postmaster.pid").read_text().split()[0])
-        for each in server_processes(pid):
-            kill(each)
-        gone_at = time.monotonic()
-        ended.set()
-        writer.join()
+        with meanwhile(write):
+            wait_until(lambda: len(committed) > 200)
+            wait_until(lambda: bool(committed) and time.monotonic() - committed[0] > 2 * WITHIN_S)
+            pid = int((server.cluster.data / "postmaster.pid").read_text().split()[0])
+            for each in server_processes(pid):
+                kill(each)
+            gone_at = time.monotonic()
         server.kill(child)
     shutil.rmtree(server.cluster.data)
     listing = server.listing()

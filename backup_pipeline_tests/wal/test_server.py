@@ -24,7 +24,7 @@ from backup_pipeline.engines.postgres.server import connect
 from backup_pipeline.errors import Refused
 from backup_pipeline.process import Command, Completed
 from backup_pipeline.wal.fetch import fetch
-from backup_pipeline.wal.identity import read_identity
+from backup_pipeline.wal.identity import System, claim, read_identity
 from backup_pipeline.wal.listing import read_archive
 from backup_pipeline.wal.setup import (
     archive_command,
@@ -34,7 +34,9 @@ from backup_pipeline.wal.setup import (
     refuse_unseen,
 )
 from backup_pipeline_tests.servers import postgres as servers
-from backup_pipeline_tests.wal.box import WalBox, python_for, wait_for
+from backup_pipeline_tests.waiting import wait_until
+from backup_pipeline_tests.wal.archives import AT
+from backup_pipeline_tests.wal.box import WalBox, python_for
 
 
 @dataclass
@@ -122,15 +124,15 @@ def test_all_wal_is_archived_while_the_agent_comes_and_goes(archiving: Archiving
     with box.agent_process() as agent:
         writer = threading.Thread(target=write, args=(archiving, 8))
         writer.start()
-        wait_for(lambda: len(segments_of(data)) >= 3)
+        wait_until(lambda: len(segments_of(data)) >= 3)
         agent.send_signal(signal.SIGKILL)
         agent.wait()
         seen = len(segments_of(data))
-        wait_for(lambda: len(segments_of(data)) > seen)  # by the full program
+        wait_until(lambda: len(segments_of(data)) > seen)  # by the full program
     with box.agent_process() as again:
         writer.join()
         write(archiving, 2)
-        wait_for(lambda: not waiting(data))
+        wait_until(lambda: not waiting(data))
         status = archiving.command("wal", "status", "main", "--json")
         again.terminate()
         assert again.wait(30) == 0
@@ -174,13 +176,13 @@ def test_setup_shows_sets_and_refuses(archiving: Archiving) -> None:
     assert "# the server of main is set up" in again.stdout
 
     archiving.execute("ALTER SYSTEM SET archive_command = 'cp %p /elsewhere/%f'", "SELECT pg_reload_conf()")
-    wait_for(lambda: "cp" in archiving.command("wal", "setup", "main").stderr)
+    wait_until(lambda: "cp" in archiving.command("wal", "setup", "main").stderr)
     foreign = archiving.command("wal", "setup", "main", "--apply")
     assert (foreign.returncode, "cp %p /elsewhere/%f" in foreign.stderr) == (6, True)
     replaced = archiving.command("wal", "setup", "main", "--apply", "--replace-command")
     assert replaced.returncode == 0
     with contextlib.closing(connect(archiving.cluster.endpoint())) as session:
-        wait_for(lambda: is_ours(read_archiving(session).settings["archive_command"]))
+        wait_until(lambda: is_ours(read_archiving(session).settings["archive_command"]))
 
 
 @pytest.fixture(scope="module")
@@ -192,9 +194,6 @@ def one() -> Iterator[Archiving]:
 
 def test_setup_hands_the_archive_over_only_when_told(one: Archiving) -> None:
     """Of a cluster that was made anew: its archive belongs to the one before."""
-    from backup_pipeline.wal.identity import System, claim
-    from backup_pipeline_tests.wal.test_archive import AT
-
     store = one.box.store
     claim(store, "main", System("7000000000000000001", 16 * 1024 * 1024), at=AT)
     if one.box.identity is not None:
@@ -219,7 +218,7 @@ def test_a_failure_is_counted_and_shown(one: Archiving) -> None:
         with contextlib.closing(connect(one.cluster.endpoint())) as session:
             return read_archiver(session).failed
 
-    wait_for(lambda: failures() > 0)
+    wait_until(lambda: failures() > 0)
     status = one.command("wal", "status", "main")
     assert status.returncode == 5
     assert "the archiver fails at 0000000100000000" in status.stdout
