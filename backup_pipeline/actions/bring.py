@@ -17,8 +17,9 @@ from backup_pipeline.actions.report import Report
 from backup_pipeline.actions.unpack import require_space, space_wanted, unpack
 from backup_pipeline.domain.backup import BackupId
 from backup_pipeline.domain.base_chain import Chain
-from backup_pipeline.domain.recovery_route import Route, find_route
+from backup_pipeline.domain.recovery_route import find_route
 from backup_pipeline.domain.recovery_target import RecoveryTarget
+from backup_pipeline.domain.replayable_wal import Route
 from backup_pipeline.engines.postgres import combine
 from backup_pipeline.engines.postgres.cluster import LocalCluster
 from backup_pipeline.engines.postgres.unpack import Places

@@ -24,7 +24,7 @@ from backup_pipeline.domain.cluster_retention import (
 )
 from backup_pipeline.domain.drill import KEPT_FOR, outdated
 from backup_pipeline.domain.layout import catalog_key, parse_wal_key, wal_system_prefix
-from backup_pipeline.domain.recovery_route import archive_of
+from backup_pipeline.domain.replayable_wal import archive_of
 from backup_pipeline.domain.retention import ORPHAN_AGE
 from backup_pipeline.domain.wal import WalKind, WalSegment
 from backup_pipeline.domain.wal_archive import ArchiveListing

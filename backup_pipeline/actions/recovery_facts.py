@@ -17,17 +17,9 @@ from backup_pipeline.domain.backup import BackupId, Verdict
 from backup_pipeline.domain.base_backup import BaseBackup, BaseManifest
 from backup_pipeline.domain.base_chain import Chain, by_id, chain_of
 from backup_pipeline.domain.layout import wal_key
-from backup_pipeline.domain.recovery_route import (
-    Archive,
-    BasePoint,
-    Ending,
-    Route,
-    archive_of,
-    begins_before,
-    reaching,
-    without,
-)
+from backup_pipeline.domain.recovery_route import Ending, begins_before
 from backup_pipeline.domain.recovery_target import RecoveryTarget
+from backup_pipeline.domain.replayable_wal import Archive, BasePoint, Route, archive_of, reaching, without
 from backup_pipeline.domain.wal import Lsn, WalSegment, parse_wal_name
 from backup_pipeline.domain.wal_archive import ArchiveListing
 from backup_pipeline.engines.postgres.server import connect, server_errors

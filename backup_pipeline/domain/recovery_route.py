@@ -15,27 +15,10 @@ from backup_pipeline.domain.replayable_wal import (
     Archive,
     BasePoint,
     Route,
-    archive_of,
-    reaching,
     routes,
-    without,
 )
 from backup_pipeline.domain.wal import WalSegment
 from backup_pipeline.errors import Refused
-
-__all__ = [
-    "Archive",
-    "BasePoint",
-    "Ending",
-    "Judgement",
-    "Route",
-    "archive_of",
-    "begins_before",
-    "find_route",
-    "judge",
-    "reaching",
-    "without",
-]
 
 
 @dataclass(frozen=True)
