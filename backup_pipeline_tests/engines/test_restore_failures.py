@@ -123,7 +123,8 @@ def test_a_load_that_goes_nowhere_is_ended(
     assert not own_tool(os.getpid())
 
 
-def test_a_slow_index_is_no_stall(admin: Endpoint, tools: Tools, tmp_path: Path, database: Endpoint) -> None:
+def index_slowly(database: Endpoint) -> None:
+    """An index of four rows, which a restore builds in almost five seconds."""
     execute(
         database,
         "CREATE FUNCTION public.wait(i int) RETURNS int LANGUAGE plpgsql IMMUTABLE AS $$ BEGIN"
@@ -132,6 +133,10 @@ def test_a_slow_index_is_no_stall(admin: Endpoint, tools: Tools, tmp_path: Path,
         "CREATE TABLE public.t AS SELECT i FROM pg_catalog.generate_series(1, 4) i",
         "CREATE INDEX ON public.t (public.wait(i))",
     )
+
+
+def test_a_slow_index_is_no_stall(admin: Endpoint, tools: Tools, tmp_path: Path, database: Endpoint) -> None:
+    index_slowly(database)
     archive, began = dump(database, tmp_path / "dump", tools), time.monotonic()
     with restore.temporary_database(admin, "target", plain(database)) as name:
         load(admin, name, archive, tools=tools, limits=LoadLimits(stall_s=4))
@@ -141,14 +146,7 @@ def test_a_slow_index_is_no_stall(admin: Endpoint, tools: Tools, tmp_path: Path,
 def test_a_size_that_cannot_be_measured_ends_no_load_that_is_at_work(
     admin: Endpoint, tools: Tools, tmp_path: Path, database: Endpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    execute(
-        database,
-        "CREATE FUNCTION public.wait(i int) RETURNS int LANGUAGE plpgsql IMMUTABLE AS $$ BEGIN"
-        " IF pg_catalog.current_setting('application_name') LIKE '%restore'"
-        " THEN PERFORM pg_catalog.pg_sleep(1.2); END IF; RETURN i; END $$",
-        "CREATE TABLE public.t AS SELECT i FROM pg_catalog.generate_series(1, 4) i",
-        "CREATE INDEX ON public.t (public.wait(i))",
-    )
+    index_slowly(database)
     archive = dump(database, tmp_path / "dump", tools)
     run = psycopg.Connection.execute
 
