@@ -21,12 +21,16 @@ CHUNK_BYTES = 1024 * 1024
 _WORKERS = 1
 
 
-def compressor(*, workers: int = 0) -> ZstdCompressor:
-    """For one frame, with a checksum; with `workers`, threads of the library compress while ours goes on."""
+def compressor(*, workers: int = 0, hash_log: int = 0) -> ZstdCompressor:
+    """For one frame, with a checksum; with `workers`, threads of the library compress while ours goes on.
+
+    `hash_log` is of the table of what was seen before, 0 for the level's own (14).
+    """
     parameters: dict[int, int] = {
         CompressionParameter.compression_level: LEVEL,
         CompressionParameter.nb_workers: workers,
         CompressionParameter.checksum_flag: 1,
+        CompressionParameter.hash_log: hash_log,
     }
     return ZstdCompressor(options=parameters)
 

@@ -38,7 +38,7 @@ from backup_pipeline.engines.postgres import base_backup as engine
 from backup_pipeline.engines.postgres.dump import Hashing
 from backup_pipeline.engines.postgres.server import connect, server_errors
 from backup_pipeline.engines.postgres.source_cluster import server_clock
-from backup_pipeline.errors import BackupNotFound, Corrupt, ObjectNotFound, ServerError
+from backup_pipeline.errors import BackupNotFound, Corrupt, ObjectNotFound, Refused, ServerError
 from backup_pipeline.storage import base_backups, leases
 from backup_pipeline.storage.waiting import forget_waiting, keep_waiting
 from backup_pipeline.units import show_bytes, show_seconds
@@ -63,6 +63,7 @@ def take(
     fast: bool | None = None,
     incremental: bool = False,
     parent: BackupId | None = None,
+    refuse: Callable[[], None] = lambda: None,
 ) -> BaseBackup:
     """One base backup, published. `fast` is as configured when None.
 
@@ -70,14 +71,15 @@ def take(
     or the server does not know what has changed since, a whole one is taken, and says so: the next can
     build on that. With `parent` nothing else will do.
 
-    Earlier ones that waited for their WAL are listed afterwards, where it came, also when this one fails.
-    Raises ConfigError, ServerError, StoreError, Refused; what was stored is taken away again, unless only its
-    WAL is late.
+    `refuse` is asked last, before it is listed or left to wait for its WAL; where it raises Refused, what was
+    stored is taken away. Earlier ones that waited for their WAL are listed afterwards, where it came, also
+    when this one fails. Raises ConfigError, ServerError, StoreError, Refused; what was stored is taken away
+    again, unless only its WAL is late.
     """
     try:
         ready = preflight(cluster, report=report)
         wanted = cluster.config.checkpoint == "fast" if fast is None else fast
-        taking = _Taking(cluster, ready, clock, report, fast=wanted)
+        taking = _Taking(cluster, ready, clock, report, fast=wanted, refuse=refuse)
         return _incremental(taking, parent) if incremental or parent is not None else taking.run()
     finally:
         finish_waiting(cluster, clock=clock, report=report)
@@ -122,6 +124,7 @@ class _Taking:
     fast: bool
     against: Against | None = None
     instead: str = ""  # why it is a whole one
+    refuse: Callable[[], None] = lambda: None
     objects: list[ObjectDigest] = field(default_factory=list)
     prefix: str = ""
     tell: Callable[[int, int], None] = lambda *_: None
@@ -158,7 +161,10 @@ class _Taking:
                         base_backups.refuse_broken(store, manifest)
                     keep_waiting(store, manifest)
                 self.report.say(f"waiting for the WAL up to {manifest.end}")
-                await_wal(self.cluster, manifest, history, timeout_s=stall_s, report=self.report)
+                try:
+                    await_wal(self.cluster, manifest, history, timeout_s=stall_s, report=self.report)
+                finally:
+                    self._refuse()
                 lease.check()
                 if self.against:
                     self.against.check()
@@ -169,6 +175,13 @@ class _Taking:
         for note in manifest.notes:
             self.report.say(f"warning: {note}")
         return published
+
+    def _refuse(self) -> None:
+        try:
+            self.refuse()
+        except Refused:
+            with taken_away_on_failure(self.cluster.store, self.prefix, self.report):
+                raise
 
     def _upload(self, backup: engine.BaseBackup) -> None:
         self.tell = timed(self.report, "base backup")

@@ -8,6 +8,7 @@ until the first base backup on the new timeline is there.
 import contextlib
 import os
 import shlex
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from psycopg.conninfo import make_conninfo
 
 from backup_pipeline.actions import base_backup
 from backup_pipeline.actions.promotion_checks import (
+    TwinPromoted,
     major_of,
     owner_of,
     read_record,
@@ -159,13 +161,20 @@ def carry_out(cluster: ProtectedCluster, planned: Plan, *, clock: Clock, report:
     try:
         local = at_its_own_address(cluster, address)
         _check_server(local, record, data)
-        backup = _taken(cluster, record) or _back_up(local, clock, report)
+
+        def refuse_twin() -> None:
+            listing = read_archive(cluster.store, cluster.name)
+            refuse_taken(listing, record, data, has_archived=True)
+
+        # A twin may archive since the plan: what waits for WAL sees only that a name is there.
+        refuse_twin()
+        backup = _taken(cluster, record) or _back_up(local, clock, report, refuse=refuse_twin)
+    except TwinPromoted:
+        raise
     except BackupError as error:
         error.detail["meanwhile"] = f"the server of {data} runs, {_shown(address)}; nothing has to be undone"
         error.detail["to go on"] = f"run this again: {_again(request, cluster.name)}"
         raise
-    # Since the plan a twin may have begun to archive: what waits for WAL sees only that a name is there.
-    refuse_taken(read_archive(cluster.store, cluster.name), record, data, has_archived=True)
     os.replace(data / RECORD_NAME, data / PROMOTED_NAME)
     return Result(backup, address, _result_lines(cluster, planned, backup, address))
 
@@ -244,9 +253,11 @@ def _taken(cluster: ProtectedCluster, record: RecoveredRecord) -> BackupId | Non
     return None
 
 
-def _back_up(local: ProtectedCluster, clock: Clock, report: Report) -> BackupId:
+def _back_up(
+    local: ProtectedCluster, clock: Clock, report: Report, *, refuse: Callable[[], None]
+) -> BackupId:
     report.say("taking the first base backup of the new production")
-    return base_backup.take(local, clock=clock, report=report, fast=True).id
+    return base_backup.take(local, clock=clock, report=report, fast=True, refuse=refuse).id
 
 
 def _again(request: PromoteRequest, cluster: str) -> str:

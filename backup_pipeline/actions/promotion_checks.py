@@ -23,8 +23,11 @@ from backup_pipeline.domain.recovered import (
 )
 from backup_pipeline.domain.recovery_target import show_moment
 from backup_pipeline.domain.wal_archive import ArchivedSegment, ArchiveListing
+from backup_pipeline.engines.postgres import daemon
 from backup_pipeline.engines.postgres.cluster import is_nobodys, server_in
+from backup_pipeline.engines.postgres.endpoint import Endpoint
 from backup_pipeline.engines.postgres.server import connect, server_errors
+from backup_pipeline.engines.postgres.unpack import tablespaces_beside
 from backup_pipeline.errors import ConfigError, ObjectNotFound, Refused, ServerError
 from backup_pipeline.process import Identity
 from backup_pipeline.storage.store import read_all
@@ -36,8 +39,12 @@ QUIET = timedelta(minutes=10)
 
 _GONE = re.compile(
     r'failed: Connection refused|on socket "[^"]*" failed: No such file'
-    r"|could not translate host|failed to resolve host"
+    r"|failed to resolve host .*: \[Errno -[25]\]"  # EAI_NONAME, EAI_NODATA: all else may pass
 )
+
+
+class TwinPromoted(Refused):
+    """Another directory, recovered to the same target, archives already."""
 
 
 def read_record(cluster: ProtectedCluster, data: Path) -> RecoveredRecord:
@@ -95,7 +102,8 @@ def owner_of(data: Path, *, as_nobody: bool) -> Identity | None:
     if os.getuid() != 0 or found.st_uid == 0:
         raise Refused(
             f"{data} belongs to another user, and its server runs as that one",
-            hint=f"Run this as that user; or, as root, first `{_chown(data)}`.",
+            hint="Run this as that user. Or, as root, end its server, where one runs (`kill -INT`, and the "
+            f"first line of postmaster.pid), and then: `{_chown(data)}`.",
         )
     owner = Identity(found.st_uid, found.st_gid)
     if is_nobodys(owner) and not as_nobody:
@@ -109,8 +117,10 @@ def owner_of(data: Path, *, as_nobody: bool) -> Identity | None:
 
 
 def _chown(data: Path) -> str:
+    beside = tablespaces_beside(data)
     links = sorted(path for path in (data / "pg_tblspc").glob("*") if path.is_symlink())
-    return shlex.join(["chown", "-R", "postgres:", str(data), *(str(link.resolve()) for link in links)])
+    places = [beside if beside in link.resolve().parents else link.resolve() for link in links]
+    return shlex.join(["chown", "-R", "postgres:", str(data), *dict.fromkeys(map(str, places))])
 
 
 def system_in_archive(cluster: ProtectedCluster, record: RecoveredRecord, data: Path) -> ArchiveListing:
@@ -141,7 +151,7 @@ def system_in_archive(cluster: ProtectedCluster, record: RecoveredRecord, data: 
 
 
 def refuse_taken(listing: ArchiveListing, record: RecoveredRecord, data: Path, *, has_archived: bool) -> None:
-    """Raise Refused where the timeline's WAL in the archive is not this directory's: its twin was promoted.
+    """Raise TwinPromoted where the timeline's WAL in the archive is not this directory's.
 
     Two recoveries to one target have the same timeline and the same history. What `has_archived`, or may
     have, still has in its pg_wal what it archived last, and a twin all that the archive refused it.
@@ -153,7 +163,7 @@ def refuse_taken(listing: ArchiveListing, record: RecoveredRecord, data: Path, *
         why = f"{other} is another one in {data}"
     else:
         return
-    raise Refused(
+    raise TwinPromoted(
         f"timeline {record.timeline} of {record.cluster} has WAL in the archive already, and {why}: another "
         "directory that was recovered to the same target was promoted",
         hint="Stop the server of this one, if it runs, and recover again: the new directory takes the next "
@@ -182,7 +192,8 @@ def refuse_doubt(
 ) -> list[str]:
     """Why the source may be alive, as warnings where a person said that it is gone.
 
-    Raises Refused where nobody did; ConfigError.
+    What could not be asked from here is a warning in any case. Raises Refused where nobody said so;
+    ConfigError.
     """
     doubts = [*_of_archive(record, listing, at), *_of_server(cluster, record, data)]
     if doubts and not gone:
@@ -192,7 +203,25 @@ def refuse_doubt(
             hint="Two servers in one archive spoil it, and clients write to the wrong one. Stop the old one "
             "for good; then say --source-is-gone.",
         )
-    return doubts
+    return [*doubts, *_looked_here_alone(cluster)]
+
+
+def _looked_here_alone(cluster: ProtectedCluster) -> Iterator[str]:
+    source = cluster.source()
+    if cluster.config.dsn.named and (hosts := _hosts(source)) and all(map(_is_here, hosts)):
+        yield (
+            f"the dsn of {cluster.name} leads to this machine alone ({source.shown}): if the old server was "
+            "elsewhere, see for yourself that it has ended"
+        )
+
+
+def _hosts(source: Endpoint) -> list[str]:
+    """Where its dsn leads; nothing where a service file knows."""
+    return [] if "service" in source.conninfo else source.address[0].split(",")
+
+
+def _is_here(host: str) -> bool:
+    return host in ("", "localhost", "::1") or host.startswith(("/", "@", "127."))
 
 
 def _of_archive(record: RecoveredRecord, listing: ArchiveListing, at: datetime) -> Iterator[str]:
@@ -208,8 +237,8 @@ def _of_server(cluster: ProtectedCluster, record: RecoveredRecord, data: Path) -
     """A server that answers where the source was, and is not this directory's own."""
     if not cluster.config.dsn.named:
         return
+    source = cluster.source()
     try:
-        source = cluster.source()
         with (
             contextlib.closing(connect(source, purpose="promote", statement_timeout_s=10.0)) as session,
             server_errors(source, "cannot ask the server what it is"),
@@ -221,7 +250,7 @@ def _of_server(cluster: ProtectedCluster, record: RecoveredRecord, data: Path) -
                 " FROM pg_catalog.pg_control_system()"
             ).fetchone()
     except ServerError as error:
-        if not _says_gone(error):
+        if not _says_gone(error, _hosts(source)) and not _is_own(source, data):
             yield f"a server could not be asked whether it is the old one: {error.message}"
         return
     ours = (record.system_identifier, f"{record.timeline:08X}")
@@ -231,8 +260,22 @@ def _of_server(cluster: ProtectedCluster, record: RecoveredRecord, data: Path) -
         yield f"a server of its system answers at {source.shown}, on this timeline, and is not that of {data}"
 
 
-def _says_gone(error: ServerError) -> bool:
+def _is_own(source: Endpoint, data: Path) -> bool:
+    """Whether it is this directory's own server that lets nobody in: on this machine, at that port."""
+    address = daemon.address(data)
+    return (
+        address is not None
+        and source.address[1] == str(address.port)
+        and all(map(_is_here, _hosts(source) or ["?"]))
+    )
+
+
+def _says_gone(error: ServerError, hosts: Sequence[str]) -> bool:
     """Whether nobody listens there, at none of the addresses: all else may come from a server that lives."""
     said = str(error.__cause__)
     attempts = said.split("\n- ")[1:] or [said]  # psycopg's list, where there was more than one
-    return all(_GONE.search(each) and "Temporary failure" not in each for each in attempts)
+    # Of several hosts, one whose name does not resolve is neither tried nor told.
+    told = len(hosts) < 2 or all(
+        any(each.startswith(f"host: {host!r},") for each in attempts) for host in hosts
+    )
+    return told and all(_GONE.search(each) for each in attempts)

@@ -27,7 +27,7 @@ from backup_pipeline.domain.layout import catalog_key, parse_wal_key, wal_system
 from backup_pipeline.domain.replayable_wal import archive_of
 from backup_pipeline.domain.retention import ORPHAN_AGE
 from backup_pipeline.domain.wal import WalKind, WalSegment
-from backup_pipeline.domain.wal_archive import ArchiveListing
+from backup_pipeline.domain.wal_archive import ArchiveIdentity, ArchiveListing
 from backup_pipeline.errors import ConfigError, Corrupt
 from backup_pipeline.storage import base_backups, drills, leases
 from backup_pipeline.storage.catalog_delete import Deletion
@@ -75,6 +75,7 @@ class ClusterPrune:
     sweeps: tuple[WalSweep, ...]
     unlisted: tuple[tuple[BackupId, bool], ...] = ()  # objects without a record, and whether they go
     drills: tuple[BackupId, ...] = ()  # whose records go, newest first
+    uncounted: tuple[tuple[str, str], ...] = ()  # WAL of earlier systems that stays, each with why
 
     @property
     def lines(self) -> tuple[str, ...]:
@@ -89,6 +90,7 @@ class ClusterPrune:
                 for backup, goes in self.unlisted
             ),
             *map(str, self.sweeps),
+            *(f"leave {prefix}: {reason}" for prefix, reason in self.uncounted),
             *(
                 f"delete the record of drill {drill}: older than {KEPT_FOR.days} days, and not the newest "
                 "of its verdict"
@@ -115,8 +117,7 @@ def plan(cluster: ProtectedCluster, *, now: datetime) -> ClusterPrune:
     store, name = cluster.store, cluster.name
     # WAL before objects before records before leases: whoever publishes meanwhile is seen as published.
     identity = read_identity(store, name)
-    systems = (identity.system_identifier, *identity.earlier) if identity else ()
-    archives = {system: read_archive(store, name, system_identifier=system) for system in systems}
+    archives, uncounted = _archives(store, identity) if identity else ({}, ())
     unlisted = base_backups.unlisted(store, name)
     listing = base_backups.list_base_backups(store, name, fresh=True)
     claims = leases.live_leases(store, name, now)
@@ -134,7 +135,7 @@ def plan(cluster: ProtectedCluster, *, now: datetime) -> ClusterPrune:
     facts = Facts(
         backups=listing.backups,
         systems={system: _system_wal(each) for system, each in archives.items()},
-        current=systems[0] if systems else "",
+        current=identity.system_identifier if identity else "",
         window=cluster.config.recovery_window,
         now=now,
         leases=[each for each in claims if each.id in listed],
@@ -153,7 +154,23 @@ def plan(cluster: ProtectedCluster, *, now: datetime) -> ClusterPrune:
         ),
         tuple((each, each in dead) for each in loose if each not in lost),
         outdated(drills.drills_before(store, name, now - KEPT_FOR).drills, now=now),
+        uncounted,
     )
+
+
+def _archives(
+    store: Store, identity: ArchiveIdentity
+) -> tuple[dict[str, ArchiveListing], tuple[tuple[str, str], ...]]:
+    """By system, and what lies of earlier ones that cannot be counted: of those nothing goes."""
+    name, current = identity.cluster, identity.system_identifier
+    archives = {current: read_archive(store, name, system_identifier=current)}
+    uncounted = []
+    for system in identity.earlier:
+        try:
+            archives[system] = read_archive(store, name, system_identifier=system)
+        except Corrupt as error:
+            uncounted.append((wal_system_prefix(name, system), error.message))
+    return archives, tuple(uncounted)
 
 
 def _system_wal(archive: ArchiveListing) -> SystemWal:
@@ -202,6 +219,7 @@ def carry_out(
     finish_waiting(cluster, clock=clock, report=Lines(log))
     done, again = ClusterPruned(), plan(cluster, now=clock())
     done.survivors = {each.backup.id for each in again.plan.decisions}
+    _collect(cluster.store, planned, again, done, clock, log)  # else it would speak for its parents
     for backup in planned.plan.delete:
         outcome = _delete(cluster.store, backup, again, done, clock)
         done.note(outcome)
@@ -212,7 +230,6 @@ def carry_out(
             done.deleted.append(backup.id)
             done.survivors.discard(backup.id)
             log(f"deleted {backup.id}, {show_bytes(outcome.freed_bytes)}")
-    _collect(cluster.store, planned, again, done, clock, log)
     _delete_wal(cluster, planned, done, clock, log)
     gone = [each for each in planned.drills if each in again.drills]
     denied = drills.delete(cluster.store, gone)

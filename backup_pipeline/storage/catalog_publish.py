@@ -30,9 +30,10 @@ def publish_record(
     """
     _refuse_missing(store, backup, objects, prefix)
     copy = prefix + COPY_NAMES[Beside.MANIFEST]
-    _put_once(store, copy, data)
+    written = _put_once(store, copy, data)
+    now = leases.written_at(store, copy, at) if written else leases.store_time(store, backup.database)
     # From here on a prune that collects unlisted objects sees the copy; see leases.py.
-    for lease in leases.others(store, backup, now=leases.written_at(store, copy, at)):
+    for lease in leases.others(store, backup, now=now):
         if lease.purpose == leases.PRUNE:
             raise Busy(f"{backup} is being collected by a prune, as objects that nobody published")
     _refuse_missing(store, backup, objects, prefix)
@@ -67,15 +68,17 @@ def _refuse_missing(store: Store, backup: BackupId, objects: Sequence[ObjectDige
         )
 
 
-def _put_once(store: Store, key: str, data: bytes) -> None:
+def _put_once(store: Store, key: str, data: bytes) -> bool:
+    """Whether it was not there yet."""
     before = read_or_none(store, key)
     if before is None:
         try:
             store.put_if_absent(key, data)
-            return
+            return True
         except ObjectExists:  # another's, or our own whose answer was lost
             before = read_or_none(store, key)
     if before != data:
         raise Refused(
             f"{key} holds another manifest", hint="Manifests are never overwritten: take the backup again."
         )
+    return False

@@ -157,11 +157,16 @@ def written_at(store: Store, key: str, now: datetime) -> datetime:
 
 def clock_ahead(store: Store, database: str, *, clock: Callable[[], datetime]) -> timedelta:
     """By how much a clock is ahead of the store's, nothing when it is behind; writes a small object."""
+    there = store_time(store, database)
+    return max(timedelta(), clock() - there)
+
+
+def store_time(store: Store, database: str) -> datetime:
+    """What the store's clock says; writes a small object."""
     key = clock_key(database, secrets.token_hex(8))
     store.put(key, [b"what time is it here?"])
     try:
-        now = clock()
-        return now - written_at(store, key, now)
+        return store.head(key).modified_at
     finally:
         with suppress(StoreError):  # a later prune takes it away
             store.delete([key])

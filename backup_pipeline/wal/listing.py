@@ -16,7 +16,7 @@ from backup_pipeline.domain.wal import (
     read_segment_header,
 )
 from backup_pipeline.domain.wal_archive import ArchiveIdentity, ArchiveListing, ListedWal, list_archive
-from backup_pipeline.errors import BackupNotFound, Corrupt, ObjectNotFound
+from backup_pipeline.errors import BackupNotFound, Corrupt, ObjectArchived, ObjectNotFound
 from backup_pipeline.storage.store import Store
 from backup_pipeline.wal.archive import MAX_TEXT_BYTES
 from backup_pipeline.wal.identity import read_identity
@@ -49,7 +49,7 @@ def read_archive(store: Store, cluster: str, *, system_identifier: str = "") -> 
             try:
                 data = store.read_range(each.key, offset=0, length=MAX_TEXT_BYTES)
                 histories[found.name.timeline] = parse_history(found.name.timeline, data)
-            except (Corrupt, ObjectNotFound) as error:
+            except (Corrupt, ObjectArchived, ObjectNotFound) as error:
                 unreadable.append((each.key, error.message))
     size = _segment_bytes(store, identity, system, objects)
     return list_archive(identity, system, objects, histories, unreadable, segment_bytes=size)

@@ -100,6 +100,24 @@ def test_without_its_wal_it_is_not_listed_and_waits_for_it(box: ClusterBox) -> N
     assert not [info.key for info in box.store.list(base_prefix(waiting)) if "waiting" in info.key]
 
 
+@pytest.mark.parametrize("late", [False, True])
+def test_one_that_is_refused_in_the_end_is_neither_listed_nor_waits(box: ClusterBox, late: bool) -> None:
+    before, shipped = listed(box.store), set(box.shipped)
+
+    def refuse() -> None:
+        raise Refused("the archive is another server's")
+
+    if late:
+        box.shipped |= {f"{number:024X}" for number in range(1 << 64, (1 << 64) + 300)}
+    protected = box.protected(stall_timeout=timedelta(seconds=3 if late else 60))
+    with box.shipping(), pytest.raises(Refused, match="the archive is another server's"):
+        base_backup.take(protected, clock=now, report=box.said, refuse=refuse)
+    assert listed(box.store) == before
+    assert not base_backups.unlisted(box.store, NAME)
+    box.shipped = shipped
+    box.ship()
+
+
 def test_while_the_archiver_works_off_what_is_older_it_is_waited_for(box: ClusterBox) -> None:
     """Nothing is archived at first, then one old segment, and the rest only after the first deadline."""
     endpoint, shipped = box.cluster.endpoint(), set(box.shipped)

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,6 +35,7 @@ from backup_pipeline.engines.postgres.cluster import (
 from backup_pipeline.engines.postgres.daemon import Address
 from backup_pipeline.engines.postgres.endpoint import Endpoint
 from backup_pipeline.engines.postgres.scratch import private_folder
+from backup_pipeline.engines.postgres.unpack import tablespaces_beside
 from backup_pipeline.errors import Refused, ServerError, ToolError
 from backup_pipeline.process import Command, Completed, Identity
 from backup_pipeline.storage import base_backups
@@ -264,9 +266,11 @@ def test_production_does_not_run_as_nobody(site: Site, tmp_path: Path) -> None:
     (tmp_path / "pg_tblspc").mkdir()
     (tmp_path / "pg_tblspc" / "1").symlink_to(tablespace)
     os.chown(tmp_path, 1, identity.gid)
+    beside = tablespaces_beside(tmp_path)
+    (tmp_path / "pg_tblspc" / "2").symlink_to(beside / "2")
     with pytest.raises(Refused) as refused:
         owner_of(tmp_path, as_nobody=False)
-    chown = f"`chown -R postgres: {tmp_path} '{tablespace}'`"
+    chown = f"`chown -R postgres: {tmp_path} '{tablespace}' {beside}`"
     assert refused.value.hint == f"First give it to PostgreSQL's user: {chown}."
     os.chown(tmp_path, 1, 1)
     assert owner_of(tmp_path, as_nobody=False) == Identity(1, 1)
@@ -342,8 +346,13 @@ def test_what_is_committed_afterwards_can_be_recovered(promoted: Site) -> None:
         daemon.stop(f"{promoted.old.bin_dir}/pg_ctl", into, owner=server_identity())
 
 
-def test_other_directories_that_were_recovered_to_the_same_target_are_refused(promoted: Site) -> None:
-    """Also one that was configured before, and where the first archived only after the plan."""
+def test_other_directories_that_were_recovered_to_the_same_target_are_refused(
+    promoted: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also one that was configured before, and where the first archived only after the plan; and none of its
+    base backups is listed, or waits, where the first has none yet.
+    """
+    store = promoted.cluster.store
     config = replace(promoted.cluster.config, data_directory=str(promoted.twin))
     twin, request = replace(promoted.cluster, config=config), promoted.request(data=promoted.twin)
     with pytest.raises(Refused, match="timeline 2 of main has WAL in the archive already"):
@@ -351,8 +360,12 @@ def test_other_directories_that_were_recovered_to_the_same_target_are_refused(pr
     with pytest.raises(Refused, match=r"has WAL in the archive already, and \w{24} is another one in"):
         promoted.plan_early()
     assert promoted.planned_early is not None
-    with pytest.raises(Refused, match=r"is another one in .*/early: another directory"):
+    before = [info.key for info in store.list("clusters/main/base/")]
+    monkeypatch.setattr(promote, "_taken", lambda *_: None)
+    with pytest.raises(Refused, match=r"is another one in .*/early: another directory") as refused:
         promote.carry_out(promoted.early_cluster, promoted.planned_early, clock=now, report=Said())
+    assert "to go on" not in refused.value.detail
+    assert [info.key for info in store.list("clusters/main/base/")] == before
     assert (promoted.early / RECORD_NAME).exists()
 
 
@@ -406,7 +419,7 @@ def test_a_server_that_answers_and_cannot_be_asked_is_not_taken_for_gone(
     by_password: LocalCluster, tmp_path: Path, source: str, said: str
 ) -> None:
     place = source.format(port=by_password.port, free=free_port())
-    (doubt,) = doubts_about(place, tmp_path)
+    doubt, *_ = doubts_about(place, tmp_path)
     assert "could not be asked whether it is the old one" in doubt
     assert said in doubt
 
@@ -424,7 +437,41 @@ def test_where_nobody_listens_or_another_system_does_there_is_no_doubt(
     by_password: LocalCluster, tmp_path: Path, source: str
 ) -> None:
     place = source.format(port=by_password.port, free=free_port(), folder=tmp_path)
-    assert doubts_about(place, tmp_path) == []
+    (warning,) = doubts_about(place, tmp_path)
+    assert warning.startswith("the dsn of main leads to this machine alone (")
+
+
+@pytest.mark.parametrize(
+    ("code", "doubtful"),
+    [("NONAME", False), ("NODATA", False), ("AGAIN", True), ("FAIL", True)],
+)
+@pytest.mark.parametrize("others", ["", "127.0.0.1,"])
+def test_only_a_name_that_leads_nowhere_is_gone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, code: str, doubtful: bool, others: str
+) -> None:
+    """Beside another host, nobody says why the name led nowhere: that is a doubt as well."""
+    asked = socket.getaddrinfo
+
+    def fails(host: str, *given: Any, **options: Any) -> Any:
+        if host != "old.example":
+            return asked(host, *given, **options)
+        error = getattr(socket, f"EAI_{code}")
+        raise socket.gaierror(error, "as a resolver of another system says it")
+
+    monkeypatch.setattr(socket, "getaddrinfo", fails)
+    found = doubts_about(f"host={others}old.example port={free_port()}", tmp_path)
+    assert ["could not be asked whether it is the old one" in each for each in found] == (
+        [True] if doubtful or others else []
+    )
+
+
+def test_its_own_server_that_lets_nobody_in_is_no_doubt(by_password: LocalCluster, tmp_path: Path) -> None:
+    """As when the promotion is gone on with, and the rules that let the role in were held back."""
+    source = f"host=127.0.0.1 port={by_password.port} user=postgres password=wrong"
+    (doubt, _) = doubts_about(source, tmp_path)
+    assert "could not be asked" in doubt
+    (warning,) = doubts_about(source, by_password.data)
+    assert "leads to this machine alone" in warning
 
 
 class dying_at:  # noqa: N801 - reads as the verb that it is

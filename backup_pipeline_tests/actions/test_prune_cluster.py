@@ -10,13 +10,23 @@ from backup_pipeline.actions.protected_cluster import ProtectedCluster
 from backup_pipeline.actions.prune_cluster import ClusterPruned
 from backup_pipeline.actions.windows import windows_of
 from backup_pipeline.domain.backup import BackupId, Lease
-from backup_pipeline.domain.layout import Beside, base_prefix, catalog_key, drill_key, lease_key
+from backup_pipeline.domain.layout import (
+    Beside,
+    base_prefix,
+    catalog_key,
+    drill_key,
+    lease_key,
+    wal_identity_key,
+    wal_key,
+)
 from backup_pipeline.domain.manifest import lease_to_json
+from backup_pipeline.domain.wal import parse_wal_name
 from backup_pipeline.errors import BackupNotFound, StoreError
 from backup_pipeline.storage import base_backups, drills, leases
 from backup_pipeline.storage.store import Store
+from backup_pipeline.wal.identity import System, adopt, claim
 from backup_pipeline_tests.domain.values import drill
-from backup_pipeline_tests.storage.archives import BEGUN, FakeArchive
+from backup_pipeline_tests.storage.archives import BEGUN, SEGMENT_BYTES, SYSTEM, FakeArchive
 from backup_pipeline_tests.storage.effects import CountingStore, Died, DyingStore
 
 DAY = timedelta(days=1)
@@ -308,6 +318,23 @@ def test_old_records_of_drills_go_and_what_cannot_be_read_stays() -> None:
     assert drill_key(found[-1].id) in made.store.objects
     assert len(drills.drills(made.store, "other").drills) == 2
     assert prune(made).drills == 0
+
+
+def test_an_earlier_systems_wal_that_cannot_be_counted_stays_and_hinders_nothing() -> None:
+    made = FakeArchive()
+    made.store.delete([wal_identity_key("main")])
+    claim(made.store, "main", System("111", SEGMENT_BYTES), at=BEGUN)
+    adopt(made.store, "main", System(SYSTEM, SEGMENT_BYTES), at=BEGUN)
+    damaged = wal_key("main", "111", parse_wal_name("00000001000000000000000A"), "a" * 64)
+    made.store.put(damaged, [b"damaged"])
+    made.segments(*range(120))
+    for first in DAILY:
+        made.base(first)
+    (line,) = (line for line in prune_cluster.plan(made.cluster(), now=made.at).lines if "111" in line)
+    assert line.startswith("leave clusters/main/wal-archive/111/: how large the segments of system 111 are")
+    done = prune(made)
+    assert done.deleted
+    assert damaged in made.store.objects
 
 
 def test_without_an_archive_there_is_nothing_to_judge() -> None:

@@ -90,7 +90,6 @@ def test_a_prune_leaves_what_it_was_taken_against_until_it_is_collected() -> Non
     made.at += timedelta(days=1)
     pruned(made, made.store)
     assert not [key for key in made.store.objects if child.id.stamp in key]
-    pruned(made, made.store)
     assert parent.id not in [each.id for each in listed(made)]
 
 

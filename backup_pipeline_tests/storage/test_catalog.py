@@ -10,15 +10,21 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from backup_pipeline.domain.backup import BackupId, CatalogListing, Manifest, ProofRecord, Verdict
+from backup_pipeline.domain.backup import BackupId, CatalogListing, Lease, Manifest, ProofRecord, Verdict
 from backup_pipeline.domain.layout import (
     INDEX,
     Beside,
     catalog_key,
     copy_key,
     data_prefix,
+    lease_key,
 )
-from backup_pipeline.domain.manifest import manifest_from_json, manifest_to_json, verdict_to_json
+from backup_pipeline.domain.manifest import (
+    lease_to_json,
+    manifest_from_json,
+    manifest_to_json,
+    verdict_to_json,
+)
 from backup_pipeline.errors import BackupNotFound, Busy, Corrupt, Refused, StoreError
 from backup_pipeline.storage import catalog, catalog_delete, catalog_index, leases
 from backup_pipeline.storage.catalog_publish import missing_objects
@@ -96,6 +102,20 @@ class TestPublish:
         with leases.claim(store, M.id, clock=lambda: M.finished_at + timedelta(days=2)), pytest.raises(Busy):
             catalog.publish(store, M)
         assert listed(store) == []
+        catalog.publish(store, M)
+        assert listed(store) == [M.id]
+
+    def test_a_prune_that_died_long_ago_keeps_nothing_from_being_listed_again(self) -> None:
+        times = [M.finished_at]
+        store = MemoryStore(clock=lambda: times[-1])
+        put_objects(store, M)
+        catalog.publish(store, M)
+        died = Lease(M.id, "d1ed", leases.PRUNE, M.finished_at + leases.TTL)
+        store.put(lease_key(M.id, died.token), [lease_to_json(died)])
+        store.delete([catalog_key(M.id)])
+        with pytest.raises(Busy):
+            catalog.publish(store, M)
+        times.append(M.finished_at + timedelta(days=3))
         catalog.publish(store, M)
         assert listed(store) == [M.id]
 

@@ -38,6 +38,11 @@ class Places:
         return (*self.tablespaces.values(), self.data)
 
 
+def tablespaces_beside(data: Path) -> Path:
+    """The folder of a data directory's tablespaces that were mapped nowhere."""
+    return data.with_name(f"{data.name}.tablespaces")
+
+
 def plan_places(
     data: Path, tablespaces: Iterable[Tablespace], mapped: Mapping[int, Path] | None = None
 ) -> Places:
@@ -46,7 +51,7 @@ def plan_places(
     A tablespace that lay within the data directory stays there. Raises ConfigError, Refused.
     """
     data, given = data.absolute(), dict(mapped or {})
-    beside = data.with_name(f"{data.name}.tablespaces")
+    beside = tablespaces_beside(data)
     outside = [item for item in tablespaces if item.location.startswith("/")]
     unknown = sorted(given.keys() - {item.oid for item in outside})
     if unknown:
