@@ -207,17 +207,16 @@ def refuse_doubt(
 
 
 def _looked_here_alone(cluster: ProtectedCluster) -> Iterator[str]:
-    source = cluster.source()
-    if cluster.config.dsn.named and (hosts := _hosts(source)) and all(map(_is_here, hosts)):
+    if cluster.config.dsn.named and (hosts := _hosts(cluster.given)) and all(map(_is_here, hosts)):
         yield (
-            f"the dsn of {cluster.name} leads to this machine alone ({source.shown}): if the old server was "
-            "elsewhere, see for yourself that it has ended"
+            f"the dsn of {cluster.name} leads to this machine alone ({cluster.given.shown}): "
+            "if the old server was elsewhere, see for yourself that it has ended"
         )
 
 
-def _hosts(source: Endpoint) -> list[str]:
-    """Where its dsn leads; nothing where a service file knows."""
-    return [] if "service" in source.conninfo else source.address[0].split(",")
+def _hosts(given: Endpoint) -> list[str]:
+    """Where a dsn leads; nothing where a service file knows."""
+    return [] if given.by_service else given.address[0].split(",")
 
 
 def _is_here(host: str) -> bool:
@@ -237,8 +236,9 @@ def _of_server(cluster: ProtectedCluster, record: RecoveredRecord, data: Path) -
     """A server that answers where the source was, and is not this directory's own."""
     if not cluster.config.dsn.named:
         return
-    source = cluster.source()
+    given = cluster.given
     try:
+        source = cluster.source()
         with (
             contextlib.closing(connect(source, purpose="promote", statement_timeout_s=10.0)) as session,
             server_errors(source, "cannot ask the server what it is"),
@@ -250,7 +250,7 @@ def _of_server(cluster: ProtectedCluster, record: RecoveredRecord, data: Path) -
                 " FROM pg_catalog.pg_control_system()"
             ).fetchone()
     except ServerError as error:
-        if not _says_gone(error, _hosts(source)) and not _is_own(source, data):
+        if not _says_gone(error, _hosts(given)) and not _is_own(given, data):
             yield f"a server could not be asked whether it is the old one: {error.message}"
         return
     ours = (record.system_identifier, f"{record.timeline:08X}")
@@ -260,14 +260,12 @@ def _of_server(cluster: ProtectedCluster, record: RecoveredRecord, data: Path) -
         yield f"a server of its system answers at {source.shown}, on this timeline, and is not that of {data}"
 
 
-def _is_own(source: Endpoint, data: Path) -> bool:
+def _is_own(given: Endpoint, data: Path) -> bool:
     """Whether it is this directory's own server that lets nobody in: on this machine, at that port."""
-    address = daemon.address(data)
-    return (
-        address is not None
-        and source.address[1] == str(address.port)
-        and all(map(_is_here, _hosts(source) or ["?"]))
-    )
+    address, hosts = daemon.address(data), _hosts(given)
+    if address is None or not hosts or not all(map(_is_here, hosts)):
+        return False
+    return given.address[1] == str(address.port)
 
 
 def _says_gone(error: ServerError, hosts: Sequence[str]) -> bool:

@@ -23,9 +23,17 @@ class ProtectedCluster:
         """The cluster's name in the configuration."""
         return self.config.name
 
+    @property
+    def given(self) -> Endpoint:
+        """Where the cluster is, as it is configured. Raises ConfigError when a secret cannot be read."""
+        return Endpoint(self.config.dsn.reveal(), self.config.password)
+
     def source(self) -> Endpoint:
-        """Where base backups are taken from. Raises ConfigError when a secret cannot be read."""
-        return resolved(Endpoint(self.config.dsn.reveal(), self.config.password))
+        """Where base backups are taken from; a server that a service file names is asked what it is.
+
+        Raises ConfigError when a secret cannot be read, ServerError.
+        """
+        return resolved(self.given)
 
 
 def open_cluster(config: Config, name: str) -> ProtectedCluster:

@@ -474,6 +474,19 @@ def test_its_own_server_that_lets_nobody_in_is_no_doubt(by_password: LocalCluste
     assert "leads to this machine alone" in warning
 
 
+def test_where_a_service_file_knows_what_the_dsn_does_not_a_server_is_nobodys_own(
+    by_password: LocalCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "services"
+    file.write_text(f"[old]\nhost=127.0.0.1\nport={by_password.port}\nuser=postgres\npassword=wrong\n")
+    monkeypatch.setenv("PGSERVICEFILE", str(file))
+    monkeypatch.setenv("PGSERVICE", "old")
+    (doubt,) = doubts_about("dbname=postgres", by_password.data)
+    assert "could not be asked" in doubt
+    file.write_text(f"[old]\nhost=127.0.0.1\nport={free_port()}\nuser=postgres\n")
+    assert doubts_about("dbname=postgres", by_password.data) == []
+
+
 class dying_at:  # noqa: N801 - reads as the verb that it is
     """Dies, or fails, when a line with these words is said."""
 

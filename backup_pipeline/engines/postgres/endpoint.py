@@ -86,6 +86,11 @@ class Endpoint:
         return not _service(self._given) or {"dbname", "user"} <= self._given.keys()
 
     @property
+    def by_service(self) -> bool:
+        """Whether a service file says what the DSN does not, host and port included."""
+        return bool(_service(self._given))
+
+    @property
     def shown(self) -> str:
         """`user@host:port/database`, for messages."""
         given = self._given
