@@ -3,6 +3,7 @@
 import contextlib
 import threading
 
+import psycopg
 import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
@@ -35,6 +36,24 @@ def test_a_second_holder_is_refused_and_told_who_holds(database: Endpoint) -> No
             pass
     with advisory_lock(database, name, purpose="dump", wait_s=0):
         pass
+
+
+def test_who_comes_at_once_finds_it_given_back(database: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also while the server has not seen yet that the first one's client is gone."""
+    unseen: list[psycopg.Connection] = []
+
+    def leave(session: psycopg.Connection) -> None:
+        unseen.append(session)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(psycopg.Connection, "close", leave)
+        with advisory_lock(database, database.database, purpose="dump", wait_s=0):
+            pass
+    with advisory_lock(database, database.database, purpose="swap", wait_s=0, renames=True):
+        pass
+    assert len(unseen) == 2
+    for session in unseen:
+        session.close()
 
 
 def test_a_second_holder_waits_for_the_first(database: Endpoint) -> None:

@@ -83,6 +83,7 @@ def _take(
     session = stack.enter_context(
         contextlib.closing(connect(endpoint, autocommit=False, statement_timeout_s=0, purpose=purpose))
     )
+    stack.callback(_give_back, session)
     with server_errors(endpoint, f"cannot lock {database}"):
         settle(session, 0, wait_s, local=True)
         row = session.execute("SELECT pg_catalog.pg_try_advisory_xact_lock(%s)", [key]).fetchone()
@@ -99,6 +100,12 @@ def _take(
             detail={"server": endpoint.shown, "held by": _holder(session, key)},
             hint="Wait for it to end and try again; if it hangs, pg_terminate_backend(pid) ends it.",
         )
+
+
+def _give_back(session: Connection) -> None:
+    """A server's process outlives its connection by a moment: whoever came at once would find it locked."""
+    with contextlib.suppress(psycopg.Error):
+        session.rollback()
 
 
 def _holder(session: Connection, key: int) -> str:
