@@ -338,6 +338,7 @@ def record(planned: ClusterPrune) -> dict[str, object]:
         ],
         "unreadable": [{"key": key, "reason": reason} for key, reason in planned.plan.unreadable],
         "drills": [str(each) for each in planned.drills],
+        "uncounted": [{"prefix": prefix, "reason": reason} for prefix, reason in planned.uncounted],
         "unlisted": [{"id": str(backup), "keep": not goes} for backup, goes in planned.unlisted],
         "wal": [
             {

@@ -23,7 +23,7 @@ import time
 try:
     import _socket as socket  # the module `socket` costs as much time as all else here together
 except ImportError:  # another build of Python
-    import socket  # type: ignore[no-redef]
+    import socket  # type: ignore[no-redef]  # the same names, where `_socket` lacks
 
 VERSION = 1
 SILENCE_S = 5.0

@@ -1,6 +1,7 @@
 """A cluster under continuous protection, a ledger of its commits, and clusters recovered from it."""
 
 import contextlib
+import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -20,6 +21,7 @@ from backup_pipeline.engines.postgres.endpoint import Endpoint
 from backup_pipeline.engines.postgres.scratch import private_folder
 from backup_pipeline.engines.postgres.server import Connection, connect
 from backup_pipeline.errors import ConfigError
+from backup_pipeline.storage.directory import DirectoryStore
 from backup_pipeline.storage.store import Store
 from backup_pipeline.wal.archive import WalArchive
 from backup_pipeline.wal.identity import System, claim, read_system_identifier
@@ -137,6 +139,12 @@ class RecoveryBox(ProtectedBox):
         successor.create()
         successor.start(timeout_s=WITHIN_S)
         self.cluster = successor
+
+    def copy_of_store(self, folder: Path) -> DirectoryStore:
+        """The store once more, at a `folder` that is not there yet: to be damaged, or recorded in."""
+        assert isinstance(self.store, DirectoryStore)
+        shutil.copytree(self.store.root, folder)
+        return DirectoryStore(folder)
 
     def numbers(self, into: str = "recovered") -> list[int]:
         """The ledger of a recovered cluster, by a server that is started on it as an operator would."""

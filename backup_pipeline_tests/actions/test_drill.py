@@ -1,7 +1,6 @@
 """Drills of real clusters: proven when all is well, red when anything is not, and never by a guess."""
 
 import contextlib
-import shutil
 import struct
 import tempfile
 from collections.abc import Callable, Iterator
@@ -53,9 +52,7 @@ def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RecoveryBox]:
 @pytest.fixture
 def copy(box: RecoveryBox, tmp_path: Path) -> DirectoryStore:
     """The store once more: what is done to it, and recorded in it, is the test's own."""
-    assert isinstance(box.store, DirectoryStore)
-    shutil.copytree(box.store.root, tmp_path / "copy")
-    return DirectoryStore(tmp_path / "copy")
+    return box.copy_of_store(tmp_path / "copy")
 
 
 def verdict_of_base(store: DirectoryStore) -> Verdict:

@@ -1,5 +1,6 @@
 """A cluster's prune as it is carried out: logged, in an order that may stop anywhere, and never too much."""
 
+import json
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 
@@ -102,9 +103,9 @@ def test_a_plan_changes_nothing_and_says_all_that_would_go() -> None:
     assert sum(line.startswith("delete main/") for line in planned.lines) == 3
     assert "delete 74 files of WAL, 444 B" in planned.lines[-1]
     assert "below 000000000000004A" in planned.lines[-1]
-    record = prune_cluster.record(planned)
+    record = json.loads(json.dumps(prune_cluster.record(planned)))
     assert record["cluster"] == "main"
-    assert [each["keep"] for each in record["decisions"]] == [True, True, False, False, False]  # type: ignore[attr-defined]
+    assert [each["keep"] for each in record["decisions"]] == [True, True, False, False, False]
 
 
 def test_death_before_any_effect_leaves_no_base_backup_without_its_wal() -> None:
@@ -152,11 +153,12 @@ class Interrupting(CountingStore):
 
     def __init__(self, store: Store, text: str, act: Callable[[], object]) -> None:
         super().__init__(store)
-        self._text, self._act = text, act
+        self._text = text
+        self._act: Callable[[], object] | None = act
 
     def _note(self, effect: str, key: str) -> None:
         if self._text in key and self._act is not None:
-            act, self._act = self._act, None  # type: ignore[assignment]
+            act, self._act = self._act, None
             act()
         super()._note(effect, key)
 
@@ -330,8 +332,11 @@ def test_an_earlier_systems_wal_that_cannot_be_counted_stays_and_hinders_nothing
     made.segments(*range(120))
     for first in DAILY:
         made.base(first)
-    (line,) = (line for line in prune_cluster.plan(made.cluster(), now=made.at).lines if "111" in line)
+    planned = prune_cluster.plan(made.cluster(), now=made.at)
+    (line,) = (line for line in planned.lines if "111" in line)
     assert line.startswith("leave clusters/main/wal-archive/111/: how large the segments of system 111 are")
+    (uncounted,) = json.loads(json.dumps(prune_cluster.record(planned)))["uncounted"]
+    assert uncounted["prefix"] == "clusters/main/wal-archive/111/"
     done = prune(made)
     assert done.deleted
     assert damaged in made.store.objects

@@ -93,9 +93,7 @@ def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RecoveryBox]:
 @pytest.fixture
 def copy(box: RecoveryBox, tmp_path: Path) -> DirectoryStore:
     """The store once more, to be damaged."""
-    assert isinstance(box.store, DirectoryStore)
-    shutil.copytree(box.store.root, tmp_path / "copy")
-    return DirectoryStore(tmp_path / "copy")
+    return box.copy_of_store(tmp_path / "copy")
 
 
 @pytest.fixture(autouse=True)

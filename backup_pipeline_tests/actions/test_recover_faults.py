@@ -55,9 +55,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RecoveryBox]:
 @pytest.fixture
 def copy(whole: RecoveryBox, tmp_path: Path) -> DirectoryStore:
     """The store once more, to be damaged."""
-    assert isinstance(whole.store, DirectoryStore)
-    shutil.copytree(whole.store.root, tmp_path / "copy")
-    return DirectoryStore(tmp_path / "copy")
+    return whole.copy_of_store(tmp_path / "copy")
 
 
 @pytest.mark.parametrize(
